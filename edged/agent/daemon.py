@@ -1,0 +1,429 @@
+"""The composition root: makes every part, wires them, and runs the one loop that owns them.
+
+All state belongs to the main thread. Other threads (the network's, the worker's reader, the telemetry's) post to the
+mailbox; the loop takes what lies there, acts on it in order, and acknowledges after the journal.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edged.agent import findings, logs
+from edged.agent.desk import Context, Desk
+from edged.agent.intake import Intake
+from edged.agent.journal import Journal
+from edged.agent.replies import Replies
+from edged.agent.reporter import Reporter
+from edged.agent.sensing import Sensing
+from edged.agent.supervisor import PullEnded, Supervisor
+from edged.core.health import Finding
+from edged.core.reading import Reading
+from edged.core.settings import Settings
+from edged.fleet import layers as fleet
+from edged.fleet import store as layer_store
+from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
+from edged.link.outbound import Outbound, Publication
+from edged.wire import documents
+from edged.wire.layers import reported
+from edged.wire.topics import Topics
+from edged.worker import frames
+
+DRAIN_SECONDS = 8.0
+GOODBYE_SECONDS = 1.5
+_BATCH = 500
+_BACKLOG_FOR_ACKS = 500  # unconfirmed publications beyond which prompts are no longer acknowledged
+_MAILBOX_LIMIT = 5000  # events beyond which prompts at QoS 0 are dropped and counted
+_HOUSEKEEPING = 60.0
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """A signal asked us to end."""
+
+
+class Daemon:
+    """One device. `run` returns when it was told to stop."""
+
+    def __init__(
+        self,
+        own: dict[str, Any],
+        device: str,
+        boot: str,
+        pull_arguments: tuple[str, ...],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        worker_command: tuple[str, ...] | None = None,
+    ) -> None:
+        self._own = own
+        self._clock = clock
+        self._log = logs.logger()
+        base = fleet.effective(own, {}, ())
+        self._state_dir = Path(base.state_dir)
+        self._topics = Topics(base.identity.fleet, device, base.identity.groups)
+        self._order = tuple(self._topics.layers.values())
+        self._kept_path = self._state_dir / "layers.json"
+        self._kept = self._load_layers()
+        self._settings = fleet.effective(own, self._kept.layers, self._order)
+        self._mailbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._acks: deque[Arrived] = deque()
+        self._wall_offset = 0.0
+        self._draining: float | None = None
+        self._link = documents.LinkState("none", 0)
+        self._link_down: str | None = "not connected yet"
+        self._refused_topics: tuple[str, ...] = ()
+        self._dropped = self._refused = 0
+        self._swept = clock()
+        self._journal_trouble: str | None = None
+        self._reading: Reading | None = None
+        self._journal = Journal(self._state_dir / "journal.db")
+        self._connection = Connection(
+            base.mqtt,
+            f"edged-{self._topics.fleet}-{device}",
+            Will(self._topics.status, b"offline"),
+            self._subscriptions(),
+            self._post_from_link,
+        )
+        self._outbound = Outbound(self._connection, self._delivered, clock)
+        self._replies = Replies(self._outbound, self._wall)
+        self._supervisor = Supervisor(
+            self._load_order(), pull_arguments, self, self._mailbox.put, clock, worker_command
+        )
+        self._context = Context(device, dict(self._kept.reported.in_force))
+        self._desk = Desk(self._journal, self._replies, self._supervisor, self._context, clock, self._wall)
+        self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
+        self._intake = Intake(
+            self._topics,
+            self._journal,
+            self._desk,
+            self._replies,
+            lambda: self._settings,
+            self._closed,
+            self._reporter.bad_request,
+            self._wall,
+        )
+        self._sensing = Sensing(self._state_dir, self._settings.telemetry.interval, self._mailbox.put)
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; gives the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._mailbox.put(Stop()))
+        self._journal.open()
+        self._wall_offset = max(0.0, self._journal.fact("wall_floor", 0.0) - time.time())
+        self._desk.restore(self._journal.open_entries())
+        self._reporter.set_status("starting")
+        self._log.info("started", device=self._topics.device, fleet=self._topics.fleet, open_prompts=self._desk.open)
+        self._connection.start()
+        self._supervisor.start()
+        self._sensing.start()
+        while not self._drained():
+            self._take(self._wait())
+            self._upkeep()
+        return self._say_goodbye()
+
+    def _wait(self) -> list[object]:
+        """What lies in the mailbox, or nothing when something falls due first."""
+        due = [self._supervisor.next_tick(), self._desk.next_deadline(), self._clock() + 1.0]
+        if self._draining is not None:
+            due.append(self._draining)
+        timeout = max(0.0, min(moment for moment in due if moment is not None) - self._clock())
+        events: list[object] = []
+        try:
+            events.append(self._mailbox.get(timeout=timeout))
+            while len(events) < _BATCH:
+                events.append(self._mailbox.get_nowait())
+        except queue.Empty:
+            pass
+        return events
+
+    def _upkeep(self) -> None:
+        self._desk.expire()
+        self._supervisor.tick()
+        if self._outbound.overdue():
+            self._connection.restart("the broker does not confirm what we publish")
+        while self._acks and self._outbound.backlog < _BACKLOG_FOR_ACKS:
+            self._connection.acknowledge(self._acks.popleft())
+        if self._clock() - self._swept > _HOUSEKEEPING:
+            self._swept = self._clock()
+            self._journal.forget(self._wall() - self._settings.limits.remember)
+            self._journal.set_fact("wall_floor", self._wall())
+            self._resend_finals()
+        self._reporter.check_health()
+
+    def _drained(self) -> bool:
+        if self._draining is None:
+            return False
+        return self._desk.running == 0 or self._clock() >= self._draining
+
+    def _say_goodbye(self) -> int:
+        self._sensing.stop()
+        self._supervisor.stop()
+        self._reporter.set_status("offline")
+        until = self._clock() + GOODBYE_SECONDS
+        while self._outbound.backlog and self._link_down is None and self._clock() < until:
+            try:
+                event = self._mailbox.get(timeout=max(0.0, until - self._clock()))
+            except queue.Empty:
+                break
+            if isinstance(event, Acked):
+                self._outbound.acked(event.session, event.mid)
+        self._connection.stop()
+        self._journal.close()
+        self._log.info("stopped", open_prompts=self._desk.open)
+        return 0
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    def _post_from_link(self, event: object) -> None:
+        """Called by the network thread. A flood at QoS 0 is dropped here, since nothing else could bound it."""
+        if isinstance(event, Arrived) and event.qos == 0 and self._mailbox.qsize() > _MAILBOX_LIMIT:
+            self._dropped += 1
+            return
+        self._mailbox.put(event)
+
+    def _take(self, events: list[object]) -> None:
+        prompts: list[tuple[str, Arrived]] = []
+        for event in events:
+            asked = self._topics.parse(event.topic) if isinstance(event, Arrived) else None
+            if isinstance(event, Arrived) and asked is not None and asked.kind == "prompt":
+                if event.retain and self._link.version == "3.1.1":
+                    self._reporter.bad_request("a retained prompt was ignored; publish prompts without retain")
+                    self._acks.append(event)
+                else:
+                    prompts.append((asked.name, event))
+                continue
+            if prompts:
+                self._take_prompts(prompts)
+                prompts = []
+            self._take_other(event)
+        if prompts:
+            self._take_prompts(prompts)
+
+    def _take_prompts(self, prompts: list[tuple[str, Arrived]]) -> None:
+        try:
+            self._intake.take(prompts)
+            self._journal_trouble = None
+        except sqlite3.Error as error:
+            # Not acknowledged: the broker brings them again after the reconnect, when the disk may have room.
+            self._journal_trouble = str(error)
+            self._log.error("prompts cannot be stored", error=str(error))
+            self._connection.restart("prompts cannot be stored")
+            return
+        self._acks.extend(message for _, message in prompts)
+
+    def _take_other(self, event: object) -> None:
+        if isinstance(event, Arrived):
+            self._take_message(event)
+            self._acks.append(event)
+        elif isinstance(event, Acked):
+            self._outbound.acked(event.session, event.mid)
+        elif isinstance(event, Up):
+            self._went_up(event)
+        elif isinstance(event, Down):
+            self._went_down(event)
+        elif isinstance(event, Reading):
+            self._take_reading(event)
+        elif isinstance(event, PullEnded):
+            self._supervisor.pulled(event)
+        elif isinstance(event, Stop):
+            self._begin_to_drain()
+        elif isinstance(event, tuple):
+            self._supervisor.handle(*event)
+
+    def _take_message(self, message: Arrived) -> None:
+        asked = self._topics.parse(message.topic)
+        if asked is None:
+            return
+        if asked.kind == "cancel":
+            self._intake.cancel(asked.name, message)
+        elif asked.kind == "config":
+            self._take_layer(asked.name, message.payload)
+        elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
+            self._reporter.publish_status()  # an old connection's will came late
+
+    def _begin_to_drain(self) -> None:
+        if self._draining is not None:
+            return
+        self._draining = self._clock() + DRAIN_SECONDS
+        self._log.info("stopping", running=self._desk.running)
+        self._desk.drain()
+        self._reporter.set_status("draining")
+
+    # ---- the broker -------------------------------------------------------------------------------------------------
+
+    def _subscriptions(self) -> tuple[Subscription, ...]:
+        live = (self._topics.prompts, self._topics.cancels, self._topics.status)
+        kept = tuple(self._topics.layers)
+        return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
+            Subscription(topic, retained=True) for topic in kept
+        )
+
+    def _went_up(self, event: Up) -> None:
+        self._link = documents.LinkState(event.version, self._link.connects + 1)
+        self._link_down, self._refused_topics = None, event.refused
+        self._acks.clear()
+        self._outbound.up(event.session, event.window, event.max_packet)
+        self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
+        self._reporter.born()
+        self._report_config()
+        self._look_at_findings()
+        self._resend_finals()
+
+    def _went_down(self, event: Down) -> None:
+        self._link_down = event.reason
+        self._outbound.down()
+        self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
+
+    def _delivered(self, token: object) -> None:
+        self._journal.delivered(int(str(token)))
+
+    def _resend_finals(self) -> None:
+        """Finals that the broker has not confirmed and that are not on their way."""
+        for entry in self._journal.undelivered():
+            if entry.final is not None and not self._outbound.holds(entry.seq):
+                self._replies.final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
+
+    # ---- config -----------------------------------------------------------------------------------------------------
+
+    def _load_layers(self) -> layer_store.Kept:
+        scope = self._topics.own
+        kept = layer_store.load(self._kept_path, scope)
+        valid = fleet.still_valid(self._own, kept.layers, self._order)
+        report = msgspec.structs.replace(kept.reported, in_force=fleet.revisions(valid))
+        return layer_store.Kept(scope, valid, report)
+
+    def _take_layer(self, name: str, payload: bytes) -> None:
+        decision = fleet.decide(self._own, self._kept.layers, self._kept.reported, name, payload)
+        if not decision.changed:
+            return
+        kept = layer_store.Kept(self._kept.scope, decision.layers, decision.reported)
+        report = decision.reported
+        try:
+            layer_store.save(self._kept_path, kept)
+        except OSError as error:
+            self._log.error("the layers cannot be kept", error=str(error))
+        self._kept = kept
+        self._put_in_force(fleet.effective(self._own, kept.layers, self._order))
+        self._context.config = dict(report.in_force)
+        self._log.info("config", phase=report.phase, layer=name, revision=report.revision, reason=report.reason)
+        self._reporter.event(f"config_{report.phase}", f"{name}: {report.reason}", layer=name, revision=report.revision)
+        self._report_config()
+
+    def _put_in_force(self, settings: Settings) -> None:
+        self._settings = settings
+        self._sensing.set_interval(settings.telemetry.interval)
+        logs.configure(settings.log.level, settings.log.format)
+
+    def _report_config(self) -> None:
+        payload = reported(self._kept.reported, self._wall())
+        self._outbound.send(Publication(topic=self._topics.reported, payload=payload, retain=True))
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    def _load_order(self) -> frames.Load:
+        model = self._settings.model
+        return frames.Load(
+            source=model.source,
+            digest=model.digest,
+            bits=model.bits,
+            backend=model.backend,
+            context=model.context,
+            threads=model.threads,
+            store=str(self._state_dir / "models"),
+        )
+
+    def model_changed(self) -> None:
+        """See `supervisor.Listener`."""
+        self._sensing.set_worker(self._supervisor.pid)
+        trouble = self._supervisor.trouble
+        if self._supervisor.state == "safe" and trouble is not None:
+            self._log.error("no usable model", code=trouble.code, reason=trouble.message)
+            self._desk.refuse_all(trouble.message)
+        elif self._supervisor.doing:
+            self._log.info("model", doing=self._supervisor.doing)
+        if self._draining is None:
+            self._reporter.set_status(self._supervisor.state)
+        self._look_at_findings()
+
+    def model_loaded(self) -> None:
+        """See `supervisor.Listener`."""
+        info = self._supervisor.info
+        if info is not None:
+            self._log.info("model loaded", model=info.name, computes=info.quantization, backend=info.backend)
+        if self._draining is None:
+            self._desk.hand_out()
+
+    def worker_frame(self, frame: frames.FromWorker) -> None:
+        """See `supervisor.Listener`."""
+        self._desk.heard(frame)
+
+    def worker_lost(self, how: str) -> None:
+        """See `supervisor.Listener`."""
+        self._log.warning("the worker is gone", how=how, prompts=self._desk.given)
+        self._reporter.event("worker_died", f"the model's process {how} and is replaced")
+        self._desk.lost_worker(how)
+
+    # ---- how we are -------------------------------------------------------------------------------------------------
+
+    def _take_reading(self, reading: Reading) -> None:
+        self._reading = reading
+        self._context.throttled = reading.throttled
+        self._reporter.take_reading(reading, self._findings())
+
+    def _look_at_findings(self) -> None:
+        self._reporter.set_findings(self._findings())
+
+    def _findings(self) -> tuple[Finding, ...]:
+        own = findings.of_agent(
+            self._supervisor.trouble if self._supervisor.state == "safe" else None,
+            self._refused_topics,
+            self._journal_trouble,
+            self._wall(),
+            self._reporter.findings,
+        )
+        return self._sensing.findings + own
+
+    def _state(self) -> tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]:
+        supervisor, desk = self._supervisor, self._desk
+        trouble = supervisor.trouble if supervisor.state == "safe" else None
+        model = documents.ModelState(
+            state=supervisor.state,
+            source=self._settings.model.source,
+            info=supervisor.info,
+            doing=supervisor.doing or None,
+            error_code=trouble.code if trouble else None,
+            error_message=trouble.message if trouble else None,
+            restarts=supervisor.restarts,
+        )
+        waiting = documents.Queue(
+            open=desk.open,
+            running=desk.running,
+            limit=self._settings.limits.queue,
+            answered=desk.finished,
+            refused=self._intake.refused,
+            bad_requests=self._reporter.bad_requests,
+            dropped=self._dropped + self._outbound.dropped,
+        )
+        return self._link, model, waiting, documents.Speed(desk.speed.tokens_per_second, desk.speed.ttft_ms)
+
+    def _closed(self) -> str | None:
+        """Why no prompt is taken now."""
+        if self._draining is not None:
+            return "the device is stopping; send the prompt again when its status is online"
+        if self._supervisor.state == "safe":
+            trouble = self._supervisor.trouble
+            return f"no usable model: {trouble.message if trouble else 'see the health topic'}"
+        return None
+
+    def _wall(self) -> float:
+        """Unix time, never before what an earlier run saw: a board without a battery clock wakes up in the past."""
+        return time.time() + self._wall_offset

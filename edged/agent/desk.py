@@ -1,0 +1,370 @@
+"""The desk: every open prompt's ticket, in which order the worker gets them, and what goes out about them.
+
+Owned by the agent's main thread. Time comes in as `clock` (monotonic seconds) and `wall` (Unix time).
+Invariants: a ticket is here exactly as long as its row in the journal has no final; a final is in the journal before it
+is published; what was running when a worker died is tried again alone, so that only the guilty is blamed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edged.agent.journal import Entry, Job, Journal
+from edged.agent.replies import Replies
+from edged.core.prompt import Final, ModelInfo, Reason, Usage
+from edged.wire import replies as wire
+from edged.worker import frames
+
+CHUNK_EVERY = 0.05  # seconds between two chunks of one answer
+MAX_GIVEN = 64  # sequences that the worker has at a time
+DEATHS_ALLOWED = 1
+_SMOOTHING = 0.3  # weight of the newest answer in the running means
+
+
+@dataclass
+class Ticket:
+    """One open prompt. `shown` is the number of code points that went out as chunks."""
+
+    seq: int
+    job: Job
+    body: bytes
+    deaths: int
+    arrived: float
+    expires: float | None
+    given: bool = False
+    began: float | None = None
+    first: float | None = None
+    text: str = ""
+    shown: int = 0
+    chunks: int = 0
+    last_chunk: float | None = None
+    ending: Reason | None = None
+    """`cancelled` or `expired` while the worker is asked to stop."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Best first."""
+        return self.job.request.priority, self.seq
+
+
+@dataclass
+class Speed:
+    """Running means of finished answers; None until one was measured."""
+
+    tokens_per_second: float | None = None
+    ttft_ms: float | None = None
+    tokens: float | None = None
+
+    def note(self, tokens_per_second: float | None, ttft_ms: float | None, tokens: int) -> None:
+        """Count one finished answer in."""
+        self.tokens_per_second = _blend(self.tokens_per_second, tokens_per_second)
+        self.ttft_ms = _blend(self.ttft_ms, ttft_ms)
+        self.tokens = _blend(self.tokens, float(tokens))
+
+
+def _blend(mean: float | None, newest: float | None) -> float | None:
+    if newest is None:
+        return mean
+    return newest if mean is None else mean + _SMOOTHING * (newest - mean)
+
+
+class Worker(Protocol):
+    """What the desk needs of the supervisor: whether a model is loaded, and a way to send frames."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The loaded model, or None."""
+
+    def send(self, frame: frames.ToWorker) -> None:
+        """Hand a frame to the worker."""
+
+
+@dataclass
+class Context:
+    """What a receipt needs to know beside the worker: who we are and which config is in force."""
+
+    device: str
+    config: dict[str, int] = field(default_factory=dict)
+    throttled: bool | None = None
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        replies: Replies,
+        worker: Worker,
+        context: Context,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._replies = replies
+        self._worker = worker
+        self._context = context
+        self._clock = clock
+        self._wall = wall
+        self._tickets: dict[int, Ticket] = {}
+        self._draining = False
+        self.speed = Speed()
+        self.finished = 0
+
+    # ---- what is there ----------------------------------------------------------------------------------------------
+
+    @property
+    def open(self) -> int:
+        """Prompts that were accepted and have no final yet."""
+        return len(self._tickets)
+
+    @property
+    def running(self) -> int:
+        """Prompts that the worker has begun."""
+        return sum(1 for t in self._tickets.values() if t.began is not None)
+
+    @property
+    def given(self) -> int:
+        """Prompts that the worker holds; above 0 it must make progress."""
+        return sum(1 for t in self._tickets.values() if t.given)
+
+    def has(self, seq: int) -> bool:
+        """Whether this prompt is open."""
+        return seq in self._tickets
+
+    def next_deadline(self) -> float | None:
+        """The monotonic time at which the next ticket expires."""
+        return min(
+            (t.expires for t in self._tickets.values() if t.expires is not None and t.ending is None), default=None
+        )
+
+    def retry_after_ms(self) -> int:
+        """When a refused requester should ask again: about the time of one answer, 1 s to 10 min."""
+        if self.speed.tokens_per_second and self.speed.tokens:
+            return int(min(600.0, max(1.0, self.speed.tokens / self.speed.tokens_per_second)) * 1000)
+        return 5000
+
+    # ---- prompts come ----------------------------------------------------------------------------------------------
+
+    def restore(self, entries: list[Entry]) -> None:
+        """Take up what an earlier run of the agent had accepted."""
+        for entry in entries:
+            self._take_in(entry.seq, entry.job, entry.body, entry.deaths)
+        self.hand_out()
+
+    def accept(self, seq: int, job: Job, body: bytes) -> None:
+        """A prompt was stored: say so, and give it to the worker if there is one."""
+        ticket = self._take_in(seq, job, body, 0)
+        if job.stream:
+            position = 1 + sum(1 for t in self._tickets.values() if t.began is None and t.order < ticket.order)
+            self._replies.fleeting(job.reply_to, wire.accepted(job.id, position, self._eta_ms(ticket)))
+        self.hand_out()
+
+    def repeat(self, seq: int, job: Job) -> None:
+        """The same prompt came again: its answer goes to the newest copy, beginning with the text so far."""
+        ticket = self._tickets[seq]
+        ticket.job = job
+        ticket.chunks = ticket.shown = 0
+        ticket.last_chunk = None
+        if job.stream:
+            self._show(ticket)
+
+    def _take_in(self, seq: int, job: Job, body: bytes, deaths: int) -> Ticket:
+        now, wall = self._clock(), self._wall()
+        ticket = Ticket(
+            seq=seq,
+            job=job,
+            body=body,
+            deaths=deaths,
+            arrived=now - max(0.0, wall - job.arrived),
+            expires=None if job.expires is None else now + (job.expires - wall),
+        )
+        self._tickets[seq] = ticket
+        return ticket
+
+    def _eta_ms(self, ticket: Ticket) -> int | None:
+        """Milliseconds until the answer is complete, as far as the mean speed and length of earlier ones tell."""
+        speed, tokens = self.speed.tokens_per_second, self.speed.tokens
+        if not speed or tokens is None:
+            return None
+        ahead = sum(1 for t in self._tickets.values() if t.order < ticket.order)
+        own = min(tokens, ticket.job.request.sampling.max_tokens)
+        return int((ahead * tokens + own) / speed * 1000)
+
+    def hand_out(self) -> None:
+        """Give the worker what it should have: suspects of a crash one at a time, else the best tickets."""
+        if self._worker.info is None or self._draining:
+            return
+        ranked = sorted((t for t in self._tickets.values() if t.ending is None), key=lambda t: t.order)
+        suspects = [t for t in ranked if t.deaths]
+        if suspects:
+            if not any(t.given for t in self._tickets.values()):
+                self._give(suspects[0])
+            return
+        for ticket in ranked:
+            if not ticket.given and self.given < MAX_GIVEN:
+                self._give(ticket)
+
+    def _give(self, ticket: Ticket) -> None:
+        ticket.given = True
+        self._worker.send(frames.Add(str(ticket.seq), ticket.job.request))
+
+    # ---- prompts are called off -------------------------------------------------------------------------------------
+
+    def cancel(self, requester: str, prompt_id: str | None) -> None:
+        """The requester wants this prompt (None: any of his) to end."""
+        for ticket in list(self._tickets.values()):
+            if ticket.job.requester == requester and prompt_id in (None, ticket.job.id):
+                self._call_off(ticket, "cancelled")
+
+    def expire(self) -> None:
+        """End what is past its deadline."""
+        now = self._clock()
+        for ticket in list(self._tickets.values()):
+            if ticket.expires is not None and ticket.expires <= now:
+                self._call_off(ticket, "expired")
+
+    def _call_off(self, ticket: Ticket, reason: Reason) -> None:
+        if ticket.ending is not None:
+            return
+        ticket.ending = reason
+        if ticket.given:
+            self._worker.send(frames.Cancel(str(ticket.seq)))
+        else:
+            self._close(ticket, reason, Usage(), None)
+
+    def drain(self) -> None:
+        """We are stopping: what has not begun stays in the journal for the next start."""
+        self._draining = True
+        for ticket in self._tickets.values():
+            if ticket.given and ticket.began is None:
+                self._worker.send(frames.Cancel(str(ticket.seq)))
+                ticket.given = False
+
+    def refuse_all(self, message: str) -> None:
+        """No usable model: everything that waits gets `unavailable`."""
+        for ticket in list(self._tickets.values()):
+            self._fail(ticket, "unavailable", "no_model", message)
+
+    # ---- the worker speaks ------------------------------------------------------------------------------------------
+
+    def heard(self, frame: frames.FromWorker) -> None:
+        """A frame about a ticket; those about tickets that are gone are ignored."""
+        if not isinstance(frame, (frames.Began, frames.Wrote, frames.Ended, frames.Refused)):
+            return
+        ticket = self._tickets.get(int(frame.key))
+        if ticket is None or not ticket.given:
+            return
+        if isinstance(frame, frames.Began):
+            ticket.began = self._clock()
+        elif isinstance(frame, frames.Wrote):
+            self._wrote(ticket, frame)
+        elif isinstance(frame, frames.Ended):
+            self._ended(ticket, frame.final)
+        else:
+            self._fail(ticket, wire.reason(frame.reason), frame.code, frame.message)
+            self.hand_out()
+
+    def _wrote(self, ticket: Ticket, frame: frames.Wrote) -> None:
+        now = self._clock()
+        if ticket.first is None:
+            ticket.first = now
+        ticket.text = ticket.text[: frame.at] + frame.text
+        if ticket.job.stream and (ticket.last_chunk is None or now - ticket.last_chunk >= CHUNK_EVERY):
+            self._show(ticket)
+
+    def _show(self, ticket: Ticket) -> None:
+        payload = wire.chunk(ticket.job.id, ticket.chunks, ticket.shown, ticket.text[ticket.shown :])
+        self._replies.fleeting(ticket.job.reply_to, payload)
+        ticket.shown = len(ticket.text)
+        ticket.chunks += 1
+        ticket.last_chunk = self._clock()
+
+    def _ended(self, ticket: Ticket, final: Final) -> None:
+        ticket.text = final.text
+        if final.reason == "failed":
+            self._fail(
+                ticket, "failed", "engine", "the model could not compute this prompt; send it again or change it"
+            )
+        else:
+            reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason
+            self._close(ticket, reason, final.usage, final)
+        self.hand_out()
+
+    def lost_worker(self, how: str) -> None:
+        """The worker is gone. What it had begun is a suspect; a second death ends a prompt."""
+        suspects = [t for t in self._tickets.values() if t.given and t.began is not None]
+        if suspects:
+            self._journal.died([t.seq for t in suspects])
+        for ticket in suspects:
+            ticket.deaths += 1
+        for ticket in list(self._tickets.values()):
+            if not ticket.given:
+                continue
+            if ticket.ending is not None:
+                self._close(ticket, ticket.ending, Usage(), None)
+            elif ticket.deaths > DEATHS_ALLOWED:
+                message = f"the model's process {how} twice while it worked on this prompt; change the prompt"
+                self._fail(ticket, "failed", "worker_died", message)
+            else:
+                self._begin_again(ticket)
+
+    def _begin_again(self, ticket: Ticket) -> None:
+        ticket.given = False
+        ticket.began = ticket.first = ticket.last_chunk = None
+        ticket.text = ""
+        ticket.shown = ticket.chunks = 0
+
+    # ---- finals -----------------------------------------------------------------------------------------------------
+
+    def _close(self, ticket: Ticket, reason: Reason, usage: Usage, final: Final | None) -> None:
+        now = self._clock()
+        ttft = None if ticket.first is None else (ticket.first - ticket.arrived) * 1000
+        speed = None
+        if final is not None and usage.completion_tokens > 1 and final.decode_ms > 0:
+            speed = (usage.completion_tokens - 1) / final.decode_ms * 1000
+        began = ticket.began if ticket.began is not None else now
+        timing = wire.Timing(
+            queue_ms=_rounded((began - ticket.arrived) * 1000) or 0.0,
+            ttft_ms=_rounded(ttft),
+            total_ms=_rounded((now - ticket.arrived) * 1000) or 0.0,
+            tokens_per_second=_rounded(speed),
+        )
+        if reason in ("stop", "length"):
+            first = None if ticket.first is None or ticket.began is None else (ticket.first - ticket.began) * 1000
+            self.speed.note(speed, first, usage.completion_tokens)
+        seed = final.seed if final is not None else ticket.job.request.sampling.seed
+        receipt = self._receipt(seed)
+        self._store(
+            ticket, reason, wire.answer(ticket.job.id, reason, ticket.text, self._wall(), usage, timing, receipt)
+        )
+
+    def _fail(self, ticket: Ticket, reason: Reason, code: str, message: str) -> None:
+        self._store(ticket, reason, wire.refusal(ticket.job.id, reason, code, message, self._wall(), text=ticket.text))
+
+    def _store(self, ticket: Ticket, reason: Reason, payload: bytes) -> None:
+        self._journal.finish(ticket.seq, reason, payload, self._wall())
+        del self._tickets[ticket.seq]
+        self.finished += 1
+        self._replies.final(ticket.job.reply_to, ticket.job.id, payload, ticket.seq)
+
+    def _receipt(self, seed: int | None) -> wire.Receipt | None:
+        info = self._worker.info
+        if info is None:
+            return None
+        return wire.Receipt(
+            device=self._context.device,
+            model=info.name,
+            digest=info.digest,
+            quantization=info.quantization,
+            backend=info.backend,
+            config=self._context.config,
+            seed=seed,
+            throttled=self._context.throttled,
+        )
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(max(0.0, milliseconds), 1)

@@ -1,0 +1,31 @@
+"""What the agent itself finds wrong: no usable model, topics that the broker refuses, a journal that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edged.agent.supervisor import Trouble
+from edged.core.health import Finding
+
+
+def of_agent(
+    trouble: Trouble | None,
+    refused_topics: Sequence[str],
+    journal_trouble: str | None,
+    now: float,
+    known: Sequence[Finding],
+) -> tuple[Finding, ...]:
+    """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
+    since = {finding.code: finding.since for finding in known}
+    found: list[Finding] = []
+    if trouble is not None:
+        code = f"model_{trouble.code}"
+        found.append(Finding(code, since.get(code, now), None, None, trouble.message, "failing"))
+    if refused_topics:
+        advice = f"the broker refuses the subscription to {refused_topics[0]}; allow it in the broker's access list"
+        code = "subscription_refused"
+        found.append(Finding(code, since.get(code, now), len(refused_topics), 0, advice, "failing"))
+    if journal_trouble is not None:
+        advice = f"prompts cannot be stored ({journal_trouble}); make room on the disk of state_dir or mend it"
+        found.append(Finding("journal", since.get("journal", now), None, None, advice, "failing"))
+    return tuple(found)

@@ -1,0 +1,191 @@
+"""What becomes of an arrived message: decided in a batch, kept in one transaction, answered after it.
+
+A prompt's checks stand in one order: who asks, where the answer may go, whether it can be read, whether its id is used,
+whether we can take it now. Only then is it stored. Owned by the agent's main thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+from edged.agent.desk import Desk
+from edged.agent.journal import Entry, Job, Journal, ReplyTo, body_digest
+from edged.agent.replies import Replies
+from edged.core.errors import BadValue, PromptRefused
+from edged.core.prompt import Request, Turn, Usage
+from edged.core.settings import Settings
+from edged.link.connection import Arrived
+from edged.wire import prompts
+from edged.wire import replies as wire
+from edged.wire.topics import REQUESTER, Topics
+
+Effect = Callable[[], None]
+
+
+def made_up_id() -> str:
+    """An id for a prompt that came without one."""
+    return f"auto-{secrets.token_hex(8)}"
+
+
+class Intake:
+    """See the module. `closed` gives the reason why no prompt is taken now, or None; `bad_request` counts and tells."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        journal: Journal,
+        desk: Desk,
+        replies: Replies,
+        settings: Callable[[], Settings],
+        closed: Callable[[], str | None],
+        bad_request: Callable[[str], None],
+        wall: Callable[[], float],
+    ) -> None:
+        self._topics = topics
+        self._journal = journal
+        self._desk = desk
+        self._replies = replies
+        self._settings = settings
+        self._closed = closed
+        self._bad_request = bad_request
+        self._wall = wall
+        self._admitted = 0
+        self.refused = 0
+
+    def take(self, messages: list[tuple[str, Arrived]]) -> None:
+        """Take (requester, message) of prompt topics. On return all are stored or refused, and may be acknowledged.
+
+        Raises sqlite3.Error where the journal cannot be written; then none of them was taken.
+        """
+        effects: list[Effect] = []
+        self._admitted = 0
+        with self._journal.transaction():
+            for requester, message in messages:
+                effects.append(self._decide(requester, message))
+        for effect in effects:
+            effect()
+
+    def cancel(self, requester: str, message: Arrived) -> None:
+        """Take a message of a cancel topic."""
+        try:
+            if not REQUESTER.match(requester):
+                raise BadValue("", "the requester in the topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -")
+            if message.retain:
+                raise BadValue("", "a cancel must not be retained")
+            wanted = prompts.parse_cancel(message.payload)
+        except BadValue as error:
+            self._bad_request(f"a cancel was ignored: {error}")
+            return
+        self._desk.cancel(requester, wanted.id)
+
+    def _decide(self, requester: str, message: Arrived) -> Effect:
+        if not REQUESTER.match(requester):
+            what = "a prompt was ignored: the requester in its topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -"
+            return partial(self._bad_request, what)
+        limits = self._settings().limits
+        try:
+            prompt = prompts.parse_prompt(message.payload, message.content_type, limits.prompt_bytes, made_up_id)
+        except prompts.BadPrompt as error:
+            return self._refuse(requester, error.id, message, PromptRefused("invalid", "bad_request", str(error)))
+        to = self._reply_to(requester, prompt.id, message)
+        if to is None:
+            where = f"{self._topics.replies(requester)}…"
+            refusal = PromptRefused("invalid", "response_topic", f"the response topic must be below {where}")
+            return self._refuse(requester, prompt.id, message, refusal)
+        job = self._job(requester, prompt, message, to)
+        body = body_digest(message.payload)
+        if prompt.named and (known := self._journal.find(requester, prompt.id)) is not None:
+            return self._again(known, job, body)
+        try:
+            self._can_take(job, prompt, message)
+        except PromptRefused as error:
+            return self._refuse(requester, prompt.id, message, error)
+        seq = self._journal.admit(job, body)
+        self._admitted += 1
+        return partial(self._desk.accept, seq, job, body)
+
+    def _reply_to(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo | None:
+        if message.response_topic is None:
+            return self._default(requester, prompt_id, message)
+        if not self._topics.allows_reply_to(message.response_topic, requester, self._settings().mqtt.reply_prefixes):
+            return None
+        return ReplyTo(message.response_topic, message.correlation)
+
+    def _default(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo:
+        return ReplyTo(self._topics.reply(requester, prompt_id), message.correlation)
+
+    def _job(self, requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo) -> Job:
+        now, settings = self._wall(), self._settings()
+        ends = [
+            moment
+            for moment in (
+                prompt.expires_at,
+                None if prompt.deadline_ms is None else now + prompt.deadline_ms / 1000,
+                None if message.expiry_s is None else now + message.expiry_s,
+            )
+            if moment is not None
+        ]
+        turns = prompt.turns
+        if settings.generation.system is not None and turns[0].role != "system":
+            turns = (Turn("system", settings.generation.system), *turns)
+        sampling = settings.generation.sampling(prompt.sampling, settings.limits)
+        request = Request(turns=turns, sampling=sampling, priority=prompt.priority)
+        stream = prompt.stream if prompt.stream is not None else message.response_topic is None
+        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None))
+
+    def _again(self, known: Entry, job: Job, body: bytes) -> Effect:
+        """The id is known: the same prompt goes on or is answered from the journal, another one is a conflict."""
+        if known.body != body:
+            return partial(self._replies.fleeting, job.reply_to, wire.conflict(job.id))
+        newest = Job(
+            job.requester, job.id, known.job.request, job.stream, job.reply_to, known.job.arrived, known.job.expires
+        )
+        self._journal.redirect(known.seq, newest)
+
+        def effect() -> None:
+            if self._desk.has(known.seq):
+                self._desk.repeat(known.seq, newest)
+            elif (stored := self._journal.find(job.requester, job.id)) is not None and stored.final is not None:
+                self._replies.final(job.reply_to, job.id, stored.final, stored.seq)
+
+        return effect
+
+    def _can_take(self, job: Job, prompt: prompts.Prompt, message: Arrived) -> None:
+        """Raise PromptRefused where the prompt cannot be taken now."""
+        limits = self._settings().limits
+        if message.retain:
+            raise PromptRefused("invalid", "retained", "a prompt must not be retained; publish it without retain")
+        if (closed := self._closed()) is not None:
+            raise PromptRefused("unavailable", "not_now", closed)
+        if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
+            why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
+            raise PromptRefused("invalid", "bad_request", why)
+        if job.expires is not None and job.expires <= job.arrived:
+            raise PromptRefused("expired", "expired", "the deadline had passed when the prompt arrived")
+        if self._desk.open + self._admitted >= limits.queue:
+            why = f"{limits.queue} prompts wait already (limits.queue); send it again after retry_after_ms"
+            raise PromptRefused("busy", "queue_full", why)
+
+    def _refuse(self, requester: str, prompt_id: str, message: Arrived, error: PromptRefused) -> Effect:
+        """Answer with a final that is not stored. A used id gets the notice of conflict: its one final is another."""
+        to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
+        if (known := self._journal.find(requester, prompt_id)) is not None and known.body != body_digest(
+            message.payload
+        ):
+            return partial(self._replies.fleeting, to, wire.conflict(prompt_id))
+        payload = self._refusal(prompt_id, error)
+        self.refused += 1
+
+        def effect() -> None:
+            self._replies.final(to, prompt_id, payload, None)
+
+        return effect
+
+    def _refusal(self, prompt_id: str, error: PromptRefused) -> bytes:
+        now = self._wall()
+        if error.reason == "expired":
+            return wire.answer(prompt_id, "expired", "", now, Usage(), wire.Timing(0.0, None, 0.0, None), None)
+        retry = self._desk.retry_after_ms() if error.reason == "busy" else None
+        return wire.refusal(prompt_id, wire.reason(error.reason), error.code, str(error), now, retry_after_ms=retry)

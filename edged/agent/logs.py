@@ -1,0 +1,49 @@
+"""The log: one line an event, console on a terminal, JSON elsewhere. Control and bidi characters are escaped."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+
+_HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def configure(level: str, form: str) -> None:
+    """Set level and format; may be called again while running. `form` is `auto`, `console` or `json`."""
+    on_terminal = sys.stderr.isatty() if form == "auto" else form == "console"
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        if on_terminal
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal),
+            *([] if on_terminal else [structlog.processors.dict_tracebacks]),
+            _escape,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def logger() -> Logger:
+    """The program's one logger."""
+    made: Logger = structlog.get_logger()
+    return made
+
+
+def _escape(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Text that came from elsewhere must not forge a line or turn one around."""
+    for key, value in entry.items():
+        if isinstance(value, str) and key != "exception":
+            entry[key] = _HOSTILE.sub(lambda match: f"\\u{ord(match[0]):04x}", value)
+    return entry

@@ -1,0 +1,126 @@
+"""What the device says about itself: status, health, telemetry, events; each published when it changed or is due.
+
+Owned by the agent's main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edged import __version__
+from edged.core.health import Finding, changes, health_of
+from edged.core.reading import Reading
+from edged.link.outbound import Outbound, Publication
+from edged.wire import documents
+from edged.wire.replies import CONTENT_TYPE
+from edged.wire.topics import Topics
+
+HEALTH_EVERY = 300.0
+_EVENT_BURST = 20  # bad requests told one by one; after them one a second, with the count
+
+
+class Reporter:
+    """See the module. `state` gives what the documents need at the moment of writing."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        outbound: Outbound,
+        state: Callable[[], tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]],
+        boot: str,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._topics = topics
+        self._outbound = outbound
+        self._state = state
+        self._boot = boot
+        self._clock = clock
+        self._wall = wall
+        self._reading: Reading | None = None
+        self._findings: tuple[Finding, ...] = ()
+        self._health = health_of(())
+        self._health_key: object = None
+        self._health_at: float | None = None
+        self._status = ""
+        self._tokens = float(_EVENT_BURST)
+        self._refilled = 0.0
+        self.bad_requests = 0
+
+    @property
+    def status(self) -> str:
+        """The word that was published last."""
+        return self._status
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings that the last health was made of."""
+        return self._findings
+
+    def set_status(self, word: str) -> None:
+        """Publish the status if it is another."""
+        if word != self._status:
+            self._status = word
+            self.publish_status()
+
+    def publish_status(self) -> None:
+        """Publish the status, whatever stands on the topic."""
+        self._outbound.send(
+            Publication(topic=self._topics.status, payload=self._status.encode(), retain=True, content_type=None)
+        )
+
+    def born(self) -> None:
+        """The connection stands: say who and how we are."""
+        self.publish_status()
+        self._health_key = None
+        self.check_health()
+
+    def take_reading(self, reading: Reading, findings: tuple[Finding, ...]) -> None:
+        """Publish a reading and look at the health."""
+        self._reading = reading
+        self.set_findings(findings)
+        _, _, queue, speed = self._state()
+        payload = documents.telemetry(self._frame(), reading, speed, queue)
+        self._outbound.send_now(self._topics.telemetry, payload, CONTENT_TYPE, None)
+
+    def set_findings(self, findings: tuple[Finding, ...]) -> None:
+        """All findings that hold now."""
+        self._findings = findings
+        self.check_health()
+
+    def check_health(self) -> None:
+        """Publish the health document if something changed, or if the last is five minutes old."""
+        health = health_of(self._findings)
+        link, model, queue, _ = self._state()
+        key = (health.state, tuple((f.code, f.severity) for f in health.findings), link, model)
+        for change in changes(self._health, health):
+            self.event(
+                f"finding_{change.kind}", f"{change.finding.code}: {change.finding.advice}", finding=change.finding.code
+            )
+        self._health = health
+        due = self._health_at is None or self._clock() - self._health_at >= HEALTH_EVERY
+        if key == self._health_key and not due:
+            return
+        self._health_key, self._health_at = key, self._clock()
+        payload = documents.health(self._frame(), health, __version__, link, model, queue)
+        self._outbound.send(Publication(topic=self._topics.health, payload=payload, retain=True))
+
+    def event(self, code: str, message: str, **facts: Any) -> None:
+        """Tell one thing; kept and sent later when the broker is away."""
+        payload = documents.event(self._frame(), code, message, facts)
+        self._outbound.send(Publication(topic=self._topics.event, payload=payload))
+
+    def bad_request(self, message: str) -> None:
+        """Count something that gets no reply, and tell it, at a bounded rate."""
+        self.bad_requests += 1
+        now = self._clock()
+        self._tokens = min(float(_EVENT_BURST), self._tokens + (now - self._refilled))
+        self._refilled = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            self.event("bad_request", message, count=self.bad_requests)
+
+    def _frame(self) -> documents.Frame:
+        synced = self._reading.clock_synced if self._reading is not None else None
+        return documents.Frame(self._wall(), self._boot, synced)

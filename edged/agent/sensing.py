@@ -1,0 +1,54 @@
+"""The telemetry's thread: reads the board every interval and posts the reading. A hanging sensor delays nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from edged.core.health import Finding
+from edged.device.board import describe, limits_for
+from edged.device.findings import Judge
+from edged.device.sampler import Sampler
+
+
+class Sensing:
+    """See the module. `findings` are those of the newest reading; the tuple is replaced whole, never changed."""
+
+    def __init__(self, state_dir: Path, interval: float, post: Callable[[object], None]) -> None:
+        self._state_dir = state_dir
+        self._interval = interval
+        self._post = post
+        self._worker_pid: int | None = None
+        self._wake = threading.Event()
+        self._stopping = False
+        self.findings: tuple[Finding, ...] = ()
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._run, name="sensing", daemon=True).start()
+
+    def stop(self) -> None:
+        """Read no more; a reading that hangs is left behind."""
+        self._stopping = True
+        self._wake.set()
+
+    def set_interval(self, seconds: float) -> None:
+        """From now on read at this interval."""
+        if seconds != self._interval:
+            self._interval = seconds
+            self._wake.set()
+
+    def set_worker(self, pid: int | None) -> None:
+        """The worker's process whose memory is read."""
+        self._worker_pid = pid
+
+    def _run(self) -> None:
+        sampler = Sampler(self._state_dir)
+        judge = Judge(limits_for(describe()))
+        while not self._stopping:
+            self._wake.clear()
+            reading = sampler.read(self._worker_pid)
+            self.findings = judge.update(reading)
+            self._post(reading)
+            self._wake.wait(self._interval)

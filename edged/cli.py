@@ -1,0 +1,137 @@
+"""The `edged` command: parses words, calls one room, prints. Each room is imported when its command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edged import __version__
+from edged.core.errors import BadValue, ConfigError, EdgedError, ModelError
+from edged.core.settings import Settings, build, show
+from edged.wire import config_file
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All words that `edged` knows."""
+    top = argparse.ArgumentParser(prog="edged", description="A small language model on a board, answering over MQTT.")
+    top.add_argument("--version", action="version", version=f"edged {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="the daemon")
+    run.set_defaults(run=_run)
+
+    check = commands.add_parser("check", help="validate the config and print the effective one")
+    check.add_argument("--json", action="store_true", help="print one JSON document")
+    check.set_defaults(run=_check)
+
+    generate = commands.add_parser("generate", help="answer one prompt without a broker")
+    generate.add_argument("model", metavar="MODEL", help="a catalog name, a .gguf file, a checkpoint folder, sha256:…")
+    generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.7, metavar="T")
+    generate.add_argument("--seed", type=int, metavar="N")
+    generate.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    generate.add_argument("--raw", action="store_true", help="apply no chat template")
+    generate.add_argument("--json", action="store_true", help="print one JSON document")
+    generate.set_defaults(run=_generate)
+
+    model = commands.add_parser("model", help="the models on this device")
+    verbs = model.add_subparsers(dest="verb", required=True, metavar="VERB")
+    pull = verbs.add_parser("pull", help="fetch a model, verify it and keep it")
+    pull.add_argument("source", metavar="NAME|hf:…|URL|FILE")
+    pull.set_defaults(run=_model_pull)
+    listing = verbs.add_parser("list", help="the models that are kept, and the catalog")
+    listing.set_defaults(run=_model_list)
+    for verb in (pull, listing):
+        verb.add_argument("--json", action="store_true", help="print one JSON document")
+    for command in (run, check, generate, pull, listing):
+        command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config_file.DEFAULT_PATH}")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the command. Errors are one sentence on stderr; exit codes as the contract says."""
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except (ConfigError, BadValue) as error:
+        return _complain(str(error), USAGE)
+    except ModelError as error:
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
+        return _complain(str(error), FAILED)
+    except EdgedError as error:
+        return _complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"edged: {sentence}", file=sys.stderr)
+    return code
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Settings, str]:
+    """Checked values of the owner's file and variables, the settings they make, and the device's name."""
+    values = config_file.load(arguments.config, os.environ)
+    settings = build(values)
+    name = settings.identity.device or config_file.device_name(socket.gethostname(), config_file.machine_id())
+    return values, settings, name
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edged.agent.start import run
+
+    values, settings, name = _configured(arguments)
+    pull_arguments = ("--config", str(arguments.config)) if arguments.config else ()
+    return run(values, settings, name, pull_arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    _, settings, name = _configured(arguments)
+    effective = show(settings)
+    effective["identity"]["device"] = name
+    if arguments.json:
+        print(json.dumps(effective, ensure_ascii=False))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), end="")
+    return DONE
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from edged.console import generate
+
+    _, settings, _ = _configured(arguments)
+    return generate(arguments, settings)
+
+
+def _model_pull(arguments: argparse.Namespace) -> int:
+    from edged.console import model_pull
+
+    _, settings, _ = _configured(arguments)
+    return model_pull(arguments.source, Path(settings.state_dir) / "models", arguments.json)
+
+
+def _model_list(arguments: argparse.Namespace) -> int:
+    from edged.console import model_list
+
+    _, settings, _ = _configured(arguments)
+    return model_list(Path(settings.state_dir) / "models", arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

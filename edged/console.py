@@ -1,0 +1,183 @@
+"""What `edged` shows of models on a terminal: progress bars, tables, an answer as it streams. Log lines elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edged.core.errors import EdgedError, PromptRefused
+from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
+from edged.core.settings import SAMPLING, Settings
+from edged.models.catalog import catalog
+from edged.models.download import Progress
+from edged.models.fetch import pull
+from edged.models.store import Store, StoredModel
+
+_LINE_EVERY = 5.0  # seconds between two log lines of one piece of work
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on a terminal's stderr, a log line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _log_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int | None, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _log_lines() -> Progress:
+    said: dict[str, float] = {}
+
+    def show(done: int, total: int | None, what: str) -> None:
+        now = time.monotonic()
+        if what in said and now - said[what] < _LINE_EVERY and done != total:
+            return
+        said[what] = now
+        share = f" {done / total:.0%} of {total / 1e6:.0f} MB" if total else ""
+        print(f"{what}{share}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def model_pull(source: str, root: Path, as_json: bool) -> int:
+    """`edged model pull`. Raises ModelError."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgedError(f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir") from None
+    with progress_bar() as progress:
+        model = pull(source, Store(root), progress)
+    if as_json:
+        print(json.dumps(_document(model), ensure_ascii=False))
+    else:
+        print(f"{model.name} is here: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
+    return 0
+
+
+def model_list(root: Path, as_json: bool) -> int:
+    """`edged model list`: what is kept, and what the catalog offers beside it."""
+    kept = Store(root).list()
+    offered = [entry for entry in catalog().values() if entry.digest not in {model.digest for model in kept}]
+    if as_json:
+        entries = [{"name": e.name, "digest": e.digest, "size_bytes": e.size, "licence": e.licence} for e in offered]
+        print(json.dumps({"models": [_document(m) for m in kept], "catalog": entries}, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "here", "size", "licence", "digest", box=None, header_style="bold")
+    for model in kept:
+        table.add_row(model.name, "yes", f"{model.size / 1e6:.0f} MB", model.licence, model.digest[:19] + "…")
+    for entry in offered:
+        table.add_row(entry.name, "no", f"{entry.size / 1e6:.0f} MB", entry.licence, entry.digest[:19] + "…")
+    Console().print(table)
+    return 0
+
+
+def _document(model: StoredModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "licence": model.licence,
+        "digest": model.digest,
+        "size_bytes": model.size,
+        "path": str(model.path),
+    }
+
+
+def generate(arguments: argparse.Namespace, settings: Settings) -> int:
+    """`edged generate`: one prompt, its answer as it streams. Raises EdgedError, BadValue."""
+    from edged.engine import load_model
+
+    sampling = Sampling(
+        max_tokens=SAMPLING["max_tokens"]("--max-tokens", arguments.max_tokens),
+        temperature=SAMPLING["temperature"]("--temperature", arguments.temperature),
+        seed=None if arguments.seed is None else SAMPLING["seed"]("--seed", arguments.seed),
+    )
+    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    root = Path(settings.state_dir) / "models"
+    model = load_model(
+        _fetched(arguments.model, root),
+        arguments.backend,
+        context=settings.model.context,
+        threads=settings.model.threads,
+        bits=settings.model.bits,
+        store_root=root,
+        on_progress=_doing,
+    )
+    request = Request(
+        turns=() if arguments.raw else (Turn("user", text),), raw=text if arguments.raw else None, sampling=sampling
+    )
+    for piece in model.generate(request):
+        if isinstance(piece, Chunk):
+            if not arguments.json:
+                print(piece.text, end="", flush=True)
+        elif arguments.json:
+            print(json.dumps(_answer(piece, model.info.name, model.info.quantization), ensure_ascii=False))
+        else:
+            print()
+            _summary(piece)
+        if isinstance(piece, Final) and piece.reason not in {"stop", "length"}:
+            raise PromptRefused(piece.reason, "engine", f"the answer ended as {piece.reason}")
+    return 0
+
+
+def _fetched(source: str, root: Path) -> str:
+    """A catalog model that is not here yet is fetched first, as the daemon would."""
+    if source in catalog() and Store(root).find(source) is None:
+        with progress_bar() as progress:
+            pull(source, Store(root), progress)
+    return source
+
+
+def _doing(what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+
+
+def _answer(final: Final, model: str, quantization: str) -> dict[str, Any]:
+    return {
+        "reason": final.reason,
+        "text": final.text,
+        "usage": {
+            "prompt_tokens": final.usage.prompt_tokens,
+            "cached_tokens": final.usage.cached_tokens,
+            "completion_tokens": final.usage.completion_tokens,
+        },
+        "prefill_ms": round(final.prefill_ms, 1),
+        "decode_ms": round(final.decode_ms, 1),
+        "seed": final.seed,
+        "model": model,
+        "quantization": quantization,
+    }
+
+
+def _summary(final: Final) -> None:
+    tokens = final.usage.completion_tokens
+    speed = f", {(tokens - 1) / final.decode_ms * 1000:.1f} tokens/s" if tokens > 1 and final.decode_ms else ""
+    print(f"— {final.reason}, {tokens} tokens{speed}", file=sys.stderr)

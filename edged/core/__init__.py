@@ -1,0 +1,1 @@
+"""The words everyone uses. Plain frozen data, no I/O, imports nothing of ours."""

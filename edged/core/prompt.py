@@ -1,0 +1,100 @@
+"""The words of a prompt and its answer. Plain frozen data; every room speaks them.
+
+Units: times in milliseconds where the name ends in `_ms`, else seconds; text lengths in Unicode code points.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant"]
+Reason = Literal[
+    "stop", "length", "cancelled", "expired", "busy", "too_long", "invalid", "poisoned", "unavailable", "failed"
+]
+DEFAULT_PRIORITY = 5
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1: off.
+
+    `seed` None means: the engine draws one and says which in the outcome.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What an engine is asked to do: chat turns (the chat template is applied) or, with `raw`, a text as it is.
+
+    `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
+    """
+
+    turns: tuple[Turn, ...] = ()
+    raw: str | None = None
+    sampling: Sampling = Sampling()
+    priority: int = DEFAULT_PRIORITY
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts. `cached_tokens` of the prompt were taken from the key/value cache of an earlier one."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """New text of an answer. `at` is the number of code points before it."""
+
+    at: int
+    text: str
+
+
+class Final(msgspec.Struct, frozen=True):
+    """How a sequence ended. `seed` is the one that was used.
+
+    `prefill_ms` is from the first prompt token computed to the first token sampled, `decode_ms` from there to the end.
+    """
+
+    reason: Reason
+    text: str
+    usage: Usage
+    seed: int
+    prefill_ms: float
+    decode_ms: float
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The engine begins to compute this sequence (emitted once, before its first work)."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What is loaded. `quantization` says what computes (`float32 (from q4_1)`), `digest` is `sha256:` + 64 hex digits.
+
+    `context` is the number of tokens a sequence may have, `slots` how many sequences are computed in turns.
+    """
+
+    name: str
+    digest: str
+    architecture: str
+    quantization: str
+    backend: str
+    context: int
+    slots: int
+    weights_bytes: int

@@ -1,0 +1,1 @@
+"""`edgectl`, the operator's side. May import core, wire and link."""

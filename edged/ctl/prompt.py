@@ -1,0 +1,122 @@
+"""`edgectl prompt`: one prompt to one device, its answer as it streams."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from typing import Any, TextIO
+
+import msgspec
+
+from edged.core.errors import EdgedError
+from edged.core.settings import Mqtt
+from edged.ctl.session import Session, TimedOut
+from edged.wire import strict_json
+from edged.wire.topics import Topics
+
+_RESEND_EVERY = 5.0
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """What to ask whom. `device` None: the fleet's only one."""
+
+    fleet: str
+    device: str | None
+    requester: str
+    body: dict[str, Any]
+    timeout: float
+    as_json: bool
+
+
+class Printer:
+    """Shows an answer as it grows; a chunk with `at` 0 after others begins anew on a line of its own."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown = 0
+        self._text = ""
+
+    def chunk(self, at: int, text: str) -> None:
+        """Show what is new. A gap is left for the final to fill."""
+        if at == 0 and self._shown and not text.startswith(self._text):
+            self._out.write("\n")
+            self._shown = 0
+        self._text = self._text[:at] + text
+        if at <= self._shown:
+            self._out.write(self._text[self._shown :])
+            self._shown = len(self._text)
+            self._out.flush()
+
+    def final(self, text: str) -> None:
+        """Fill what chunks left out."""
+        self.chunk(0, text)
+        self._out.write("\n")
+        self._out.flush()
+
+
+def the_only_device(settings: Mqtt, fleet: str) -> str:
+    """The device of a fleet that has one. Raises EdgedError otherwise."""
+    found: set[str] = set()
+    with Session(settings, (f"edged/v1/{fleet}/device/+/status",)) as session:
+        try:
+            for message in session.messages(0.7):
+                found.add(message.topic.split("/")[4])
+        except TimedOut:
+            pass
+    if len(found) == 1:
+        return found.pop()
+    if not found:
+        raise EdgedError(f"no device of the fleet {fleet} is known at the broker; name one with --device")
+    raise EdgedError(f"the fleet has several devices ({', '.join(sorted(found)[:8])}); name one with --device")
+
+
+def ask(settings: Mqtt, wanted: Ask) -> int:
+    """Send the prompt and show the answer; gives the exit code. Raises BrokerError, EdgedError, TimedOut."""
+    device = wanted.device or the_only_device(settings, wanted.fleet)
+    prompt_id = f"edgectl-{secrets.token_hex(8)}"
+    topics = Topics(wanted.fleet, device)
+    payload = strict_json.dumps({"id": prompt_id, **wanted.body})
+    printer = Printer(sys.stdout)
+    with Session(settings, (topics.reply(wanted.requester, prompt_id),)) as session:
+        until = time.monotonic() + wanted.timeout
+        session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
+        answered = False
+        while (left := until - time.monotonic()) > 0:
+            try:
+                for message in session.messages(left if answered else min(left, _RESEND_EVERY)):
+                    document = json.loads(message.payload)
+                    answered = True
+                    if document.get("final"):
+                        return _show_final(document, printer, wanted.as_json)
+                    if "text" in document and not wanted.as_json:
+                        printer.chunk(document["at"], document["text"])
+            except TimedOut:
+                if not answered and time.monotonic() < until:
+                    session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
+    raise TimedOut
+
+
+def _show_final(document: dict[str, Any], printer: Printer, as_json: bool) -> int:
+    failed = "error" in document
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    elif failed:
+        print(f"edgectl: {document['reason']}: {document['error']['message']}", file=sys.stderr)
+    else:
+        printer.final(document["text"])
+        print(_summary(document), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _summary(document: dict[str, Any]) -> str:
+    usage, timing, receipt = document.get("usage", {}), document.get("timing", {}), document.get("receipt", {})
+    speed = timing.get("tokens_per_second")
+    parts = [
+        f"{document['reason']}, {usage.get('completion_tokens', 0)} tokens",
+        f"{speed:.1f} tokens/s" if speed else "",
+        f"{timing.get('total_ms', 0) / 1000:.1f} s",
+        f"{receipt.get('model')} on {receipt.get('device')}, {receipt.get('quantization')}" if receipt else "",
+    ]
+    return "— " + ", ".join(part for part in parts if part)

@@ -1,0 +1,104 @@
+"""An operator's connection to the broker: publish, and take messages off one by one until a deadline."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import queue
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from edged.core.errors import BrokerError
+from edged.core.settings import Mqtt
+from edged.link.connection import Arrived, Connection, Down, Event, Subscription, Up
+
+
+class TimedOut(Exception):
+    """Nothing came in time (exit code 4)."""
+
+
+class Session:
+    """A clean session at the broker with subscriptions that stand once it is entered. Raises BrokerError on entry."""
+
+    def __init__(self, settings: Mqtt, topics: tuple[str, ...], connect_timeout: float = 20.0) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        client_id = f"edgectl-{os.getpid()}-{secrets.token_hex(4)}"
+        subscriptions = tuple(Subscription(topic, retained=True) for topic in topics)
+        self._connection = Connection(settings, client_id, None, subscriptions, self._events.put, persistent=False)
+        self._url = settings.url
+        self._timeout = connect_timeout
+        self._up: Up | None = None
+
+    def __enter__(self) -> Session:  # noqa: PYI034  - typing.Self needs 3.11
+        self._connection.start()
+        until = time.monotonic() + self._timeout
+        reason = "it does not answer"
+        while (left := until - time.monotonic()) > 0:
+            try:
+                event = self._events.get(timeout=left)
+            except queue.Empty:
+                break
+            if isinstance(event, Up):
+                if event.refused:
+                    self._connection.stop()
+                    raise BrokerError(f"the broker at {self._url} does not let us read {event.refused[0]}")
+                self._up = event
+                return self
+            if isinstance(event, Down):
+                reason = event.reason
+                if event.retry_in > 0:
+                    break
+        self._connection.stop()
+        raise BrokerError(f"the broker at {self._url} cannot be reached: {reason}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.stop()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, timeout: float = 10.0) -> None:
+        """Publish at QoS 1 and wait until the broker has it. Raises BrokerError."""
+        mid = self._connection.publish(
+            self._up.session if self._up else 0, topic, payload, qos=1, retain=retain, content_type="application/json"
+        )
+        kept: list[Event] = []
+        until = time.monotonic() + timeout
+        try:
+            while mid is not None:
+                event = self._events.get(timeout=max(0.0, until - time.monotonic()))
+                if isinstance(event, Down):
+                    break
+                if not isinstance(event, (Arrived, Up)) and event.mid == mid:
+                    return
+                kept.append(event)
+        except queue.Empty:
+            pass
+        finally:
+            for event in kept:
+                self._events.put(event)
+        raise BrokerError("the broker did not confirm the message")
+
+    def messages(self, timeout: float) -> Iterator[Arrived]:
+        """Messages as they come. Raises TimedOut when none came for `timeout` seconds, BrokerError when it is gone."""
+        while True:
+            try:
+                event = self._events.get(timeout=timeout)
+            except queue.Empty:
+                raise TimedOut from None
+            if isinstance(event, Arrived):
+                self._connection.acknowledge(event)
+                yield event
+            elif isinstance(event, Down):
+                raise BrokerError(f"the connection to the broker ended: {event.reason}")
+
+
+def default_requester() -> str:
+    """The user's name, made to fit a topic."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = "edgectl"
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64] or "edgectl"

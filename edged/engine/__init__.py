@@ -1,0 +1,6 @@
+"""A model in memory: sequences, scheduler, sampler, tokens and text. Importing it imports no torch."""
+
+from edged.engine.engine import Engine
+from edged.engine.model import Model, load_model
+
+__all__ = ["Engine", "Model", "load_model"]

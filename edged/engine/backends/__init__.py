@@ -1,0 +1,1 @@
+"""What computes logits: `base` is the interface, the others implement it. Only a chosen one is imported."""

@@ -1,0 +1,63 @@
+"""The narrow interface between an engine and what computes.
+
+A backend holds weights and key/value caches. It knows tokens and logits; texts, turns, sampling and order are the
+engine's. One thread owns it, and no call blocks longer than computing its slices takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+MAX_SLICE: Final = 256  # tokens of one sequence in one run
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive tokens of one sequence, the first at position `start`.
+
+    `start` is the number of tokens that the slot holds already. Between 1 and MAX_SLICE tokens.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+
+
+class Backend(Protocol):
+    """`context` is the most tokens a slot holds, `slots` how many may be open beside one for `Model.logits`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quantization(self) -> str: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def weights_bytes(self) -> int: ...
+
+    def open(self) -> int:
+        """A new empty cache; its number."""
+
+    def close(self, slot: int) -> None:
+        """Gives a cache's memory back."""
+
+    def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
+        """Computes slices of different slots. For each: float32 [1, vocabulary], the logits after its last token.
+
+        With `every`: [tokens, vocabulary], after each token. A slice that fails gives its error in place of logits and
+        leaves its slot useless; the others are not touched.
+        """
+
+
+class ComputeError(Exception):
+    """A backend could not compute a slice; the message is the library's."""

@@ -1,0 +1,82 @@
+"""Reads a GGUF file into a LlamaNetwork, tensor by tensor: memory peaks at the weights plus one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from edged.core.errors import ModelError
+from edged.engine.backends.llama_shape import LlamaShape
+from edged.engine.backends.torch_llama import Layer, LlamaNetwork, Weights
+from edged.models.gguf_file import GgufFile
+
+
+def read_network(
+    file: GgufFile, shape: LlamaShape, context: int, dtype: Any, device: str, progress: Callable[[str], None]
+) -> LlamaNetwork:
+    """The network with its weights in `dtype` (norms and biases in float32). Raises ModelError `bad_model`."""
+    reader = _Reader(file, shape, dtype, device)
+    embedding = reader.matrix("token_embd", shape.vocabulary, shape.width)
+    layers = []
+    for index in range(shape.layers):
+        layers.append(reader.layer(f"blk.{index}."))
+        progress(f"reading layer {index + 1} of {shape.layers}")
+    has_head = "output.weight" in file.tensors
+    head = reader.matrix("output", shape.vocabulary, shape.width) if has_head else embedding
+    return LlamaNetwork(
+        shape, Weights(embedding, tuple(layers), reader.vector("output_norm", shape.width), head), context
+    )
+
+
+class _Reader:
+    def __init__(self, file: GgufFile, shape: LlamaShape, dtype: Any, device: str) -> None:
+        self.file = file
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+
+    def layer(self, prefix: str) -> Layer:
+        shape = self.shape
+        query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        biased = f"{prefix}attn_q.bias" in self.file.tensors
+        normed = f"{prefix}attn_q_norm.weight" in self.file.tensors
+        bias = None
+        if biased:
+            parts = zip("qkv", (query, key, key), strict=True)
+            bias = torch.cat([self.vector(f"{prefix}attn_{name}", size, "bias", name != "v") for name, size in parts])
+        parts = zip("qkv", (query, key, key), strict=True)
+        qkv = torch.cat([self.matrix(f"{prefix}attn_{name}", size, shape.width, name != "v") for name, size in parts])
+        gate_up = torch.cat([self.matrix(f"{prefix}ffn_{name}", shape.ffn, shape.width) for name in ("gate", "up")])
+        return Layer(
+            attention_norm=self.vector(f"{prefix}attn_norm", shape.width),
+            qkv=qkv,
+            qkv_bias=bias,
+            query_norm=self.vector(f"{prefix}attn_q_norm", shape.head_size) if normed else None,
+            key_norm=self.vector(f"{prefix}attn_k_norm", shape.head_size) if normed else None,
+            out=self.matrix(f"{prefix}attn_output", shape.width, query),
+            ffn_norm=self.vector(f"{prefix}ffn_norm", shape.width),
+            gate_up=gate_up,
+            down=self.matrix(f"{prefix}ffn_down", shape.width, shape.ffn),
+        )
+
+    def matrix(self, name: str, rows: int, columns: int, turned: bool = False) -> Any:
+        values = self._values(f"{name}.weight", (rows, columns), turned)
+        return values.to(self.device, self.dtype)
+
+    def vector(self, name: str, size: int, kind: str = "weight", turned: bool = False) -> Any:
+        return self._values(f"{name}.{kind}", (size,), turned).to(self.device)
+
+    def _values(self, name: str, expected: tuple[int, ...], turned: bool) -> Any:
+        values = torch.from_numpy(self.file.dequantize(name))
+        if tuple(values.shape) != expected:
+            raise ModelError(
+                "bad_model",
+                f"Tensor {name} of {self.file.path.name} has the shape {tuple(values.shape)}, "
+                f"not {expected}; fetch the model again.",
+            )
+        if turned and self.shape.interleaved:  # rows of a head: (E/2, 2) in the file, (2, E/2) here
+            halves = values.view(-1, self.shape.head_size // 2, 2, *expected[1:])
+            values = halves.transpose(1, 2).reshape(expected)
+        return values

@@ -1,0 +1,34 @@
+"""From a request to prompt tokens: the chat template, or a text as it is."""
+
+from __future__ import annotations
+
+from edged.core.errors import PromptRefused
+from edged.core.prompt import Request, Turn
+from edged.models.template import ChatTemplate
+from edged.models.tokenizer import TextCodec, choose_guard
+
+
+class PromptEncoder:
+    """Turns requests into tokens. `template` is None for a model without a chat template."""
+
+    def __init__(self, codec: TextCodec, template: ChatTemplate | None) -> None:
+        self._codec = codec
+        self._template = template
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's tokens. In chat turns, texts that read like control tokens stay texts; `raw` may use them.
+
+        Raises PromptRefused `invalid`.
+        """
+        if (request.raw is None) == (not request.turns):
+            raise PromptRefused("invalid", "prompt", "Give either chat turns or a raw text, not both and not neither.")
+        if request.raw is not None:
+            begin = [] if self._codec.bos is None else [self._codec.bos]
+            return begin + self._codec.encode(request.raw, specials=True)
+        if self._template is None:
+            raise PromptRefused(
+                "invalid", "template", "This model has no chat template; use one made for chat, or generate with --raw."
+            )
+        guard = choose_guard(turn.content for turn in request.turns)
+        turns = [Turn(turn.role, self._codec.guarded(turn.content, guard)) for turn in request.turns]
+        return self._codec.encode_chat(self._template.render(turns), guard)

@@ -1,0 +1,142 @@
+"""The engine: sequences in, text out, a bounded piece of work at a time.
+
+One thread owns an engine. `step` reads as one sentence: schedule a batch, run it, sample, hand on what is new, retire
+what is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from edged.core.errors import PromptRefused
+from edged.core.prompt import Chunk, Final, ModelInfo, Reason, Request, Sampling, Started
+from edged.engine.backends.base import Backend, ComputeError, Logits
+from edged.engine.chat import PromptEncoder
+from edged.engine.sampler import SEEDS, BadLogitsError
+from edged.engine.scheduler import Scheduler
+from edged.engine.sequence import Sequence
+from edged.models.tokenizer import TextCodec
+
+Event = Started | Chunk | Final
+Events = list[tuple[str, Event]]
+
+
+class Engine:
+    """Computes many sequences in turns. `clock` gives seconds and never goes back."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        backend: Backend,
+        codec: TextCodec,
+        encoder: PromptEncoder,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.info = info
+        self._backend = backend
+        self._codec = codec
+        self._encoder = encoder
+        self._clock = clock
+        self._scheduler = Scheduler(backend.slots, backend.open, backend.close)
+        self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has work."""
+        return bool(self._sequences)
+
+    def add(self, key: str, request: Request) -> None:
+        """Takes a request in under a key that is not in use.
+
+        Raises PromptRefused `too_long` for a prompt that fills the context alone, `invalid` for what cannot be run.
+        """
+        if key in self._sequences:
+            raise PromptRefused("invalid", "key", f"A prompt {key} is being answered already; use another id.")
+        check_sampling(request.sampling)
+        prompt = self._encoder.encode(request)
+        if not prompt:
+            raise PromptRefused("invalid", "prompt", "The prompt is empty; give it some text.")
+        if len(prompt) >= self.info.context:
+            raise PromptRefused(
+                "too_long",
+                "too_long",
+                f"The prompt has {len(prompt)} tokens but the context holds {self.info.context}; "
+                "shorten it or set a larger model.context.",
+            )
+        if max(prompt) >= self._backend.vocabulary:
+            raise PromptRefused("invalid", "prompt", "The prompt has tokens that the model does not know; change it.")
+        self._sequences[key] = sequence = Sequence(key, request, prompt)
+        self._scheduler.add(sequence)
+
+    def cancel(self, key: str) -> None:
+        """Ends a sequence with its text so far; its final comes out of the next step. An unknown key is ignored."""
+        sequence = self._sequences.get(key)
+        if sequence:
+            sequence.cancelled = True
+
+    def step(self) -> Events:
+        """One bounded piece of work: a chunk of a prompt (at most 256 tokens), or one token for each that decodes."""
+        events: Events = []
+        for sequence in [sequence for sequence in self._sequences.values() if sequence.cancelled]:
+            events += self._retire(sequence, "cancelled")
+        batch = self._scheduler.schedule()
+        for sequence in batch:
+            if not sequence.started:
+                sequence.started = True
+                sequence.began = self._clock()
+                events.append((sequence.key, Started()))
+        slices = [sequence.slice() for sequence in batch]
+        results = self._backend.run(slices) if slices else []
+        for sequence, work, result in zip(batch, slices, results, strict=True):
+            sequence.computed += len(work.tokens)
+            if isinstance(result, ComputeError):
+                events += self._retire(sequence, "failed")
+            elif sequence.computed == len(sequence.tokens):
+                events += self._sample(sequence, result)
+        return events
+
+    def _sample(self, sequence: Sequence, logits: Logits) -> Events:
+        """Chooses a sequence's next token, hands its text on, and retires the sequence that ends here."""
+        try:
+            token = sequence.sampler.pick(logits[-1])
+        except BadLogitsError:
+            return self._retire(sequence, "failed")
+        sequence.tokens.append(token)
+        sequence.served += 1
+        if sequence.first is None:
+            sequence.first = self._clock()
+        if token in self._codec.stops:
+            return self._retire(sequence, "stop")
+        events = self._hand_on(sequence, sequence.stream.push(self._codec.token_bytes(token)))
+        if sequence.stream.stopped:
+            return events + self._retire(sequence, "stop")
+        if sequence.completion >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.info.context:
+            return events + self._retire(sequence, "length")
+        return events
+
+    def _hand_on(self, sequence: Sequence, text: str) -> Events:
+        return [(sequence.key, Chunk(at=len(sequence.stream.text) - len(text), text=text))] if text else []
+
+    def _retire(self, sequence: Sequence, reason: Reason) -> Events:
+        events = self._hand_on(sequence, sequence.stream.finish())
+        self._scheduler.retire(sequence)
+        del self._sequences[sequence.key]
+        return [*events, (sequence.key, sequence.final(reason, self._clock()))]
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises PromptRefused `invalid` for values out of range (a program may not have checked them)."""
+    checks = {
+        "max_tokens of at least 1": sampling.max_tokens >= 1,
+        "temperature from 0 to 5": 0 <= sampling.temperature <= 5,
+        "top_k of at least 0": sampling.top_k >= 0,
+        "top_p from 0 to 1": 0 <= sampling.top_p <= 1,
+        "min_p from 0 to 1": 0 <= sampling.min_p <= 1,
+        "repetition_penalty from 0.5 to 2": 0.5 <= sampling.repetition_penalty <= 2,
+        "seed from 0 to 2^53 - 1": sampling.seed is None or 0 <= sampling.seed < SEEDS,
+        "stop of at most 8 texts, none empty": len(sampling.stop) <= 8 and all(sampling.stop),
+    }
+    wrong = [words for words, holds in checks.items() if not holds]
+    if wrong:
+        raise PromptRefused("invalid", "sampling", f"Give a {wrong[0]}.")

@@ -1,0 +1,43 @@
+"""Memory is admitted before it is used: weights and caches against what the whole board has left (promise 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from edged.core.errors import ModelError
+
+MAX_SLOTS: Final = 8
+WORKING: Final = 100_000_000  # bytes for activations, logits and pieces of weights while computing
+SHARE: Final = 0.8  # of what is left after the weights, caches may take
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many caches may be open at once."""
+
+    slots: int
+
+
+def available_bytes() -> int:
+    """What the kernel says can be used without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
+def admit(weights: int, cache: int, available: int) -> Room:
+    """Room for weights and caches of these bytes. Raises ModelError `no_memory` where one cache does not fit."""
+    needed = weights + cache + WORKING
+    if needed > available:
+        raise ModelError(
+            "no_memory",
+            f"The model needs {_megabytes(needed)} MB ({_megabytes(weights)} for weights, {_megabytes(cache)} for one "
+            f"context) but {_megabytes(available)} MB are free; set a smaller model.context or choose a smaller model.",
+        )
+    spare = SHARE * (available - weights - WORKING)
+    return Room(slots=max(1, min(MAX_SLOTS, int(spare // max(1, cache)))))
+
+
+def _megabytes(size: int) -> str:
+    return f"{-(-size // 1_000_000):,}"

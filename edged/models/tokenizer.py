@@ -1,0 +1,114 @@
+"""Text to token ids and back, with control tokens kept apart from what users write.
+
+A control token (`<|im_end|>`) is produced only where the caller says so: `encode(text, specials=True)` for texts of the
+operator, `encode_chat` for a rendered template. Text of users goes through `specials=False`, where the same letters
+are plain text. Decoding gives bytes, because one character may be spread over several tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from tokenizers import Tokenizer
+
+_PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
+
+
+class TextCodec:
+    """A model's tokenizer; every method is pure.
+
+    `tokenizer` turns text into ids and never obeys control tokens. `token_bytes` is what each id writes. `control` maps
+    control tokens to ids. `bos` is the id that begins every prompt (None: nothing is put in front), `stops` are the ids
+    that end an answer. `names` gives a template the texts of special tokens (`bos_token`, `eos_token`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        token_bytes: Sequence[bytes],
+        control: Mapping[str, int],
+        bos: int | None,
+        stops: frozenset[int],
+        names: Mapping[str, str],
+    ) -> None:
+        self.control = control
+        self.bos = bos
+        self.stops = stops
+        self.names = names
+        self._tokenizer = tokenizer
+        self._bytes = token_bytes
+        self._control_ids = frozenset(control.values())
+        # A single letter cannot be told from text, so it is never obeyed.
+        longer = sorted((name for name in control if len(name) > 1), key=len, reverse=True)
+        either = "|".join(map(re.escape, longer)) or "(?!)"
+        self._control = re.compile(f"({either})")
+        self._control_start = re.compile(f"(?={either})")
+        self._heads = frozenset(name[:n] for name in longer for n in range(1, len(name)))
+        self._tails = frozenset(name[n:] for name in longer for n in range(1, len(name)))
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids that have a text."""
+        return len(self._bytes)
+
+    def encode(self, text: str, specials: bool) -> list[int]:
+        """Token ids of a text, without a beginning-of-sequence token. `specials`: control tokens in it are obeyed."""
+        if not specials:
+            return self._plain(text)
+        ids: list[int] = []
+        for index, piece in enumerate(self._control.split(text)):
+            if index % 2:
+                ids.append(self.control[piece])
+            elif piece:
+                ids += self._plain(piece)
+        return ids
+
+    def encode_chat(self, rendered: str, guard: str) -> list[int]:
+        """Token ids of a rendered template whose user texts went through `guarded`, begun as the model wants."""
+        ids: list[int] = []
+        for index, piece in enumerate(self._control.split(rendered)):
+            if index % 2:
+                ids.append(self.control[piece])
+            elif piece:
+                ids += self._plain(piece.replace(guard, ""))
+        if self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    def guarded(self, text: str, guard: str) -> str:
+        """The text with `guard` inside what reads like a control token, and at an end that could become part of one."""
+        for match in reversed(list(self._control_start.finditer(text))):
+            at = match.start() + 1
+            text = text[:at] + guard + text[at:]
+        if any(text.endswith(head) for head in self._heads):
+            text += guard
+        if any(text.startswith(tail) for tail in self._tails):
+            text = guard + text
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token writes; control tokens and ids without a text write nothing."""
+        return b"" if token in self._control_ids or token >= len(self._bytes) else self._bytes[token]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, with the replacement character where bytes are no UTF-8."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # This vocabulary's merges lead from plain letters to a control token: take them apart where one would begin.
+        ids, last = [], 0
+        for at in [*(match.start() + 1 for match in self._control_start.finditer(text)), len(text)]:
+            ids += self._tokenizer.encode(text[last:at], add_special_tokens=False).ids
+            last = at
+        return [token for token in ids if token not in self._control_ids]
+
+
+def choose_guard(texts: Iterable[str]) -> str:
+    """A private-use character that stands in none of the texts."""
+    used = set("".join(texts))
+    return next(letter for letter in map(chr, _PRIVATE_USE) if letter not in used)

@@ -1,0 +1,92 @@
+"""Config layers and the reported state: bytes ↔ words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from edged import __version__
+from edged.core import fields as f
+from edged.core.errors import BadValue
+from edged.core.settings import check_layer
+from edged.wire import strict_json
+from edged.wire.replies import rfc3339
+
+MAX_BYTES = 262_144
+Phase = Literal["applied", "trial", "rolled_back", "rejected", "waiting"]
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One layer as it was pushed. `settings` are checked values by section and key; do not change them."""
+
+    revision: int
+    settings: dict[str, Any]
+
+
+class BadLayer(BadValue):
+    """A push that cannot be a layer. `revision` None: not even that could be read."""
+
+    def __init__(self, path: str, sentence: str, revision: int | None) -> None:
+        super().__init__(path, sentence)
+        self.revision = revision
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What became of the last push (`layer` None: there was none), and the revisions in force by layer."""
+
+    phase: Phase
+    layer: str | None
+    revision: int | None
+    reason: str
+    in_force: Mapping[str, int]
+
+
+_LAYER_KEYS: dict[str, f.Check] = {
+    "revision": f.integer(0),
+    "settings": lambda _path, value: check_layer(value),
+    "expires_at": f.not_yet("honour expires_at of a layer"),
+    "rollout": f.not_yet("roll a layer out in steps (rollout)"),
+    "signature": f.not_yet("verify signatures"),
+}
+
+
+def parse_layer(payload: bytes) -> Layer:
+    """A pushed payload → a layer. Raises BadLayer with the key and a sentence."""
+    revision: int | None = None
+    try:
+        if len(payload) > MAX_BYTES:
+            raise BadValue("", f"the layer has {len(payload)} bytes, above {MAX_BYTES}")
+        try:
+            document = strict_json.loads(payload)
+        except BadValue as error:
+            raise BadValue("", f"the layer {error.sentence}") from None
+        if not isinstance(document, dict):
+            raise BadValue("", f"the layer must be one JSON object, not {f.shown(document)}")
+        revision = _readable_revision(document)
+        return Layer(**f.record("", document, _LAYER_KEYS, required=("revision", "settings")))
+    except BadValue as error:
+        raise BadLayer(error.path, error.sentence, revision) from None
+
+
+def _readable_revision(document: dict[str, Any]) -> int | None:
+    try:
+        return int(_LAYER_KEYS["revision"]("revision", document.get("revision")))
+    except BadValue:
+        return None
+
+
+def reported(state: Reported, now: float) -> bytes:
+    """The reported document."""
+    return strict_json.dumps(
+        {
+            "phase": state.phase,
+            "layer": state.layer,
+            "revision": state.revision,
+            "reason": state.reason,
+            "in_force": dict(state.in_force),
+            "version": __version__,
+            "ts": rfc3339(now),
+        }
+    )

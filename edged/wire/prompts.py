@@ -1,0 +1,191 @@
+"""Incoming prompts and cancels: bytes → words. What cannot be read becomes `BadPrompt`, with an id to answer under."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+from edged.core import fields as f
+from edged.core.errors import BadValue, EdgedError
+from edged.core.prompt import DEFAULT_PRIORITY, Turn
+from edged.core.settings import SAMPLING
+from edged.wire import strict_json
+from edged.wire.topics import PROMPT_ID
+
+_SEARCHED = 4096  # bytes in which the id of a broken body is looked for
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z")
+_FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """A prompt as it was asked. `sampling` holds only what the prompt sets itself.
+
+    `stream` None: not said, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is a Unix time.
+    """
+
+    id: str
+    named: bool
+    turns: tuple[Turn, ...]
+    sampling: dict[str, Any]
+    stream: bool | None = None
+    priority: int = DEFAULT_PRIORITY
+    deadline_ms: int | None = None
+    expires_at: float | None = None
+
+
+class BadPrompt(EdgedError):
+    """A body that cannot be a prompt. `id` is the one to answer under, `stream` as far as it could be read."""
+
+    def __init__(self, prompt_id: str, message: str) -> None:
+        super().__init__(message)
+        self.id = prompt_id
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """`id` None: all prompts of that requester."""
+
+    id: str | None
+
+
+def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Callable[[], str]) -> Prompt:
+    """A payload of at most `cap` bytes → a prompt. Raises BadPrompt with a sentence for the sender."""
+    is_json = payload.lstrip(b" \t\r\n")[:1] == b"{" or (content_type or "").split(";")[0].strip() == "application/json"
+    try:
+        if len(payload) > cap:
+            raise BadValue("", f"the payload has {len(payload)} bytes, above limits.prompt_bytes ({cap}); send less")
+        if not is_json:
+            return _plain(payload, make_id())
+        document = _readable(payload)
+        return _from_document(document, make_id)
+    except BadValue as error:
+        found = _first_id(payload) if is_json else None
+        raise BadPrompt(found or make_id(), str(error)) from None
+
+
+def _plain(payload: bytes, made_id: str) -> Prompt:
+    try:
+        words = strict_json.utf8(payload)
+    except BadValue as error:
+        raise BadValue("", f"the payload {error.sentence}") from None
+    if not words.strip():
+        raise BadValue("prompt", "is empty; send the text of a prompt")
+    return Prompt(id=made_id, named=False, turns=(Turn("user", words),), sampling={})
+
+
+def _readable(payload: bytes) -> Any:
+    try:
+        document = strict_json.loads(payload)
+    except BadValue as error:
+        raise BadValue("", f"the payload {error.sentence}") from None
+    if not isinstance(document, dict):
+        raise BadValue("", f"the payload must be one JSON object, not {f.shown(document)}")
+    return document
+
+
+def _not_blank(path: str, value: object) -> str:
+    words = _any_text(path, value)
+    if not words.strip():
+        raise BadValue(path, "is empty; send the text of a prompt")
+    return words
+
+
+def _any_text(path: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise BadValue(path, f"must be text, not {f.shown(value)}")
+    return value
+
+
+def _turn(path: str, value: object) -> Turn:
+    known = {"role": f.one_of("system", "user", "assistant"), "content": _any_text}
+    return Turn(**f.record(path, value, known, required=("role", "content")))
+
+
+def _turns(path: str, value: object) -> tuple[Turn, ...]:
+    turns: tuple[Turn, ...] = f.list_of(_turn, high=4096)(path, value)
+    if not any(turn.content.strip() for turn in turns):
+        raise BadValue(path, "is empty; send at least one turn with text")
+    return turns
+
+
+def timestamp(path: str, value: object) -> float:
+    """RFC 3339 text in UTC (`2026-11-24T08:00:00.000Z`) → Unix time. Raises BadValue."""
+    match = _TIMESTAMP.match(value) if isinstance(value, str) else None
+    try:
+        if match is None:
+            raise ValueError
+        moment = datetime.strptime(match[1] + "Z", "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    except ValueError:
+        raise BadValue(path, f"must be a UTC time such as 2026-11-24T08:00:00Z, not {f.shown(value)}") from None
+    return moment.timestamp() + float(match[2] or 0)
+
+
+_PROMPT_KEYS: dict[str, f.Check] = {
+    "id": f.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
+    "prompt": _not_blank,
+    "messages": _turns,
+    "system": _any_text,
+    **SAMPLING,
+    "stream": f.boolean,
+    "priority": f.integer(0, 9),
+    "deadline_ms": f.integer(1),
+    "expires_at": timestamp,
+    "format": f.not_yet("constrain its output (format)"),
+    "supersede": f.not_yet("replace waiting prompts (supersede)"),
+    "model": f.not_yet("choose a model per prompt (model)"),
+    "privacy": f.not_yet("know privacy marks (privacy)"),
+}
+
+
+def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
+    checked = f.record("", document, _PROMPT_KEYS)
+    if ("prompt" in checked) == ("messages" in checked):
+        found = "both are there" if "prompt" in checked else "neither is there"
+        raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
+    turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
+    if "system" in checked:
+        turns = (Turn("system", checked["system"]), *turns)
+    return Prompt(
+        id=checked.get("id") or make_id(),
+        named="id" in checked,
+        turns=turns,
+        sampling={key: checked[key] for key in SAMPLING if key in checked},
+        stream=checked.get("stream"),
+        priority=checked.get("priority", DEFAULT_PRIORITY),
+        deadline_ms=checked.get("deadline_ms"),
+        expires_at=checked.get("expires_at"),
+    )
+
+
+def _first_id(payload: bytes) -> str | None:
+    """The first top-level string `id` in the first 4 KB of a body that does not parse, if it is a valid id."""
+    source = payload[:_SEARCHED].decode("utf-8", "replace")
+    depth, position = 0, 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', source, re.DOTALL):
+        position = token.end()
+        if token[0] in "{[":
+            depth += 1
+        elif token[0] in "}]":
+            depth -= 1
+        elif depth == 1 and token[0] == '"id"' and (value := _FIRST_ID.match(source, position)):
+            try:
+                found = json.loads(value[1])
+            except ValueError:
+                return None
+            return found if PROMPT_ID.match(found) else None
+    return None
+
+
+def parse_cancel(payload: bytes) -> Cancel:
+    """`{"id":…}` or `{"all":true}`. Raises BadValue."""
+    if len(payload) > _SEARCHED:
+        raise BadValue("", f"a cancel has {len(payload)} bytes, above {_SEARCHED}")
+    known = {"id": _PROMPT_KEYS["id"], "all": f.boolean}
+    checked = f.record("", strict_json.loads(payload), known)
+    if len(checked) != 1 or checked.get("all") is False:
+        raise BadValue("", 'a cancel is {"id":"…"} or {"all":true}')
+    return Cancel(checked.get("id"))

@@ -1,0 +1,106 @@
+"""Outgoing replies: words → bytes. Notices, chunks and finals as the contract spells them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any, get_args
+
+import msgspec
+
+from edged.core.prompt import Reason, Usage
+from edged.wire import strict_json
+
+CONTENT_TYPE = "application/json"
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Milliseconds; `tokens_per_second` of the decode, None where fewer than two tokens came."""
+
+    queue_ms: float
+    ttft_ms: float | None
+    total_ms: float
+    tokens_per_second: float | None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Who computed the answer, with what."""
+
+    device: str
+    model: str
+    digest: str
+    quantization: str
+    backend: str
+    config: dict[str, int]
+    seed: int | None
+    throttled: bool | None
+
+
+_REASONS: dict[str, Reason] = {word: word for word in get_args(Reason)}
+
+
+def reason(word: str) -> Reason:
+    """A word that came from elsewhere as a final's reason; an unknown one is `failed`."""
+    return _REASONS.get(word, "failed")
+
+
+def rfc3339(moment: float) -> str:
+    """A Unix time as UTC text with milliseconds."""
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def accepted(prompt_id: str, position: int, eta_ms: int | None) -> bytes:
+    """The notice that a prompt is safely stored."""
+    return strict_json.dumps({"id": prompt_id, "accepted": True, "position": position, "eta_ms": eta_ms})
+
+
+def conflict(prompt_id: str) -> bytes:
+    """The notice that another body stands under this id."""
+    message = "another prompt was already sent under this id; use a new id"
+    return strict_json.dumps({"id": prompt_id, "conflict": True, "message": message})
+
+
+def chunk(prompt_id: str, seq: int, at: int, text: str) -> bytes:
+    """New text, `at` code points after the beginning."""
+    return strict_json.dumps({"id": prompt_id, "seq": seq, "at": at, "text": text})
+
+
+def answer(
+    prompt_id: str, reason: Reason, text: str, now: float, usage: Usage, timing: Timing, receipt: Receipt | None
+) -> bytes:
+    """A final that carries what was generated (`receipt` None: it never ran)."""
+    document: dict[str, Any] = {
+        "id": prompt_id,
+        "final": True,
+        "reason": reason,
+        "text": text,
+        "ts": rfc3339(now),
+        "usage": msgspec.to_builtins(usage),
+        "timing": msgspec.to_builtins(timing),
+    }
+    if receipt is not None:
+        document["receipt"] = msgspec.to_builtins(receipt)
+    return strict_json.dumps(document)
+
+
+def refusal(
+    prompt_id: str,
+    reason: Reason,
+    code: str,
+    message: str,
+    now: float,
+    *,
+    retry_after_ms: int | None = None,
+    text: str = "",
+) -> bytes:
+    """A final that carries an error: one code, one sentence that says what to do."""
+    document: dict[str, Any] = {
+        "id": prompt_id,
+        "final": True,
+        "reason": reason,
+        "text": text,
+        "ts": rfc3339(now),
+        "error": {"code": code, "message": message},
+    }
+    if retry_after_ms is not None:
+        document["retry_after_ms"] = retry_after_ms
+    return strict_json.dumps(document)

@@ -1,0 +1,71 @@
+"""The topics of one fleet, built and taken apart. Incoming names are checked; outgoing ones are built, never taken."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+PROMPT_ID = re.compile(r"(?![^/]*[/+#])[\x21-\x7e]{1,128}\Z")
+ROOT = "edged/v1"
+
+
+class Inbound(NamedTuple):
+    """What an incoming topic asks for: `kind` is `prompt`, `cancel`, `config` or `status`.
+
+    `name` is the requester (as it stands in the topic, unchecked) or the layer (`fleet`, `group:NAME`, `device`).
+    """
+
+    kind: str
+    name: str
+
+
+class Topics:
+    """The names below `edged/v1/{fleet}/` as one device uses them. Holds nothing that changes."""
+
+    def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = ()) -> None:
+        self.fleet = fleet
+        self.device = device
+        self.root = f"{ROOT}/{fleet}"
+        self.own = f"{self.root}/device/{device}"
+        self.status = f"{self.own}/status"
+        self.health = f"{self.own}/health"
+        self.telemetry = f"{self.own}/telemetry"
+        self.event = f"{self.own}/event"
+        self.reported = f"{self.own}/config/reported"
+        self.prompts = f"{self.own}/prompt/+"
+        self.cancels = f"{self.own}/cancel/+"
+        self.layers = {
+            f"{self.root}/config": "fleet",
+            **{f"{self.root}/group/{group}/config": f"group:{group}" for group in groups},
+            f"{self.own}/config": "device",
+        }
+
+    def parse(self, topic: str) -> Inbound | None:
+        """What a received topic asks for, or None where it is none of ours."""
+        if topic in self.layers:
+            return Inbound("config", self.layers[topic])
+        if topic == self.status:
+            return Inbound("status", "")
+        for kind in ("prompt", "cancel"):
+            prefix = f"{self.own}/{kind}/"
+            if topic.startswith(prefix) and "/" not in topic[len(prefix) :]:
+                return Inbound(kind, topic[len(prefix) :])
+        return None
+
+    def replies(self, requester: str) -> str:
+        """Where a requester's replies of any device stand; ends in `/`."""
+        return f"{self.root}/reply/{requester}/"
+
+    def reply(self, requester: str, prompt_id: str) -> str:
+        """The default topic of the replies to one prompt."""
+        return f"{self.replies(requester)}{self.device}/{prompt_id}"
+
+    def allows_reply_to(self, topic: str, requester: str, owner_prefixes: tuple[str, ...]) -> bool:
+        """Whether a v5 Response Topic may be used: below the requester's own replies or an owner's prefix."""
+        if not topic or len(topic.encode()) > 1024 or any(character in topic for character in "+#\0"):
+            return False
+        return any(
+            topic.startswith(prefix) and len(topic) > len(prefix)
+            for prefix in (self.replies(requester), *owner_prefixes)
+        )

@@ -1,0 +1,155 @@
+"""The worker process: one engine, one loop, one socket to the agent. No network, no files but the model's.
+
+Started as `python -m edged.worker.main FD`. The main thread owns the engine; a reader thread takes frames off the
+socket and ends the process when the agent is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from edged.core.errors import EdgedError, ModelError, PromptRefused
+from edged.core.prompt import Chunk, Final, Started
+from edged.engine import Model, load_model
+from edged.worker import frames
+
+_PROGRESS_EVERY = 0.5  # seconds
+_DOING_EVERY = 2.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """The loop around an engine."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
+        self._model: Model | None = None
+        self._progressed = 0.0
+        self._said = 0.0
+
+    def run(self) -> None:
+        """Serve until the agent goes away."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while True:
+            self._take_frames()
+            if self._model is not None and self._model.engine.busy:
+                self._step(self._model)
+
+    def _read(self) -> None:
+        decoder: frames.Decoder[frames.ToWorker] = frames.Decoder(frames.ToWorker)
+        try:
+            while data := self._channel.recv(65536):
+                for frame in decoder.feed(data):
+                    self._inbox.put(frame)
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            print(f"worker: the agent's frames cannot be read: {error}", file=sys.stderr)
+        os._exit(0)  # the agent is gone: whatever runs now has no reader
+
+    def _take_frames(self) -> None:
+        busy = self._model is not None and self._model.engine.busy
+        try:
+            frame = self._inbox.get(block=not busy)
+            while True:
+                self._take(frame)
+                frame = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, frame: frames.ToWorker) -> None:
+        if isinstance(frame, frames.Load):
+            self._load(frame)
+        elif isinstance(frame, frames.Add):
+            self._add(frame)
+        elif isinstance(frame, frames.Cancel):
+            if self._model is not None:
+                self._model.engine.cancel(frame.key)
+        else:
+            self._send(frames.Progress())
+
+    def _load(self, order: frames.Load) -> None:
+        self._model = None
+        try:
+            self._model = load_model(
+                order.source,
+                order.backend,
+                context=order.context,
+                threads=order.threads,
+                digest=order.digest,
+                bits=order.bits,
+                store_root=Path(order.store),
+                on_progress=self._say_doing,
+            )
+        except ModelError as error:
+            self._send(frames.NotLoaded(error.code, str(error)))
+        except MemoryError:
+            self._send(frames.NotLoaded("no_memory", "there is not enough memory to load the model; use a smaller one"))
+        else:
+            self._send(frames.Loaded(self._model.info))
+
+    def _say_doing(self, doing: str) -> None:
+        now = time.monotonic()
+        if now - self._said >= _DOING_EVERY:
+            self._said = now
+            self._send(frames.Loading(doing))
+
+    def _add(self, order: frames.Add) -> None:
+        if self._model is None:
+            self._send(frames.Refused(order.key, "unavailable", "no_model", "no model is loaded; see the health topic"))
+            return
+        try:
+            self._model.engine.add(order.key, order.request)
+        except PromptRefused as error:
+            self._send(frames.Refused(order.key, error.reason, error.code, str(error)))
+        except EdgedError as error:
+            self._send(frames.Refused(order.key, "failed", "engine", str(error)))
+
+    def _step(self, model: Model) -> None:
+        for key, output in model.engine.step():
+            if isinstance(output, Chunk):
+                self._send(frames.Wrote(key, output.at, output.text))
+            elif isinstance(output, Final):
+                self._send(frames.Ended(key, output))
+            elif isinstance(output, Started):
+                self._send(frames.Began(key))
+        now = time.monotonic()
+        if now - self._progressed > _PROGRESS_EVERY:
+            self._progressed = now
+            self._send(frames.Progress())
+
+    def _send(self, frame: frames.FromWorker) -> None:
+        try:
+            self._channel.sendall(frames.encode(frame))
+        except OSError:
+            os._exit(0)
+
+
+def _be_the_first_to_go() -> None:
+    """End with the agent, even in the middle of a load; be found first by the kernel's out-of-memory killer."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("600", encoding="ascii")
+    except OSError:
+        print("worker: cannot raise its own oom_score_adj", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry of the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the agent decides when we end
+    _be_the_first_to_go()
+    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()
