@@ -50,9 +50,19 @@ def parser() -> argparse.ArgumentParser:
     pull.set_defaults(run=_model_pull)
     listing = verbs.add_parser("list", help="the models that are kept, and the catalog")
     listing.set_defaults(run=_model_list)
-    for verb in (pull, listing):
+    shown = verbs.add_parser("show", help="one model that is kept, and whether its bytes are whole")
+    shown.add_argument("name", metavar="NAME|sha256:…")
+    shown.set_defaults(run=_model_show)
+    remove = verbs.add_parser("remove", help="delete a model that is kept")
+    remove.add_argument("name", metavar="NAME|sha256:…")
+    remove.set_defaults(run=_model_remove)
+    for verb in (pull, listing, shown, remove):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
-    for command in (run, check, generate, pull, listing):
+
+    doctor = commands.add_parser("doctor", help="what this machine can do, and what to mend")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor.set_defaults(run=_doctor)
+    for command in (run, check, generate, pull, listing, shown, remove, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config_file.DEFAULT_PATH}")
     return top
 
@@ -131,6 +141,27 @@ def _model_list(arguments: argparse.Namespace) -> int:
 
     _, settings, _ = _configured(arguments)
     return model_list(Path(settings.state_dir) / "models", arguments.json)
+
+
+def _model_show(arguments: argparse.Namespace) -> int:
+    from edged.console import model_show
+
+    _, settings, _ = _configured(arguments)
+    return model_show(arguments.name, Path(settings.state_dir) / "models", arguments.json)
+
+
+def _model_remove(arguments: argparse.Namespace) -> int:
+    from edged.console import model_remove
+
+    _, settings, _ = _configured(arguments)
+    return model_remove(arguments.name, Path(settings.state_dir) / "models", arguments.json)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edged.console import doctor
+
+    _, settings, name = _configured(arguments)
+    return doctor(settings, name, arguments.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edged.core.errors import EdgedError, PromptRefused
+import msgspec
+from rich.markup import escape
+
+from edged.core.errors import EdgedError, ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
 from edged.core.settings import SAMPLING, Settings
 from edged.models.catalog import catalog
@@ -97,6 +100,62 @@ def model_list(root: Path, as_json: bool) -> int:
         table.add_row(entry.name, "no", f"{entry.size / 1e6:.0f} MB", entry.licence, entry.digest[:19] + "…")
     Console().print(table)
     return 0
+
+
+def model_show(name: str, root: Path, as_json: bool) -> int:
+    """`edged model show`: what is known of a model, its bytes hashed again. Raises ModelError."""
+    store = Store(root)
+    model = _kept(store, name)
+    whole = store.is_whole(model)
+    document = {**_document(model), "whole": whole}
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        for key, value in document.items():
+            print(f"{key:<11} {value}")
+    if not whole:
+        mend = f"edged model remove {model.name}, then edged model pull {model.name}"
+        raise ModelError("tampered", f"the bytes of {model.name} are not those of its digest; run: {mend}")
+    return 0
+
+
+def model_remove(name: str, root: Path, as_json: bool) -> int:
+    """`edged model remove`. Raises ModelError."""
+    store = Store(root)
+    model = _kept(store, name)
+    store.remove(model)
+    print(json.dumps(_document(model), ensure_ascii=False) if as_json else f"{model.name} is removed")
+    return 0
+
+
+def _kept(store: Store, name: str) -> StoredModel:
+    model = store.find(name)
+    if model is None:
+        names = ", ".join(sorted({kept.name for kept in store.list()})) or "none"
+        raise ModelError("missing", f"no model {name} is kept here (there are: {names}); see edged model list")
+    return model
+
+
+def doctor(settings: Settings, device: str, as_json: bool) -> int:
+    """`edged doctor`: facts and what to mend; exit code 1 where something must be mended."""
+    from edged.agent.doctor import examine
+
+    store = Store(Path(settings.state_dir) / "models")
+    entry = catalog().get(settings.model.source)
+    kept = store.find(settings.model.source)
+    advice = examine(settings, device, kept.size if kept else entry.size if entry else None)
+    if as_json:
+        print(json.dumps({"advice": msgspec.to_builtins(advice)}, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        marks = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+        console = Console(highlight=False)
+        for fact in advice:
+            console.print(f"{marks[fact.status]} {escape(fact.fact)}")
+            if fact.mend:
+                console.print(f"     [dim]→[/] {escape(fact.mend)}")
+    return 1 if any(fact.status == "fail" for fact in advice) else 0
 
 
 def _document(model: StoredModel) -> dict[str, Any]:

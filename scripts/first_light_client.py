@@ -103,10 +103,10 @@ def ask(peer: Peer, base: str, device: str, body: dict[str, Any]) -> dict[str, A
 
 def show_receipt(final: dict[str, Any]) -> None:
     usage, timing, receipt = final["usage"], final["timing"], final["receipt"]
-    speed = timing["tokens_per_second"]
+    rate = f"{timing['tokens_per_second']} tokens/s · " if timing["tokens_per_second"] else ""
     console.print(
         f"[dim]{final['reason']} · {usage['prompt_tokens']} + {usage['completion_tokens']} tokens · "
-        f"{f'{speed} tokens/s · ' if speed else ''}first token {timing['ttft_ms']} ms · {timing['total_ms']} ms in all\n"
+        f"{rate}first token {timing['ttft_ms']} ms · {timing['total_ms']} ms in all\n"
         f"{receipt['device']} · {receipt['model']} · {receipt['quantization']} · {receipt['backend']} · "
         f"seed {receipt['seed']} · {receipt['digest'][:19]}…[/]"
     )

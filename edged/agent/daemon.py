@@ -6,6 +6,7 @@ mailbox; the loop takes what lies there, acts on it in order, and acknowledges a
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
 from edged.agent.supervisor import PullEnded, Supervisor
+from edged.agent.systemd import Notifier
 from edged.core.health import Finding
 from edged.core.reading import Reading
 from edged.core.settings import Settings
@@ -109,6 +111,7 @@ class Daemon:
             self._reporter.bad_request,
             self._wall,
         )
+        self._notifier = Notifier(os.environ, clock)
         self._sensing = Sensing(self._state_dir, self._settings.telemetry.interval, self._mailbox.put)
 
     # ---- life -------------------------------------------------------------------------------------------------------
@@ -125,6 +128,7 @@ class Daemon:
         self._connection.start()
         self._supervisor.start()
         self._sensing.start()
+        self._notifier.ready()
         while not self._drained():
             self._take(self._wait())
             self._upkeep()
@@ -158,6 +162,8 @@ class Daemon:
             self._journal.set_fact("wall_floor", self._wall())
             self._resend_finals()
         self._reporter.check_health()
+        self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
+        self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
 
     def _drained(self) -> bool:
         if self._draining is None:
@@ -254,6 +260,7 @@ class Daemon:
         if self._draining is not None:
             return
         self._draining = self._clock() + DRAIN_SECONDS
+        self._notifier.stopping()
         self._log.info("stopping", running=self._desk.running)
         self._desk.drain()
         self._reporter.set_status("draining")
@@ -305,8 +312,8 @@ class Daemon:
         decision = fleet.decide(self._own, self._kept.layers, self._kept.reported, name, payload)
         if not decision.changed:
             return
-        kept = layer_store.Kept(self._kept.scope, decision.layers, decision.reported)
-        report = decision.reported
+        report = msgspec.structs.replace(decision.reported, at=self._wall())
+        kept = layer_store.Kept(self._kept.scope, decision.layers, report)
         try:
             layer_store.save(self._kept_path, kept)
         except OSError as error:

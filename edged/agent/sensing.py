@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Sensing:
         self._worker_pid: int | None = None
         self._wake = threading.Event()
         self._stopping = False
+        self._busy_since: float | None = None
         self.findings: tuple[Finding, ...] = ()
 
     def start(self) -> None:
@@ -32,6 +34,11 @@ class Sensing:
         """Read no more; a reading that hangs is left behind."""
         self._stopping = True
         self._wake.set()
+
+    def busy_for(self) -> float:
+        """Seconds that the present reading has taken; 0 between two readings."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def set_interval(self, seconds: float) -> None:
         """From now on read at this interval."""
@@ -48,7 +55,9 @@ class Sensing:
         judge = Judge(limits_for(describe()))
         while not self._stopping:
             self._wake.clear()
+            self._busy_since = time.monotonic()
             reading = sampler.read(self._worker_pid)
             self.findings = judge.update(reading)
             self._post(reading)
+            self._busy_since = None
             self._wake.wait(self._interval)

@@ -19,6 +19,7 @@ Check = Callable[[str, object], Any]
 MAX_INTEGER = 2**53 - 1  # the largest integer that every JSON reader keeps exactly
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)\Z")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -28,7 +29,11 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 def shown(value: object) -> str:
     """A value as an error message quotes it: short, on one line, control characters escaped."""
-    text = repr(value) if not isinstance(value, (dict, list)) else ("{…}" if isinstance(value, dict) else "[…]")
+    if isinstance(value, (dict, list)):
+        return "{…}" if isinstance(value, dict) else "[…]"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a very large number"  # Python itself refuses to spell out those beyond 4,300 digits
+    text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -72,7 +77,7 @@ def boolean(path: str, value: object) -> bool:
 
 
 def text(*, low: int = 1, high: int = 65536, pattern: re.Pattern[str] | None = None, like: str = "") -> Check:
-    """Text of `low` to `high` characters without NUL; `pattern` must match, and `like` says it in words."""
+    """Text of `low` to `high` characters, no NUL or lone surrogate; `pattern` must match, `like` says it in words."""
 
     def check(path: str, value: object) -> str:
         if not isinstance(value, str):
@@ -82,6 +87,8 @@ def text(*, low: int = 1, high: int = 65536, pattern: re.Pattern[str] | None = N
             raise BadValue(path, f"must have {low} to {high} characters, not {len(value)}")
         if "\0" in value:
             raise BadValue(path, "must not contain a NUL character")
+        if _SURROGATE.search(value):
+            raise BadValue(path, "must be text, not half a character (a lone surrogate)")
         if pattern is not None and not pattern.match(value):
             raise BadValue(path, f"must be {like or pattern.pattern}, not {shown(value)}")
         return value
@@ -93,7 +100,8 @@ def one_of(*words: str | int) -> Check:
     """One of the given words; a number that is among them in YAML's eyes (`5`) is taken as its text."""
 
     def check(path: str, value: object) -> str:
-        spelled = str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        spelled = value if isinstance(value, str) else shown(value) if is_number else None
         known = [str(word) for word in words]
         if spelled not in known:
             suggestion = nearest(spelled, known) if spelled else ""

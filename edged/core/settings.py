@@ -16,8 +16,8 @@ from edged.core.errors import BadValue
 from edged.core.prompt import Sampling
 
 DAY = 86400.0
-_URL = re.compile(r"mqtts?://[^\s/@]+(:\d{1,5})?/?\Z")
-_REPLY_PREFIX = re.compile(r"(?!edged/v1/)(?!\$)[^+#\0]*/\Z")
+_URL = re.compile(r"mqtts?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+)(?::([0-9]{1,5}))?/?\Z")
+_REPLY_PREFIX = re.compile(r"(?!edged/(?:v1/|\Z))(?!\$)[^+#\0]*/\Z")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -120,13 +120,22 @@ SAMPLING: dict[str, f.Check] = {
 }
 """Checks of the sampling keys, the same for prompts and for `generation`."""
 
+
+def _broker_url(path: str, value: object) -> str:
+    url: str = f.text(high=1024, pattern=_URL, like="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")(path, value)
+    match = _URL.match(url)
+    if match and match[1] and not 1 <= int(match[1]) <= 65535:
+        raise BadValue(path, f"must name a port between 1 and 65535, not {match[1]}")
+    return url
+
+
 _name = f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -, not starting with -")
 _path = f.text(high=4096)
 
 OWNER: dict[str, dict[str, f.Check]] = {
     "identity": {"fleet": _name, "device": _name, "groups": f.list_of(_name, high=32, distinct=True)},
     "mqtt": {
-        "url": f.text(high=1024, pattern=_URL, like="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"),
+        "url": _broker_url,
         "version": f.one_of("auto", "5", "3.1.1"),
         "username": f.text(high=1024),
         "password_file": _path,

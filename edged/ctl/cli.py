@@ -13,7 +13,7 @@ from edged import __version__
 from edged.core import fields as f
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.core.settings import OWNER, SAMPLING, Settings, build, merge
-from edged.ctl.session import TimedOut, default_requester
+from edged.link.session import TimedOut, default_requester
 from edged.wire import config_file
 from edged.wire.topics import REQUESTER
 
@@ -38,7 +38,37 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     prompt.add_argument("--json", action="store_true", help="print the final as one JSON document")
     prompt.set_defaults(run=_prompt)
+    _status_words(commands)
+    _config_words(commands)
     return top
+
+
+def _status_words(commands: Any) -> None:
+    status = commands.add_parser("status", help="a table of every device of the fleet")
+    _connection(status)
+    status.add_argument(
+        "--wait", type=float, default=12.0, metavar="SECONDS", help="for readings (0: only what is kept)"
+    )
+    status.add_argument("--json", action="store_true", help="print one JSON document")
+    status.set_defaults(run=_status)
+
+
+def _config_words(commands: Any) -> None:
+    config = commands.add_parser("config", help="push config layers, see what became of them")
+    verbs = config.add_subparsers(dest="verb", required=True, metavar="VERB")
+    push = verbs.add_parser("push", help="push a layer of settings to the fleet, a group or a device")
+    push.add_argument("file", type=Path, nargs="?", metavar="FILE", help="settings, or a whole layer, as YAML or JSON")
+    push.add_argument("--remove", action="store_true", help="take the layer away instead")
+    target = push.add_mutually_exclusive_group()
+    target.add_argument("--group", help="the layer of this group")
+    target.add_argument("--device", help="the layer of this device")
+    push.add_argument("--wait", type=float, default=10.0, metavar="SECONDS", help="for the devices' reports")
+    push.set_defaults(run=_push)
+    get = verbs.add_parser("get", help="the layers at the broker and what devices report")
+    get.set_defaults(run=_get)
+    for verb in (push, get):
+        _connection(verb)
+        verb.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def _connection(command: argparse.ArgumentParser) -> None:
@@ -99,6 +129,33 @@ def _prompt(arguments: argparse.Namespace) -> int:
             body[key] = SAMPLING[key](f"--{key.replace('_', '-')}", value) if key in SAMPLING else value
     wanted = Ask(settings.identity.fleet, arguments.device, requester, body, arguments.timeout, arguments.json)
     return ask(settings.mqtt, wanted)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from edged.ctl.status import show_fleet
+
+    settings = settings_of(arguments)
+    return show_fleet(settings.mqtt, settings.identity.fleet, arguments.wait, arguments.json)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from edged.ctl.config import Target, push
+
+    if (arguments.file is None) != arguments.remove:
+        raise ConfigError("give a FILE to push, or --remove to take the layer away")
+    for word in ("group", "device"):
+        if getattr(arguments, word) is not None:
+            f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{word}", getattr(arguments, word))
+    settings = settings_of(arguments)
+    target = Target(settings.identity.fleet, arguments.group, arguments.device)
+    return push(settings.mqtt, target, arguments.file, arguments.wait, arguments.json)
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from edged.ctl.config import get
+
+    settings = settings_of(arguments)
+    return get(settings.mqtt, settings.identity.fleet, arguments.json)
 
 
 if __name__ == "__main__":

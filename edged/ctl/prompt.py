@@ -12,7 +12,7 @@ import msgspec
 
 from edged.core.errors import EdgedError
 from edged.core.settings import Mqtt
-from edged.ctl.session import Session, TimedOut
+from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 from edged.wire.topics import Topics
 

@@ -26,10 +26,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(new)
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that is complete first counts, however the text was divided
             self.stopped = True
-            return self._show(min(found))
+            return self._show(min(found)[1])
         return self._show(len(self._held) - self._suspicious())
 
     def finish(self) -> str:

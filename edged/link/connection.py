@@ -137,6 +137,12 @@ class Connection:
         self._refused_version = False
         self._taken_over = False
         self._restart = False
+        self._beat = clock()
+        self._resting = False
+
+    def idle_for(self) -> float:
+        """Seconds since the network thread last showed progress; waiting for the next attempt counts as progress."""
+        return 0.0 if self._resting else self._clock() - self._beat
 
     def start(self) -> None:
         """Begin to connect, and go on for ever."""
@@ -203,7 +209,9 @@ class Connection:
                 break
             wait, taken_over = self._judge()
             self._post(Down(self._reason or "the broker closed the connection", wait, taken_over))
+            self._resting = True
             self._wake.wait(wait)
+            self._resting, self._beat = False, self._clock()
 
     def _one_connection(self) -> None:
         self._up_since, self._reason, self._refused_version = None, "", False
@@ -232,6 +240,7 @@ class Connection:
         started = self._clock()
         connacked = False
         while client.loop(timeout=0.5) == mqtt.MQTT_ERR_SUCCESS:
+            self._beat = self._clock()
             connacked = connacked or client.is_connected()
             if not connacked and self._clock() - started > CONNACK_DEADLINE:
                 self._silent += 1

@@ -34,13 +34,17 @@ class BadLayer(BadValue):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """What became of the last push (`layer` None: there was none), and the revisions in force by layer."""
+    """What became of the last push (`layer` None: there was none), and the revisions in force by layer.
+
+    `at` is the Unix time of the decision, 0 before it has one.
+    """
 
     phase: Phase
     layer: str | None
     revision: int | None
     reason: str
     in_force: Mapping[str, int]
+    at: float = 0.0
 
 
 _LAYER_KEYS: dict[str, f.Check] = {
@@ -87,6 +91,6 @@ def reported(state: Reported, now: float) -> bytes:
             "reason": state.reason,
             "in_force": dict(state.in_force),
             "version": __version__,
-            "ts": rfc3339(now),
+            "ts": rfc3339(state.at or now),
         }
     )

@@ -1,4 +1,4 @@
-"""An operator's connection to the broker: publish, and take messages off one by one until a deadline."""
+"""A short connection for an operator: publish, and take messages off one by one until a deadline."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.stop()
+
+    @property
+    def version(self) -> str:
+        """The protocol in use: `5` or `3.1.1`."""
+        return self._up.version if self._up is not None else "none"
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, timeout: float = 10.0) -> None:
         """Publish at QoS 1 and wait until the broker has it. Raises BrokerError."""

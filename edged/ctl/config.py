@@ -1,0 +1,194 @@
+"""`edgectl config push` and `get`: layers of the desired config, and what devices report of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from edged.core.errors import BadValue, ConfigError
+from edged.core.settings import Mqtt
+from edged.link.connection import Arrived
+from edged.link.session import Session, TimedOut
+from edged.wire import strict_json
+from edged.wire.layers import parse_layer
+
+RETAINED_WITHIN = 0.8
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Which layer: of the whole fleet, of a group, or of a device."""
+
+    fleet: str
+    group: str | None = None
+    device: str | None = None
+
+    @property
+    def topic(self) -> str:
+        """Where the layer stands, retained."""
+        root = f"edged/v1/{self.fleet}"
+        if self.device is not None:
+            return f"{root}/device/{self.device}/config"
+        return f"{root}/group/{self.group}/config" if self.group is not None else f"{root}/config"
+
+    @property
+    def layer(self) -> str:
+        """The layer's name in reports."""
+        if self.device is not None:
+            return "device"
+        return f"group:{self.group}" if self.group is not None else "fleet"
+
+    @property
+    def reports(self) -> str:
+        """The reported topics of the devices that may be concerned."""
+        return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
+
+
+def read_layer(source: str, path: Path) -> dict[str, Any]:
+    """A layer or bare settings as JSON or YAML text. Raises ConfigError."""
+    try:
+        document = strict_json.loads(source.encode()) if source.lstrip().startswith("{") else yaml.safe_load(source)
+    except (BadValue, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON or YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings, or a layer with revision and settings")
+    return document
+
+
+def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json: bool) -> int:
+    """Push a layer (`path` None: remove it) and show what became of it. Raises ConfigError, BrokerError, TimedOut."""
+    with Session(settings, (target.topic, target.reports)) as session:
+        current, before = _retained(session, target)
+        payload, revision = (b"", None) if path is None else _payload(path, current)
+        session.publish(target.topic, payload, retain=True)
+        answers = _await_reports(session, target, revision, before, wait)
+    if as_json:
+        print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
+    else:
+        _show(target, revision, answers)
+    if not answers and before:
+        raise TimedOut
+    return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
+
+
+def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
+    """The layer to push; bare settings get the revision after the one that stands at the broker."""
+    try:
+        document = read_layer(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if "settings" not in document and "revision" not in document:
+        document = {"revision": _next_revision(current), "settings": document}
+    try:
+        payload = strict_json.dumps(document)
+        return payload, parse_layer(payload).revision
+    except (BadValue, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _next_revision(current: bytes) -> int:
+    try:
+        return parse_layer(current).revision + 1
+    except BadValue:
+        return 1
+
+
+def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """What stands at the broker now: the layer's payload, and the reports by device."""
+    payload, reports = b"", {}
+    try:
+        for message in session.messages(RETAINED_WITHIN):
+            if message.topic == target.topic:
+                payload = message.payload
+            elif (report := _report(message)) is not None:
+                reports[message.topic.split("/")[4]] = report
+    except TimedOut:
+        pass
+    return payload, reports
+
+
+def _await_reports(
+    session: Session, target: Target, revision: int | None, before: dict[str, dict[str, Any]], wait: float
+) -> dict[str, dict[str, Any]]:
+    """New reports about this layer, until every device that was known has sent one."""
+    answers: dict[str, dict[str, Any]] = {}
+    until = time.monotonic() + wait
+    while (left := until - time.monotonic()) > 0 and not (before and set(before) <= set(answers)):
+        try:
+            for message in session.messages(left):
+                report = _report(message)
+                device = message.topic.split("/")[4]
+                if report is not None and report.get("layer") == target.layer and report.get("revision") == revision:
+                    answers[device] = report
+                if before and set(before) <= set(answers):
+                    break
+        except TimedOut:
+            break
+    return answers
+
+
+def _report(message: Arrived) -> dict[str, Any] | None:
+    if not message.topic.endswith("/config/reported") or not message.payload:
+        return None
+    try:
+        document = json.loads(message.payload)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _show(target: Target, revision: int | None, answers: dict[str, dict[str, Any]]) -> None:
+    console = Console(highlight=False)
+    what = "removed" if revision is None else f"revision {revision} pushed"
+    console.print(f"{target.layer}: {what} ({target.topic})")
+    table = Table("device", "phase", "reason", "in force", box=None, header_style="bold")
+    for device, answer in sorted(answers.items()):
+        colour = "green" if answer["phase"] == "applied" else "red"
+        in_force = " ".join(f"{layer}:{rev}" for layer, rev in (answer.get("in_force") or {}).items()) or "own file"
+        table.add_row(device, f"[{colour}]{answer['phase']}[/]", str(answer.get("reason")), in_force)
+    if answers:
+        console.print(table)
+    else:
+        console.print("no device has answered yet; those that are away take it when they come back")
+
+
+def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
+    """Show every layer that stands at the broker and every device's report."""
+    root = f"edged/v1/{fleet}"
+    topics = (f"{root}/config", f"{root}/group/+/config", f"{root}/device/+/config", f"{root}/device/+/config/reported")
+    layers: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
+    with Session(settings, topics) as session:
+        try:
+            for message in session.messages(RETAINED_WITHIN):
+                if (report := _report(message)) is not None:
+                    reports[message.topic.split("/")[4]] = report
+                elif message.payload and not message.topic.endswith("/reported"):
+                    layers[message.topic[len(root) + 1 :].removesuffix("/config")] = _plain(message.payload)
+        except TimedOut:
+            pass
+    if as_json:
+        print(json.dumps({"layers": layers, "reported": reports}, ensure_ascii=False))
+        return 0
+    console = Console(highlight=False)
+    for name, layer in sorted(layers.items()):
+        console.print(f"[bold]{'fleet' if name == 'config' else name}[/]")
+        console.print(yaml.safe_dump(layer, sort_keys=False, allow_unicode=True), markup=False, end="")
+    if not layers:
+        console.print(f"no layer stands at the broker for the fleet {fleet}")
+    for device, report in sorted(reports.items()):
+        console.print(f"[bold]{device}[/]: {report.get('phase')}, {report.get('reason')}", markup=True)
+    return 0
+
+
+def _plain(payload: bytes) -> Any:
+    try:
+        return json.loads(payload)
+    except ValueError:
+        return payload.decode("utf-8", "replace")
