@@ -62,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can do, and what to mend")
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     doctor.set_defaults(run=_doctor)
+    completion = commands.add_parser("completion", help="print a completion script for your shell")
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(run=_completion)
     for command in (run, check, generate, pull, listing, shown, remove, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config_file.DEFAULT_PATH}")
     return top
@@ -155,6 +158,13 @@ def _model_remove(arguments: argparse.Namespace) -> int:
 
     _, settings, _ = _configured(arguments)
     return model_remove(arguments.name, Path(settings.state_dir) / "models", arguments.json)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(parser(), shell=arguments.shell))
+    return DONE
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     prompt.set_defaults(run=_prompt)
     _status_words(commands)
     _config_words(commands)
+    completion = commands.add_parser("completion", help="print a completion script for your shell")
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(run=_completion)
     return top
 
 
@@ -94,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     return code
 
 
@@ -156,6 +162,13 @@ def _get(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     return get(settings.mqtt, settings.identity.fleet, arguments.json)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(parser(), shell=arguments.shell))
+    return DONE
 
 
 if __name__ == "__main__":

@@ -50,12 +50,14 @@ def _read(path: Path) -> str:
 
 
 def parse(source: str, name: str) -> dict[str, Any]:
-    """YAML text → checked values. Aliases, anchors and duplicate keys are refused. Raises ConfigError."""
+    """YAML text → checked values. Aliases, anchors, tags and duplicate keys are refused. Raises ConfigError."""
     try:
         for event in yaml.parse(source, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not allowed; write the value out")
+            if getattr(event, "tag", None) is not None:
+                raise ConfigError(f"{name}:{line}: YAML tags are not allowed; write the value alone")
         root = yaml.compose(source, Loader=yaml.SafeLoader)
         lines: dict[str, int] = {}
         _note_lines(root, "", lines, name)
@@ -76,6 +78,8 @@ def _note_lines(node: yaml.Node | None, path: str, lines: dict[str, int], name: 
         for key, value in node.value:
             inside = f"{path}.{key.value}" if path else str(key.value)
             line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise ConfigError(f"{name}:{line}: YAML merge keys (<<) are not allowed; write the keys out")
             if inside in lines:
                 raise ConfigError(f"{name}:{line}: {inside}: stands twice (first in line {lines[inside]}); keep one")
             lines[inside] = line
@@ -116,9 +120,10 @@ def _plain(check: f.Check, path: str, raw: str) -> object:
         check(path, raw)
     except BadValue:
         try:
-            return yaml.safe_load(raw)
-        except yaml.YAMLError:
-            return raw
+            value = yaml.safe_load(raw)
+        except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError):
+            return raw  # dates, tags and numbers that YAML itself stumbles over
+        return raw if value is None else value
     return raw
 
 
