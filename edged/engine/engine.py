@@ -40,6 +40,7 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler(backend.slots, backend.open, backend.close)
         self._sequences: dict[str, Sequence] = {}
+        self._begun: list[Sequence] = []  # a batch that was announced and is computed by the next step
 
     @property
     def busy(self) -> bool:
@@ -76,16 +77,19 @@ class Engine:
             sequence.cancelled = True
 
     def step(self) -> Events:
-        """One bounded piece of work: a chunk of a prompt (at most 256 tokens), or one token for each that decodes."""
+        """One bounded piece of work: a chunk of a prompt (at most 256 tokens), or one token for each that decodes.
+
+        A step that begins a sequence only says so (`Started`): should its first work end the process, it is known whose
+        work that was.
+        """
         events: Events = []
         for sequence in [sequence for sequence in self._sequences.values() if sequence.cancelled]:
             events += self._retire(sequence, "cancelled")
-        batch = self._scheduler.schedule()
-        for sequence in batch:
-            if not sequence.started:
-                sequence.started = True
-                sequence.began = self._clock()
-                events.append((sequence.key, Started()))
+        batch = [s for s in self._begun or self._scheduler.schedule() if s.key in self._sequences]
+        self._begun = []
+        if fresh := [sequence for sequence in batch if not sequence.started]:
+            self._begun = batch
+            return events + [self._start(sequence) for sequence in fresh]
         slices = [sequence.slice() for sequence in batch]
         results = self._backend.run(slices) if slices else []
         for sequence, work, result in zip(batch, slices, results, strict=True):
@@ -95,6 +99,11 @@ class Engine:
             elif sequence.computed == len(sequence.tokens):
                 events += self._sample(sequence, result)
         return events
+
+    def _start(self, sequence: Sequence) -> tuple[str, Event]:
+        sequence.started = True
+        sequence.began = self._clock()
+        return sequence.key, Started()
 
     def _sample(self, sequence: Sequence, logits: Logits) -> Events:
         """Chooses a sequence's next token, hands its text on, and retires the sequence that ends here."""

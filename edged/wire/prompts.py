@@ -54,7 +54,8 @@ class Cancel(msgspec.Struct, frozen=True):
 
 def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Callable[[], str]) -> Prompt:
     """A payload of at most `cap` bytes → a prompt. Raises BadPrompt with a sentence for the sender."""
-    is_json = payload.lstrip(b" \t\r\n")[:1] == b"{" or (content_type or "").split(";")[0].strip() == "application/json"
+    is_json = payload.lstrip(b" \t\r\n")[:1] == b"{"
+    is_json = is_json or (content_type or "").split(";")[0].strip().lower() == "application/json"
     try:
         if len(payload) > cap:
             raise BadValue("", f"the payload has {len(payload)} bytes, above limits.prompt_bytes ({cap}); send less")

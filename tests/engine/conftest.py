@@ -1,0 +1,100 @@
+"""A fake backend that needs no torch, and tiny models for the real one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edged.core.prompt import ModelInfo
+from edged.engine.backends.base import MAX_SLICE, ComputeError, Logits, Slice
+from edged.engine.chat import PromptEncoder
+from edged.engine.engine import Engine
+from edged.models.gguf_file import open_gguf
+from edged.models.template import ChatTemplate
+from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer_sources import codec_from_gguf
+from tests.tiny import CONTROL, make_checkpoint, make_gguf
+
+
+class FakeBackend:
+    """Logits that depend on every token before, so that a lost or doubled token shows. `script` may overrule them."""
+
+    name = "fake"
+    quantization = "none"
+    weights_bytes = 0
+
+    def __init__(self, vocabulary: int, context: int = 512, slots: int = 4) -> None:
+        self.vocabulary = vocabulary
+        self.context = context
+        self.slots = slots
+        self.caches: dict[int, list[int]] = {}
+        self.log: list[list[int]] = []  # the number of tokens of each slice of each run
+        self.most_open = 0
+        self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
+
+    def open(self) -> int:
+        slot = max(self.caches, default=0) + 1
+        self.caches[slot] = []
+        self.most_open = max(self.most_open, len(self.caches))
+        return slot
+
+    def close(self, slot: int) -> None:
+        del self.caches[slot]
+
+    def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
+        assert len({item.slot for item in slices}) == len(slices)
+        self.log.append([len(item.tokens) for item in slices])
+        return [self._one(item) for item in slices]
+
+    def _one(self, item: Slice) -> Logits | ComputeError:
+        cache = self.caches[item.slot]
+        assert item.start == len(cache)
+        assert 1 <= len(item.tokens) <= MAX_SLICE
+        cache += item.tokens
+        assert len(cache) <= self.context
+        digest = hashlib.sha256(str(cache).encode()).digest()
+        logits = np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal((1, self.vocabulary))
+        logits[0, : len(CONTROL)] = -100.0
+        wish = self.script(cache)
+        if isinstance(wish, ComputeError):
+            return wish
+        if isinstance(wish, float):
+            logits[:] = wish
+        elif wish is not None:
+            logits[0, wish] = 100.0
+        return logits.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def codec(tiny_gguf: Path) -> TextCodec:
+    return codec_from_gguf(open_gguf(tiny_gguf))
+
+
+@pytest.fixture
+def backend(codec: TextCodec) -> FakeBackend:
+    return FakeBackend(codec.vocabulary)
+
+
+@pytest.fixture
+def engine(backend: FakeBackend, codec: TextCodec, tiny_gguf: Path) -> Engine:
+    return make_engine(backend, codec, tiny_gguf)
+
+
+def make_engine(backend: FakeBackend, codec: TextCodec, tiny_gguf: Path) -> Engine:
+    info = ModelInfo("fake", "sha256:0", "llama", "none", "fake", backend.context, backend.slots, 0)
+    template = ChatTemplate(open_gguf(tiny_gguf).get("tokenizer.chat_template"), codec.names)
+    return Engine(info, backend, codec, PromptEncoder(codec, template))
