@@ -18,7 +18,7 @@ WORDS = (
     "were we when your can said there use an each which she do how their "
     "if will up other about out many then them these capital Japan Tokyo France user "
     "system assistant"
-).split()
+).split()  # noqa: SIM905
 TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"

@@ -30,15 +30,15 @@ def decide(
     """Judge the push `payload` to layer `name`. `layers` are the payloads in force; `own` the owner's checked file."""
     if not payload:
         return _removed(layers, name)
-    if layers.get(name) == payload:
-        again = Reported("applied", name, parse_layer(payload).revision, "the layer is in force", revisions(layers))
-        stale = reported.layer == name and reported.phase == "rejected"
-        return Decision(layers, again if stale else reported, changed=stale)
     try:
         layer = parse_layer(payload)
         _refuse_model_change(own, layer)
     except BadLayer as error:
         return Decision(layers, Reported("rejected", name, error.revision, str(error), revisions(layers)), changed=True)
+    if name in layers and parse_layer(layers[name]) == layer:  # the same revision and content: nothing to do
+        again = Reported("applied", name, layer.revision, "the layer is in force", revisions(layers))
+        stale = reported.layer == name and reported.phase == "rejected"
+        return Decision(layers, again if stale else reported, changed=stale)
     kept = {**layers, name: payload}
     return Decision(
         kept, Reported("applied", name, layer.revision, "the layer is in force", revisions(kept)), changed=True

@@ -38,7 +38,7 @@ def load(path: Path, scope: str) -> Kept:
             return nothing
         layers = {name: base64.b64decode(text) for name, text in body["layers"].items()}
         return Kept(scope, layers, msgspec.convert(body["reported"], Reported))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, msgspec.ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
         return nothing
 
 

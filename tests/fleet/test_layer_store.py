@@ -1,0 +1,87 @@
+"""The layers on disk: what is read back is what was in force, or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edged.fleet import store
+from edged.fleet.store import Kept
+from edged.wire.layers import Reported
+
+SCOPE = "edged/v1/home/device/pi"
+KEPT = Kept(
+    SCOPE,
+    {"fleet": b'{"revision":1,"settings":{}}', "device": "ä\0\ud7ff".encode()},
+    Reported("rejected", "device", None, "it is no layer", {"fleet": 1}, 12.5),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "layers.json"
+
+
+def nothing(path: Path) -> bool:
+    return store.load(path, SCOPE) == Kept(SCOPE, {}, store.NOTHING_PUSHED)
+
+
+def test_what_was_saved_is_loaded(path: Path) -> None:
+    store.save(path, KEPT)
+    assert store.load(path, SCOPE) == KEPT
+
+
+def test_without_a_file_nothing_was_pushed(path: Path) -> None:
+    assert nothing(path)
+
+
+def test_another_devices_file_is_not_ours(path: Path) -> None:
+    store.save(path, KEPT)
+    assert store.load(path, "edged/v1/home/device/other").layers == {}
+
+
+def test_a_file_torn_at_any_byte_counts_as_nothing(path: Path) -> None:
+    store.save(path, KEPT)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert nothing(path), length
+
+
+def test_a_file_with_a_flipped_bit_never_gives_other_layers(path: Path) -> None:
+    store.save(path, KEPT)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        found = store.load(path, SCOPE)
+        assert found in (Kept(SCOPE, {}, store.NOTHING_PUSHED), KEPT), position
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"kept":{},"sha256":"x"}', "\x00" * 100, "[" * 5000])
+def test_garbage_counts_as_nothing(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert nothing(path)
+
+
+def test_a_digest_over_the_wrong_shape_does_not_help(path: Path) -> None:
+    for body in (
+        {"scope": SCOPE},
+        {"scope": SCOPE, "layers": [], "reported": {}},
+        {"scope": SCOPE, "layers": {"a": 5}},
+    ):
+        path.write_text(json.dumps({"sha256": store._digest(body), "kept": body}))
+        assert nothing(path)
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(path, KEPT)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.save(path, Kept(SCOPE, {}, store.NOTHING_PUSHED))
+    assert store.load(path, SCOPE) == KEPT
