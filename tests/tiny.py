@@ -12,13 +12,13 @@ import numpy as np
 
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, FFN = 64, 4, 2, 16, 128
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the of and to in is that it was for on are as with his "
     "they at be this have from or one had by word but not what all "
     "were we when your can said there use an each which she do how their "
     "if will up other about out many then them these capital Japan Tokyo France user "
     "system assistant"
-).split()  # noqa: SIM905
+).split()
 TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -106,6 +106,9 @@ def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -
     writer.add_chat_template(TEMPLATE)
     for name, values in _weights(seed, tokens, layers).items():
         kind = GGMLQuantizationType.Q8_0
+        if name.endswith(("attn_q", "attn_k")):  # Llama files hold the rows of a head interleaved
+            halves = values.reshape(-1, 2, HEAD_SIZE // 2, WIDTH)
+            values = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
         writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
     for name in ["output_norm", *(f"blk.{layer}.{part}_norm" for layer in range(layers) for part in ("attn", "ffn"))]:
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 
+_PATIENCE = 1.0  # seconds that systemd may take to read what we send; the loop must not hang on it
 STALLED_AFTER = 90.0  # seconds without progress of one loop after which the watchdog is no longer petted
 
 
@@ -32,6 +33,7 @@ class Notifier:
 
     def status(self, words: str) -> None:
         """One line for `systemctl status`, if it is another."""
+        words = " ".join(words.split())  # a line of its own would be another assignment
         if words != self._status:
             self._status = words
             self._send(f"STATUS={words}")
@@ -52,8 +54,9 @@ class Notifier:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(_PATIENCE)
             try:
                 channel.connect(address)
-                channel.send(words.encode())
+                channel.send(words.encode(errors="replace"))
             except OSError:
                 return  # systemd is being restarted; the next word tells it

@@ -85,22 +85,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
-    except (ConfigError, BadValue) as error:
-        return _complain(str(error), USAGE)
-    except BrokerError as error:
-        return _complain(str(error), NO_BROKER)
-    except TimedOut:
-        return _complain(
-            "no answer came in time; look at the device's status, or wait longer with --timeout", TIMED_OUT
-        )
     except EdgedError as error:
-        return _complain(str(error), FAILED)
+        return _complain(str(error), _code_of(error))
+    except TimedOut:
+        return _complain("no answer came in time; look at the device's status, or wait longer", TIMED_OUT)
     except KeyboardInterrupt:
         return _complain("interrupted", FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code
+
+
+def _code_of(error: EdgedError) -> int:
+    if isinstance(error, (ConfigError, BadValue)):
+        return USAGE
+    return NO_BROKER if isinstance(error, BrokerError) else FAILED
 
 
 def _complain(sentence: str, code: int) -> int:
