@@ -1,7 +1,8 @@
-"""Captures a real first session as docs/first-session.svg: runs `scripts/run --once` on a terminal and exports what it showed."""
+"""Captures a real first session as docs/first-session.svg: `scripts/run --once` on a terminal."""
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -44,9 +45,7 @@ def last_of_each_line(text: str) -> list[str]:
 
 
 def main() -> None:
-    console = Console(
-        record=True, width=COLUMNS, file=Path(os.devnull).open("w", encoding="utf-8"), force_terminal=True
-    )  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ scripts/run --once", style="bold"))
     for line in last_of_each_line(recorded()):
         if "waiting for the model" not in line:

@@ -287,6 +287,7 @@ class Daemon:
 
     def _went_down(self, event: Down) -> None:
         self._link_down = event.reason
+        self._reporter.cut_off()
         self._outbound.down()
         self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
 

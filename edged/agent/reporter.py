@@ -44,6 +44,7 @@ class Reporter:
         self._health_key: object = None
         self._health_at: float | None = None
         self._status = ""
+        self._up = False  # what is retained is published anew at each connection, so nothing of it waits for one
         self._tokens = float(_EVENT_BURST)
         self._refilled = 0.0
         self.bad_requests = 0
@@ -66,15 +67,22 @@ class Reporter:
 
     def publish_status(self) -> None:
         """Publish the status, whatever stands on the topic."""
+        if not self._up:
+            return
         self._outbound.send(
             Publication(topic=self._topics.status, payload=self._status.encode(), retain=True, content_type=None)
         )
 
     def born(self) -> None:
         """The connection stands: say who and how we are."""
+        self._up = True
         self.publish_status()
         self._health_key = None
         self.check_health()
+
+    def cut_off(self) -> None:
+        """The connection is gone."""
+        self._up = False
 
     def take_reading(self, reading: Reading, findings: tuple[Finding, ...]) -> None:
         """Publish a reading and look at the health."""
@@ -100,7 +108,7 @@ class Reporter:
             )
         self._health = health
         due = self._health_at is None or self._clock() - self._health_at >= HEALTH_EVERY
-        if key == self._health_key and not due:
+        if not self._up or (key == self._health_key and not due):
             return
         self._health_key, self._health_at = key, self._clock()
         payload = documents.health(self._frame(), health, __version__, link, model, queue)

@@ -21,6 +21,7 @@ import msgspec
 from edged.worker import frames
 
 _SEND_TIMEOUT = 5  # seconds; a worker that takes no bytes for so long hangs
+_EXIT_DEADLINE = 5  # seconds; a worker that closed its socket is gone by then, or is ended
 
 
 class Died(msgspec.Struct, frozen=True):
@@ -103,7 +104,7 @@ class WorkerClient:
         except (OSError, ValueError, msgspec.MsgspecError):
             process.kill()  # what it says cannot be understood: it is broken
         try:
-            code = process.wait(5)
+            code = process.wait(_EXIT_DEADLINE)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
