@@ -76,6 +76,12 @@ def _weights(seed: int, tokens: list[str], layers: int) -> dict[str, np.ndarray]
     return weights
 
 
+def _interleaved(values: np.ndarray) -> np.ndarray:
+    """Rows of query or key heads in the order in which Llama files hold them: 0, E/2, 1, E/2 + 1, …"""
+    halves = values.reshape(-1, 2, HEAD_SIZE // 2, WIDTH)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+
+
 def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -> Path:
     """Writes a tiny model as Q8_0. `layers` makes it slower. Needs neither torch nor transformers."""
     from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
@@ -104,12 +110,10 @@ def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    kind = GGMLQuantizationType.Q8_0
     for name, values in _weights(seed, tokens, layers).items():
-        kind = GGMLQuantizationType.Q8_0
-        if name.endswith(("attn_q", "attn_k")):  # Llama files hold the rows of a head interleaved
-            halves = values.reshape(-1, 2, HEAD_SIZE // 2, WIDTH)
-            values = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-        writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
+        rows = _interleaved(values) if name.endswith(("attn_q", "attn_k")) else values
+        writer.add_tensor(f"{name}.weight", quantize(rows, kind), raw_dtype=kind)
     for name in ["output_norm", *(f"blk.{layer}.{part}_norm" for layer in range(layers) for part in ("attn", "ffn"))]:
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
     writer.write_header_to_file()

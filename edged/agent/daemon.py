@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from edged.agent import findings, logs
+from edged.agent.clock import WallClock
 from edged.agent.desk import Context, Desk
 from edged.agent.intake import Intake
 from edged.agent.journal import Journal
@@ -76,7 +77,7 @@ class Daemon:
         self._settings = fleet.effective(own, self._kept.layers, self._order)
         self._mailbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._acks: deque[Arrived] = deque()
-        self._wall_offset = 0.0
+        self._wall = WallClock(clock)
         self._draining: float | None = None
         self._link = documents.LinkState("none", 0)
         self._link_down: str | None = "not connected yet"
@@ -121,10 +122,14 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._mailbox.put(Stop()))
         self._journal.open()
-        self._wall_offset = max(0.0, self._journal.fact("wall_floor", 0.0) - time.time())
+        self._wall.begin(self._journal.fact("wall_floor", 0.0))
         self._desk.restore(self._journal.open_entries())
         self._reporter.set_status("starting")
         self._log.info("started", device=self._topics.device, fleet=self._topics.fleet, open_prompts=self._desk.open)
+        if self._journal.set_aside is not None:
+            self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
+            message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
+            self._reporter.event("journal_damaged", message)
         self._connection.start()
         self._supervisor.start()
         self._sensing.start()
@@ -431,7 +436,3 @@ class Daemon:
             trouble = self._supervisor.trouble
             return f"no usable model: {trouble.message if trouble else 'see the health topic'}"
         return None
-
-    def _wall(self) -> float:
-        """Unix time, never before what an earlier run saw: a board without a battery clock wakes up in the past."""
-        return time.time() + self._wall_offset

@@ -21,6 +21,7 @@ FREED: frozenset[Reason] = frozenset({"busy", "invalid", "too_long", "unavailabl
 
 _VERSION = 1
 _MAX_REMEMBERED = 50_000  # delivered finals, whatever their age
+_MAX_REMEMBERED_BYTES = 100_000_000
 _SCHEMA = """
 CREATE TABLE prompts (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -83,22 +84,28 @@ class Journal:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Job).decode
         self._db = sqlite3.connect(":memory:")
+        self.set_aside: Path | None = None
 
     def open(self) -> None:
-        """Open or make the file. A damaged one is set aside (`.damaged`), never deleted, and a new one is begun."""
+        """Open or make the file. A damaged one is set aside (`set_aside` says where) and a new one is begun."""
         try:
             self._connect()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             self._db.close()
-            self._path.replace(self._path.with_suffix(".damaged"))
-            for suffix in ("-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            self.set_aside = self._path.with_suffix(".damaged")
+            self._path.replace(self.set_aside)
+            Path(f"{self._path}-shm").unlink(missing_ok=True)
+            if (log := Path(f"{self._path}-wal")).exists():
+                log.replace(f"{self.set_aside}-wal")
             self._connect()
 
     def _connect(self) -> None:
         self._db = sqlite3.connect(self._path, isolation_level=None)
+        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA cache_size=-512")
@@ -121,10 +128,11 @@ class Journal:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk for one
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def find(self, requester: str, prompt_id: str) -> Entry | None:
         """What stands under this id."""
@@ -149,12 +157,14 @@ class Journal:
             self._db.executemany("UPDATE prompts SET deaths = deaths + 1 WHERE seq = ?", [(seq,) for seq in seqs])
 
     def finish(self, seq: int, reason: Reason, final: bytes, now: float) -> None:
-        """Keep the final, before it is published."""
+        """Keep the final, before it is published. What was asked is no longer needed, and may be long."""
         with self.transaction():
-            self._db.execute(
-                "UPDATE prompts SET reason = ?, final = ?, finished = ? WHERE seq = ? AND final IS NULL",
-                (reason, final, now, seq),
-            )
+            for entry in self._entries("seq = ? AND final IS NULL", (seq,)):
+                job = self._encode(msgspec.structs.replace(entry.job, request=Request()))
+                self._db.execute(
+                    "UPDATE prompts SET reason = ?, final = ?, finished = ?, job = ? WHERE seq = ?",
+                    (reason, final, now, job, seq),
+                )
 
     def delivered(self, seq: int) -> None:
         """The broker has the final. Where the id is free again, the row goes."""
@@ -174,7 +184,7 @@ class Journal:
         return self._entries("final IS NOT NULL AND delivered = 0 ORDER BY seq", ())
 
     def forget(self, before: float) -> None:
-        """Drop delivered finals older than `before`, and the oldest beyond the row limit."""
+        """Drop delivered finals older than `before`, and the oldest beyond the limits of rows and bytes."""
         with self.transaction():
             self._db.execute("DELETE FROM prompts WHERE delivered = 1 AND finished < ?", (before,))
             self._db.execute(
@@ -182,6 +192,21 @@ class Journal:
                 "(SELECT seq FROM prompts WHERE delivered = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)",
                 (_MAX_REMEMBERED,),
             )
+            if self._bytes() > _MAX_REMEMBERED_BYTES:
+                self._db.execute(
+                    "DELETE FROM prompts WHERE delivered = 1 AND seq IN (SELECT seq FROM (SELECT seq, "
+                    "SUM(LENGTH(final) + LENGTH(job)) OVER (ORDER BY seq DESC) AS bytes FROM prompts "
+                    "WHERE delivered = 1) WHERE bytes > ?)",
+                    (_MAX_REMEMBERED_BYTES,),
+                )
+
+    def _bytes(self) -> int:
+        """What the file holds; pages that are free for new rows do not count."""
+        pages, free, size = (
+            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
 
     def fact(self, name: str, default: float) -> float:
         """A number kept across restarts."""

@@ -22,7 +22,10 @@ class Replies:
 
     def final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
         """A final. One that is too large for the broker is replaced by an error that says so."""
-        if not self._outbound.fits(to.topic, payload):
+        correlation = to.correlation
+        if not self._outbound.fits(to.topic, payload, correlation):
             message = f"the answer has {len(payload)} bytes, more than the broker takes; ask for fewer tokens"
             payload = replies.refusal(prompt_id, "failed", "too_large_for_broker", message, self._wall())
-        self._outbound.send(Publication(topic=to.topic, payload=payload, correlation=to.correlation, token=token))
+            if not self._outbound.fits(to.topic, payload, correlation):
+                correlation = None  # the correlation data alone is more than the broker takes
+        self._outbound.send(Publication(topic=to.topic, payload=payload, correlation=correlation, token=token))

@@ -15,7 +15,7 @@ from edged.core.prompt import Chunk, Final, ModelInfo, Request, Sampling, Starte
 from edged.engine.backends.base import MAX_SLICE, Backend, ComputeError, Slice
 from edged.engine.chat import PromptEncoder
 from edged.engine.engine import Engine, Event
-from edged.engine.memory import available_bytes
+from edged.engine.memory import available_bytes, give_back
 from edged.models.checkpoint import chat_template
 from edged.models.gguf_file import open_gguf
 from edged.models.locate import LocatedModel, locate
@@ -135,6 +135,7 @@ def load_model(
             "unsupported", "The torch backend is not installed; run: pip install 'edged[torch]'."
         ) from error
     computed = open_torch(found, bits, context, threads, progress, available_bytes)
+    give_back()
     info = ModelInfo(
         name=found.name,
         digest=found.digest,

@@ -27,6 +27,15 @@ class Publication(msgspec.Struct, frozen=True):
     token: object = None
     """Given back by `on_delivered` when the broker has it."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds and sends, all but the packet's overhead."""
+        return _size(self.topic, self.payload, self.correlation)
+
+
+def _size(topic: str, payload: bytes, correlation: bytes | None) -> int:
+    return len(topic.encode()) + len(payload) + len(correlation or b"")
+
 
 class Publisher(Protocol):
     """The part of `Connection` that is used here."""
@@ -73,9 +82,9 @@ class Outbound:
         """Whether a publication with this token is on its way."""
         return any(p.token == token for p in self._waiting) or any(p.token == token for p, _ in self._sent.values())
 
-    def fits(self, topic: str, payload: bytes) -> bool:
+    def fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         """Whether the broker takes a message of this size."""
-        return not self._too_large(len(topic) + len(payload))
+        return not self._too_large(_size(topic, payload, correlation))
 
     def up(self, session: int, window: int, max_packet: int | None) -> None:
         """A connection stands: everything unconfirmed is sent again."""
@@ -92,7 +101,7 @@ class Outbound:
         """Queue a publication. False: the budget is full, or the broker would refuse its size."""
         if publication.retain:
             self._forget_older(publication.topic)
-        size = len(publication.payload) + len(publication.topic)
+        size = publication.size
         if self._too_large(size) or self._bytes + size > MAX_BYTES:
             self.dropped += 1
             return False
@@ -103,7 +112,7 @@ class Outbound:
 
     def send_now(self, topic: str, payload: bytes, content_type: str | None, correlation: bytes | None) -> bool:
         """Publish at QoS 0 if the broker is there and keeps up; else the message is dropped (False)."""
-        size = len(payload) + len(topic)
+        size = _size(topic, payload, correlation)
         if self._session is None or self._too_large(size) or self._fleeting_bytes + size > MAX_FLEETING_BYTES:
             return False
         mid = self._publisher.publish(
@@ -123,7 +132,7 @@ class Outbound:
         if mid not in self._sent:
             return
         publication, _ = self._sent.pop(mid)
-        self._bytes -= len(publication.payload) + len(publication.topic)
+        self._bytes -= publication.size
         if publication.token is not None:
             self._on_delivered(publication.token)
         self.flush()
@@ -139,6 +148,11 @@ class Outbound:
         """Send as many as the window allows."""
         while self._session is not None and self._waiting and len(self._sent) < self._window:
             publication = self._waiting[0]
+            if self._too_large(publication.size):  # queued before this broker said what it takes
+                self._waiting.popleft()
+                self._bytes -= publication.size
+                self.dropped += 1
+                continue
             mid = self._publisher.publish(
                 self._session,
                 publication.topic,
@@ -161,7 +175,7 @@ class Outbound:
         kept = deque(p for p in self._waiting if not (p.retain and p.topic == topic))
         for publication in self._waiting:
             if publication.retain and publication.topic == topic:
-                self._bytes -= len(publication.payload) + len(publication.topic)
+                self._bytes -= publication.size
         self._waiting = kept
 
     def _back_to_waiting(self) -> None:

@@ -137,7 +137,8 @@ def secured(tmp_path: Path) -> Iterator[Broker]:
     tmp_path.chmod(0o755)
     port = free_port()
     extra = (
-        f"per_listener_settings true\nlistener {port} 127.0.0.1\nallow_anonymous false\npassword_file {tmp_path}/users\n"
+        f"per_listener_settings true\nlistener {port} 127.0.0.1\nallow_anonymous false\n"
+        f"password_file {tmp_path}/users\n"
         f"cafile {tmp_path}/ca.pem\ncertfile {tmp_path}/broker.pem\nkeyfile {tmp_path}/broker.key\n"
     )
     broker = Broker(tmp_path, "")

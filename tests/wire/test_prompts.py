@@ -30,7 +30,7 @@ def refusal(payload: Any, content_type: str | None = None) -> tuple[str, str]:
     return caught.value.id, str(caught.value)
 
 
-# ---- plain text -------------------------------------------------------------------------------------------------------
+# ---- plain text -----------------------------------------------------------------------------------------------------
 
 
 def test_any_utf8_text_is_a_prompt_with_a_made_up_id() -> None:
@@ -57,7 +57,7 @@ def test_text_that_cannot_be_a_prompt_is_answered_under_a_made_up_id(payload: by
     assert refusal(payload) == ("made-up", says)
 
 
-# ---- JSON -------------------------------------------------------------------------------------------------------------
+# ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_body_with_every_key() -> None:
@@ -273,7 +273,7 @@ def test_no_body_raises_anything_but_a_bad_prompt(body: dict[str, Any]) -> None:
         str(error).encode()
 
 
-# ---- cancels ----------------------------------------------------------------------------------------------------------
+# ---- cancels --------------------------------------------------------------------------------------------------------
 
 
 def test_a_cancel_names_one_prompt_or_all() -> None:

@@ -1,0 +1,292 @@
+"""The journal: what a transaction returned from is there after any kill, and one final a prompt."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edged.agent import journal as journal_module
+from edged.agent.journal import Job, Journal, ReplyTo, body_digest
+from edged.core.prompt import Request, Sampling, Turn
+
+BODY = body_digest(b"body")
+
+
+def job(prompt_id: str = "a", requester: str = "me") -> Job:
+    request = Request((Turn("user", "hällo"),), None, Sampling(stop=("x",), seed=3), 2)
+    return Job(requester, prompt_id, request, stream=True, reply_to=ReplyTo("t", b"\0\xff"), arrived=5.0, expires=9.5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    made = Journal(path)
+    made.open()
+    yield made
+    made.close()
+
+
+def admit(journal: Journal, *jobs: Job) -> list[int]:
+    with journal.transaction():
+        return [journal.admit(one, BODY) for one in jobs]
+
+
+def killed(journal: Journal, tmp_path: Path) -> Journal:
+    """What a process finds that starts after this one was killed: the files as they are now, nothing closed."""
+    copy = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
+    copy.mkdir()
+    for suffix in ("", "-wal"):
+        source = Path(f"{journal._path}{suffix}")
+        if source.exists():
+            (copy / f"journal.db{suffix}").write_bytes(source.read_bytes())
+    found = Journal(copy / "journal.db")
+    found.open()
+    return found
+
+
+def test_p02_after_each_step_a_kill_leaves_what_was_promised(journal: Journal, tmp_path: Path) -> None:
+    assert killed(journal, tmp_path).open_entries() == []
+
+    (seq,) = admit(journal, job())
+    (entry,) = killed(journal, tmp_path).open_entries()
+    assert (entry.seq, entry.job, entry.body, entry.deaths, entry.final) == (seq, job(), BODY, 0, None)
+
+    journal.died([seq])
+    assert killed(journal, tmp_path).open_entries()[0].deaths == 1
+
+    journal.finish(seq, "stop", b"final", 10.0)
+    found = killed(journal, tmp_path)
+    assert found.open_entries() == []
+    assert [(e.seq, e.reason, e.final) for e in found.undelivered()] == [(seq, "stop", b"final")]
+
+    journal.delivered(seq)
+    found = killed(journal, tmp_path)
+    assert found.undelivered() == []
+    entry_after = found.find("me", "a")
+    assert entry_after is not None
+    assert entry_after.final == b"final"
+
+    journal.set_fact("wall_floor", 12.5)
+    assert killed(journal, tmp_path).fact("wall_floor", 0.0) == 12.5
+
+
+def test_p02_a_commit_is_synced_to_the_disk(journal: Journal) -> None:
+    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_p02_a_transaction_that_breaks_off_leaves_nothing_and_the_journal_goes_on(journal: Journal) -> None:
+    with pytest.raises(RuntimeError), journal.transaction():
+        journal.admit(job(), BODY)
+        raise RuntimeError
+    assert journal.open_entries() == []
+    admit(journal, job())
+    assert len(journal.open_entries()) == 1
+
+
+class FullDisk:
+    """A database whose COMMIT fails while `full`, as SQLite's does on a full disk."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.full = True
+
+    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        if statement == "COMMIT" and self.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.db.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.db, name)
+
+
+def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_room(journal: Journal) -> None:
+    disk = FullDisk(journal._db)
+    journal._db = disk  # type: ignore[assignment]
+    for _ in range(2):
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            admit(journal, job())
+    disk.full = False
+    assert journal.open_entries() == []
+    admit(journal, job())
+    assert len(journal.open_entries()) == 1
+
+
+def test_p03_an_id_stands_once_for_a_requester(journal: Journal) -> None:
+    admit(journal, job("a", "me"), job("a", "you"), job("b", "me"))
+    with pytest.raises(sqlite3.IntegrityError):
+        admit(journal, job("a", "me"))
+    assert len(journal.open_entries()) == 3
+    found = journal.find("you", "a")
+    assert found is not None
+    assert found.job.requester == "you"
+    assert journal.find("you", "b") is None
+
+
+def test_p03_a_final_is_written_once(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, "stop", b"first", 1.0)
+    journal.finish(seq, "failed", b"second", 2.0)
+    (entry,) = journal.undelivered()
+    assert (entry.reason, entry.final) == ("stop", b"first")
+
+
+def test_p03_the_newest_copy_says_where_the_answer_goes(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    newest = Job("me", "a", job().request, stream=False, reply_to=ReplyTo("elsewhere"), arrived=5.0)
+    journal.redirect(seq, newest)
+    assert journal.open_entries()[0].job == newest
+
+
+@pytest.mark.parametrize("reason", ["busy", "invalid", "too_long", "unavailable", "expired"])
+def test_an_id_is_free_once_its_refusal_is_delivered(journal: Journal, reason: str) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, reason, b"final", 1.0)  # type: ignore[arg-type]
+    assert journal.find("me", "a") is not None
+    journal.delivered(seq)
+    assert journal.find("me", "a") is None
+    (again,) = admit(journal, job())
+    assert again > seq
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "failed", "poisoned"])
+def test_p03_an_answer_is_remembered_after_it_is_delivered(journal: Journal, reason: str) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, reason, b"final", 1.0)  # type: ignore[arg-type]
+    journal.delivered(seq)
+    journal.delivered(seq)
+    found = journal.find("me", "a")
+    assert found is not None
+    assert found.final == b"final"
+
+
+def test_finals_are_forgotten_when_they_are_old_and_delivered(journal: Journal) -> None:
+    old, undelivered, new, waiting = admit(journal, job("old"), job("undelivered"), job("new"), job("waiting"))
+    for seq, at in ((old, 1.0), (undelivered, 1.0), (new, 100.0)):
+        journal.finish(seq, "stop", b"final", at)
+    journal.delivered(old)
+    journal.delivered(new)
+    journal.forget(50.0)
+    assert journal.find("me", "old") is None
+    assert [e.seq for e in journal.undelivered()] == [undelivered]
+    assert journal.find("me", "new") is not None
+    assert [e.seq for e in journal.open_entries()] == [waiting]
+
+
+def test_p09_what_is_remembered_is_bounded_in_rows(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_MAX_REMEMBERED", 3)
+    seqs = admit(journal, *(job(f"{i}") for i in range(6)))
+    for seq in seqs:
+        journal.finish(seq, "stop", b"final", 1.0)
+        journal.delivered(seq)
+    journal.forget(0.0)
+    assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
+
+
+def test_p09_what_is_remembered_is_bounded_in_bytes(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_MAX_REMEMBERED_BYTES", 4000)
+    seqs = admit(journal, *(job(f"{i}") for i in range(6)))
+    for seq in seqs:
+        journal.finish(seq, "stop", b"x" * 1000, 1.0)
+        journal.delivered(seq)
+    journal.forget(0.0)
+    assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
+
+
+def test_p09_an_answered_prompt_keeps_its_final_and_not_its_text(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, "stop", b"final", 1.0)
+    (entry,) = journal.undelivered()
+    assert entry.job.reply_to == job().reply_to
+    assert entry.job.request.turns == ()
+
+
+def test_sequence_numbers_are_never_used_again(path: Path) -> None:
+    """A late confirmation of an old final must not mark a new one as delivered."""
+    journal = Journal(path)
+    journal.open()
+    (first,) = admit(journal, job())
+    journal.finish(first, "busy", b"final", 1.0)
+    journal.delivered(first)
+    journal.close()
+    journal.open()
+    (second,) = admit(journal, job())
+    assert second > first
+    journal.close()
+
+
+def fill(path: Path, rows: int = 300) -> None:
+    journal = Journal(path)
+    journal.open()
+    admit(journal, *(job(f"{i}") for i in range(rows)))
+    journal.close()
+
+
+@pytest.mark.parametrize("damage", ["header", "truncated", "middle", "garbage"])
+def test_p02_a_damaged_file_is_set_aside_and_a_new_one_is_begun(path: Path, damage: str) -> None:
+    fill(path)
+    whole = path.read_bytes()
+    half = len(whole) // 2 // 4096 * 4096
+    path.write_bytes(
+        {
+            "header": b"X" * 100 + whole[100:],
+            "truncated": whole[:half],
+            "middle": whole[:8192] + b"\xaa" * (len(whole) - 8192),
+            "garbage": b"not a database at all" * 500,
+        }[damage]
+    )
+    journal = Journal(path)
+    journal.open()
+    assert journal.set_aside == path.with_suffix(".damaged")
+    assert journal.set_aside.exists()
+    assert journal.open_entries() == []
+    admit(journal, job())
+    journal.close()
+    journal.open()
+    assert len(journal.open_entries()) == 1
+    journal.close()
+
+
+def test_a_sound_file_is_not_set_aside(path: Path) -> None:
+    fill(path, 3)
+    journal = Journal(path)
+    journal.open()
+    assert journal.set_aside is None
+    assert len(journal.open_entries()) == 3
+    journal.close()
+
+
+def test_a_torn_write_ahead_log_costs_only_what_was_not_committed(journal: Journal, tmp_path: Path) -> None:
+    admit(journal, job("a"))
+    wal = Path(f"{journal._path}-wal")
+    kept = len(wal.read_bytes())
+    admit(journal, job("b"))
+    copy = tmp_path / "torn"
+    copy.mkdir()
+    (copy / "journal.db").write_bytes(journal._path.read_bytes())
+    (copy / "journal.db-wal").write_bytes(wal.read_bytes()[: kept + 100])
+    torn = Journal(copy / "journal.db")
+    torn.open()
+    assert [e.job.id for e in torn.open_entries()] == ["a"]
+
+
+def test_another_versions_file_is_left_alone(path: Path) -> None:
+    fill(path, 1)
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(sqlite3.OperationalError, match=r"written by another version \(99\)"):
+        Journal(path).open()
+    assert path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        Journal(tmp_path / "nowhere" / "journal.db").open()

@@ -1,0 +1,65 @@
+"""The real worker's process, without a model: it says why it has none, and never outlives its agent."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from edged.worker import frames
+from edged.worker.client import Died, WorkerClient
+from tests.support import ROOT, SECONDS, wait_until
+
+AGENT = """
+import sys, time
+from edged.worker.client import WorkerClient
+client = WorkerClient(1, lambda g, e: print(type(e).__name__, client.pid, flush=True))
+client.start()
+from edged.worker import frames
+client.send(frames.Load({model!r}, None, "auto", "auto", 64, 1, "/nowhere"))
+time.sleep(600)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process that is not our child has ended (a zombie that nobody reaps has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_model_that_is_not_there_is_told_and_prompts_are_refused(tmp_path: Path) -> None:
+    posted: queue.Queue[object] = queue.Queue()
+    client = WorkerClient(1, lambda _g, e: posted.put(e))
+    client.start()
+    try:
+        client.send(frames.Load(str(tmp_path / "no.gguf"), None, "auto", "auto", 64, 1, str(tmp_path)))
+        answers = [posted.get(timeout=60 * SECONDS)]
+        while isinstance(answers[-1], frames.Loading):
+            answers.append(posted.get(timeout=60 * SECONDS))
+        refusal = answers[-1]
+        assert isinstance(refusal, frames.NotLoaded)
+        assert refusal.code == "missing"
+        client.send(frames.Ping())
+        assert posted.get(timeout=60 * SECONDS) == frames.Progress()
+    finally:
+        client.kill()
+    assert posted.get(timeout=10 * SECONDS) == Died(-signal.SIGKILL)
+
+
+def test_the_worker_ends_within_five_seconds_of_losing_its_agent(tmp_path: Path) -> None:
+    script = AGENT.format(model=str(tmp_path / "no.gguf"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as agent:
+        assert agent.stdout is not None
+        line = agent.stdout.readline().split()
+        while line[0] == b"Loading":
+            line = agent.stdout.readline().split()
+        pid = int(line[1])
+        assert not gone(pid)
+        agent.send_signal(signal.SIGKILL)
+        wait_until(lambda: gone(pid), 5, "the worker is gone")
