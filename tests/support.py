@@ -168,7 +168,7 @@ class Client:
 def as_json(message: mqtt.MQTTMessage) -> dict[str, Any]:
     try:
         document = json.loads(message.payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

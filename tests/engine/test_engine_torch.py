@@ -14,6 +14,7 @@ import pytest
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
 from edged.engine import Model, load_model
+from edged.engine.backends.base import Slice
 from edged.engine.memory import MAX_SLOTS, admit
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -58,16 +59,16 @@ def test_logits_of_a_chunk_are_those_of_single_tokens(model: Model) -> None:
     whole = model.logits(tokens)
     assert (np.float32, (600, 416)) == (whole.dtype, whole.shape) or whole.shape[1] % 32 == 0
     assert np.abs(model.logits(tokens[:10]) - whole[:10]).max() < 1e-4
-    # one by one, through the cache, as decoding does
-    from edged.engine.backends.base import Slice
+    assert np.abs(one_by_one(model, tokens[:50]) - whole[:50]).max() < 1e-4
 
+
+def one_by_one(model: Model, tokens: list[int]) -> np.ndarray:
+    """The logits after each token, computed through the cache as decoding does: float32 [tokens, vocabulary]."""
     backend = model._backend
     slot = backend.open()
-    for index, token in enumerate(tokens[:50]):
-        (row,) = backend.run([Slice(slot, index, [token])])
-        assert isinstance(row, np.ndarray)
-        assert np.abs(row[0] - whole[index]).max() < 1e-4
+    rows = [backend.run([Slice(slot, index, [token])])[0] for index, token in enumerate(tokens)]
     backend.close(slot)
+    return np.concatenate([row for row in rows if isinstance(row, np.ndarray)])
 
 
 @pytest.mark.parametrize("tokens", [[], [-1], [10**6], [1] * 3000])
@@ -250,16 +251,18 @@ def test_the_real_file_computes_what_transformers_computes(real_gguf: Path) -> N
         "The capital of Japan is Tokyo. It has 14 million inhabitants, and its history goes back to the year 1457. " * 6
     )
     tokens = model.codec.encode(text, specials=False)[:200]
-    ours = model.logits(tokens).astype(np.float64)
     theirs = AutoModelForCausalLM.from_pretrained(real_gguf.parent, gguf_file=real_gguf.name, dtype=torch.float32)
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens])).logits[0].double().numpy()
     log_p = expected - np.logaddexp.reduce(expected, axis=1, keepdims=True)
-    log_q = ours - np.logaddexp.reduce(ours, axis=1, keepdims=True)
-    divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
-    print("mean KL", divergence, "top-1", (ours.argmax(1) == expected.argmax(1)).mean())
-    assert divergence < 0.002
-    assert (ours.argmax(1) == expected.argmax(1)).mean() > 0.96
+    for way, logits in (("as a prompt", model.logits(tokens)), ("token by token", one_by_one(model, tokens))):
+        ours = logits.astype(np.float64)
+        log_q = ours - np.logaddexp.reduce(ours, axis=1, keepdims=True)
+        divergence = (np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()
+        agreement = (ours.argmax(1) == expected.argmax(1)).mean()
+        print(f"{way}: mean KL {divergence:.5f}, top-1 {agreement:.3f}")
+        assert divergence < 0.002
+        assert agreement > 0.96
 
 
 @pytest.mark.real_model
