@@ -75,7 +75,11 @@ class Worker(Protocol):
 
     @property
     def info(self) -> ModelInfo | None:
-        """The loaded model, or None."""
+        """The model that is loaded, or was by the worker that is being replaced; None before any."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker stands that takes prompts."""
 
     def send(self, frame: frames.ToWorker) -> None:
         """Hand a frame to the worker."""
@@ -195,7 +199,7 @@ class Desk:
 
     def hand_out(self) -> None:
         """Give the worker what it should have: suspects of a crash one at a time, else the best tickets."""
-        if self._worker.info is None or self._draining:
+        if not self._worker.ready or self._draining:
             return
         ranked = sorted((t for t in self._tickets.values() if t.ending is None), key=lambda t: t.order)
         suspects = [t for t in ranked if t.deaths]

@@ -103,6 +103,11 @@ class Supervisor:
         """The worker's process id."""
         return self._client.pid if self._client is not None else None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a worker stands that takes prompts."""
+        return self._ready
+
     def start(self) -> None:
         """Start the first worker."""
         self._launch()

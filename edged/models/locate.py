@@ -32,7 +32,7 @@ def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
     """
     entry = catalog().get(source)
     if entry or source.startswith(("sha256:", "hf:", "http://", "https://")):
-        stored = store.find(source)
+        stored = store.find(entry.digest if entry else source)
         if stored is None and digest:
             stored = store.find(digest)
         if stored is None:

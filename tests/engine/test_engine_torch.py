@@ -57,7 +57,7 @@ def test_info(model: Model, tiny_gguf: Path) -> None:
 def test_logits_of_a_chunk_are_those_of_single_tokens(model: Model) -> None:
     tokens = [5 + index * 7 % 300 for index in range(600)]
     whole = model.logits(tokens)
-    assert (np.float32, (600, 416)) == (whole.dtype, whole.shape) or whole.shape[1] % 32 == 0
+    assert (np.float32, (600, model.codec.vocabulary)) == (whole.dtype, whole.shape)
     assert np.abs(model.logits(tokens[:10]) - whole[:10]).max() < 1e-4
     assert np.abs(one_by_one(model, tokens[:50]) - whole[:50]).max() < 1e-4
 

@@ -1,0 +1,157 @@
+"""A desk and an intake without I/O: a clock that tests set, a worker and an outgoing side that only record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edged.agent.desk import Context, Desk
+from edged.agent.intake import Intake
+from edged.agent.journal import Job, Journal, ReplyTo, body_digest
+from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
+from edged.core.settings import Limits, Settings
+from edged.link.connection import Arrived
+from edged.wire.topics import Topics
+from edged.worker import frames
+
+INFO = ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100)
+
+
+class Clock:
+    """Monotonic and wall time, both moved by hand."""
+
+    def __init__(self) -> None:
+        self.up = 1000.0
+        self.wall = 50_000.0
+
+    def wait(self, seconds: float) -> None:
+        self.up += seconds
+        self.wall += seconds
+
+
+class RecordingWorker:
+    """Takes frames. `info` None: no model is loaded."""
+
+    def __init__(self) -> None:
+        self.info: ModelInfo | None = INFO
+        self.frames: list[frames.ToWorker] = []
+
+    def send(self, frame: frames.ToWorker) -> None:
+        self.frames.append(frame)
+
+    @property
+    def added(self) -> list[str]:
+        return [frame.key for frame in self.frames if isinstance(frame, frames.Add)]
+
+    @property
+    def cancelled(self) -> list[str]:
+        return [frame.key for frame in self.frames if isinstance(frame, frames.Cancel)]
+
+
+class RecordingReplies:
+    """Takes replies: (topic, document) in order."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.tokens: list[int | None] = []
+
+    def fleeting(self, to: ReplyTo, payload: bytes) -> None:
+        self.sent.append((to.topic, json.loads(payload)))
+
+    def final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
+        self.sent.append((to.topic, json.loads(payload)))
+        self.tokens.append(token)
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        return [document for _, document in self.sent]
+
+    @property
+    def finals(self) -> list[dict[str, Any]]:
+        return [document for document in self.documents if document.get("final")]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        return [document for document in self.documents if "seq" in document]
+
+
+class Bench:
+    """See the module. The journal is SQLite in memory."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.clock = Clock()
+        self.worker = RecordingWorker()
+        self.replies = RecordingReplies()
+        self.journal = Journal(Path(":memory:"))
+        self.journal.open()
+        self.context = Context("pi", {"fleet": 7})
+        self.settings = Settings(limits=Limits(**limits))
+        self.closed: str | None = None
+        self.bad: list[str] = []
+        self.topics = Topics("home", "pi")
+        self.make_desk()
+
+    def make_desk(self) -> None:
+        """A desk and an intake as after a start of the agent; the journal is the one that is there."""
+        self.desk = Desk(
+            self.journal,
+            self.replies,  # type: ignore[arg-type]
+            self.worker,
+            self.context,
+            lambda: self.clock.up,
+            lambda: self.clock.wall,
+        )
+        self.intake = Intake(
+            self.topics,
+            self.journal,
+            self.desk,
+            self.replies,  # type: ignore[arg-type]
+            lambda: self.settings,
+            lambda: self.closed,
+            self.bad.append,
+            lambda: self.clock.wall,
+        )
+
+    # ---- straight to the desk -------------------------------------------------------------------------------------------
+
+    def accept(
+        self,
+        prompt_id: str,
+        *,
+        requester: str = "me",
+        priority: int = DEFAULT_PRIORITY,
+        stream: bool = True,
+        expires_in: float | None = None,
+        max_tokens: int = 256,
+    ) -> int:
+        """Store a prompt and hand it to the desk; gives its number."""
+        request = Request((Turn("user", "x"),), None, Sampling(max_tokens=max_tokens), priority)
+        expires = None if expires_in is None else self.clock.wall + expires_in
+        job = Job(requester, prompt_id, request, stream, ReplyTo(f"reply/{prompt_id}"), self.clock.wall, expires)
+        body = body_digest(prompt_id.encode())
+        with self.journal.transaction():
+            seq = self.journal.admit(job, body)
+        self.desk.accept(seq, job, body)
+        return seq
+
+    def began(self, *seqs: int) -> None:
+        for seq in seqs:
+            self.desk.heard(frames.Began(str(seq)))
+
+    def wrote(self, seq: int, at: int, text: str) -> None:
+        self.desk.heard(frames.Wrote(str(seq), at, text))
+
+    def ended(self, seq: int, text: str = "done", reason: Reason = "stop", tokens: int = 3, ms: float = 20.0) -> None:
+        self.desk.heard(frames.Ended(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
+
+    # ---- through the intake ---------------------------------------------------------------------------------------------
+
+    def arrive(self, *messages: Arrived, requester: str = "me") -> None:
+        self.intake.take([(requester, message) for message in messages])
+
+
+def message(body: Any, **facts: Any) -> Arrived:
+    """A message as the link hands it over; `body` is JSON unless it is bytes."""
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Arrived(**{"session": 1, "topic": "t", "payload": payload, "qos": 1, "retain": False, "mid": 1, **facts})
