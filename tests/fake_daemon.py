@@ -1,7 +1,12 @@
-"""`edged run` with the fake worker in the model's place: everything else is the real thing."""
+"""`edged run` with the fake worker in the model's place: everything else is the real thing.
+
+Words after the control folder shorten times: `edged.agent.supervisor:HANG_DEADLINE=1.0`.
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +17,11 @@ from edged.wire import config_file
 
 if __name__ == "__main__":
     config, control = Path(sys.argv[1]), sys.argv[2]
+    for patch in sys.argv[3:]:
+        place, _, value = patch.partition("=")
+        module, _, name = place.partition(":")
+        getattr(importlib.import_module(module), name)  # a name that is gone must not be patched in silence
+        setattr(importlib.import_module(module), name, ast.literal_eval(value))
     values = config_file.load(config, os.environ)
     settings = build(values)
     command = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), control)

@@ -60,6 +60,15 @@ class Broker:
             probe.settimeout(0.5)
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
+    def forget_session(self, client_id: str) -> None:
+        """Drop what the broker keeps for a client: its subscriptions and the messages that wait for it."""
+        client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
+        client.connect("127.0.0.1", self.port, clean_start=True)
+        while client.loop(timeout=0.1) == mqtt.MQTT_ERR_SUCCESS and not client.is_connected():
+            pass
+        client.disconnect()
+        client.loop(timeout=0.0)
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()

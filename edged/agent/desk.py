@@ -155,7 +155,9 @@ class Desk:
     def restore(self, entries: list[Entry]) -> None:
         """Take up what an earlier run of the agent had accepted."""
         for entry in entries:
-            self._take_in(entry.seq, entry.job, entry.body, entry.deaths)
+            ticket = self._take_in(entry.seq, entry.job, entry.body, entry.deaths)
+            if ticket.deaths > DEATHS_ALLOWED:  # the agent died before it could say so
+                self._blame(ticket, "died")
         self.hand_out()
 
     def accept(self, seq: int, job: Job, body: bytes) -> None:
@@ -258,7 +260,8 @@ class Desk:
         """A frame about a ticket; those about tickets that are gone are ignored."""
         if not isinstance(frame, (frames.Began, frames.Wrote, frames.Ended, frames.Refused)):
             return
-        ticket = self._tickets.get(int(frame.key))
+        key = frame.key
+        ticket = self._tickets.get(int(key)) if key.isdecimal() and len(key) < 20 else None
         if ticket is None or not ticket.given:
             return
         if isinstance(frame, frames.Began):
@@ -310,10 +313,13 @@ class Desk:
             if ticket.ending is not None:
                 self._close(ticket, ticket.ending, Usage(), None)
             elif ticket.deaths > DEATHS_ALLOWED:
-                message = f"the model's process {how} twice while it worked on this prompt; change the prompt"
-                self._fail(ticket, "failed", "worker_died", message)
+                self._blame(ticket, how)
             else:
                 self._begin_again(ticket)
+
+    def _blame(self, ticket: Ticket, how: str) -> None:
+        message = f"the model's process {how} twice while it worked on this prompt; change the prompt"
+        self._fail(ticket, "failed", "worker_died", message)
 
     def _begin_again(self, ticket: Ticket) -> None:
         ticket.given = False

@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from edged.agent.desk import Desk
 from edged.agent.journal import Entry, Job, Journal, ReplyTo, body_digest
 from edged.agent.replies import Replies
@@ -97,7 +99,7 @@ class Intake:
         job = self._job(requester, prompt, message, to)
         body = body_digest(message.payload)
         if prompt.named and (known := self._journal.find(requester, prompt.id)) is not None:
-            return self._again(known, job, body)
+            return self._again(known, job.reply_to, body, stream=job.stream)
         try:
             self._can_take(job, prompt, message)
         except PromptRefused as error:
@@ -135,20 +137,19 @@ class Intake:
         stream = prompt.stream if prompt.stream is not None else message.response_topic is None
         return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None))
 
-    def _again(self, known: Entry, job: Job, body: bytes) -> Effect:
+    def _again(self, known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Effect:
         """The id is known: the same prompt goes on or is answered from the journal, another one is a conflict."""
+        prompt_id = known.job.id
         if known.body != body:
-            return partial(self._replies.fleeting, job.reply_to, wire.conflict(job.id))
-        newest = Job(
-            job.requester, job.id, known.job.request, job.stream, job.reply_to, known.job.arrived, known.job.expires
-        )
+            return partial(self._replies.fleeting, to, wire.conflict(prompt_id))
+        newest = msgspec.structs.replace(known.job, stream=stream, reply_to=to)
         self._journal.redirect(known.seq, newest)
 
         def effect() -> None:
             if self._desk.has(known.seq):
                 self._desk.repeat(known.seq, newest)
-            elif (stored := self._journal.find(job.requester, job.id)) is not None and stored.final is not None:
-                self._replies.final(job.reply_to, job.id, stored.final, stored.seq)
+            elif (stored := self._journal.find(newest.requester, prompt_id)) is not None and stored.final is not None:
+                self._replies.final(to, prompt_id, stored.final, stored.seq)
 
         return effect
 
@@ -169,12 +170,10 @@ class Intake:
             raise PromptRefused("busy", "queue_full", why)
 
     def _refuse(self, requester: str, prompt_id: str, message: Arrived, error: PromptRefused) -> Effect:
-        """Answer with a final that is not stored. A used id gets the notice of conflict: its one final is another."""
+        """Answer with a final that is not stored. A used id has its one final already, whatever is wrong with this."""
         to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
-        if (known := self._journal.find(requester, prompt_id)) is not None and known.body != body_digest(
-            message.payload
-        ):
-            return partial(self._replies.fleeting, to, wire.conflict(prompt_id))
+        if (known := self._journal.find(requester, prompt_id)) is not None:
+            return self._again(known, to, body_digest(message.payload), stream=known.job.stream)
         payload = self._refusal(prompt_id, error)
         self.refused += 1
 

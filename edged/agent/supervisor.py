@@ -90,6 +90,7 @@ class Supervisor:
         self._retries = 0
         self._pull: subprocess.Popen[bytes] | None = None
         self._pulls = 0
+        self._fetched = False  # a fetch has just succeeded: a model still missing after it is trouble
         self._stopping = False
         self._hung = False
         self.state: ModelState = "starting"
@@ -164,6 +165,8 @@ class Supervisor:
         elif isinstance(event, frames.NotLoaded):
             self._not_loaded(Trouble(event.code, event.message))
         else:
+            if isinstance(event, frames.Ended):
+                self._deaths = 0  # it does its work: what comes now is no crash loop
             self._listener.worker_frame(event)
 
     def pulled(self, event: PullEnded) -> None:
@@ -172,6 +175,7 @@ class Supervisor:
             return
         self._pull = None
         if event.trouble is None:
+            self._fetched = True
             self._launch()
         else:
             self._be_safe(event.trouble)
@@ -194,6 +198,7 @@ class Supervisor:
 
     def _loaded(self, info: ModelInfo) -> None:
         self._ready = True
+        self._fetched = False
         self._retries = 0
         self.info, self.trouble, self.state, self.doing = info, None, "online", ""
         self._listener.model_changed()
@@ -201,7 +206,8 @@ class Supervisor:
 
     def _not_loaded(self, trouble: Trouble) -> None:
         self._drop_client()
-        if trouble.code == "missing" and self._pull is None and self._fetchable():
+        fetched, self._fetched = self._fetched, False
+        if trouble.code == "missing" and self._pull is None and self._fetchable() and not fetched:
             self._start_pull()
         else:
             self._be_safe(trouble)

@@ -235,6 +235,8 @@ class Connection:
             if was_up is not None:
                 self._failures = 0 if self._clock() - was_up > BACK_OFF_CAP / 2 else self._failures
                 self._drops.append(self._clock())
+            else:
+                self._drops.clear()  # it is the broker that goes and comes, not another board that takes our name
 
     def _loop(self, client: mqtt.Client) -> None:
         started = self._clock()
@@ -380,6 +382,8 @@ def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
 
 
 def _in_words(error: Exception) -> str:
+    if isinstance(error, BrokerError):
+        return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is not accepted: {error.verify_message}"
     if isinstance(error, ConnectionRefusedError):

@@ -31,14 +31,19 @@ class Clock:
 
 
 class RecordingWorker:
-    """Takes frames. `info` None: no model is loaded."""
+    """Takes frames. `info` None: no model is loaded; `replaced`: the worker that had it is gone."""
 
     def __init__(self) -> None:
         self.info: ModelInfo | None = INFO
+        self.replaced = False
         self.frames: list[frames.ToWorker] = []
 
     def send(self, frame: frames.ToWorker) -> None:
         self.frames.append(frame)
+
+    @property
+    def ready(self) -> bool:
+        return self.info is not None and not self.replaced
 
     @property
     def added(self) -> list[str]:

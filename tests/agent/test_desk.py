@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.worker import frames
-from tests.agent.bench import Bench
+from tests.agent.bench import Bench, message
 
 
 @pytest.fixture
@@ -95,13 +95,14 @@ def test_the_first_chunk_goes_at_once_then_at_most_one_every_50_ms(bench: Bench)
     bench.began(seq)
     for i in range(20):
         bench.wrote(seq, i, "x")
-        bench.clock.wait(0.01)
+        bench.clock.wait(1 / 64)
     chunks = bench.replies.chunks
     assert [(c["seq"], c["at"], c["text"]) for c in chunks] == [
         (0, 0, "x"),
-        (1, 1, "x" * 5),
-        (2, 6, "x" * 5),
-        (3, 11, "x" * 5),
+        (1, 1, "xxxx"),
+        (2, 5, "xxxx"),
+        (3, 9, "xxxx"),
+        (4, 13, "xxxx"),
     ]
     bench.ended(seq, "x" * 20)
     assert bench.replies.chunks == chunks
@@ -111,7 +112,7 @@ def test_the_first_chunk_goes_at_once_then_at_most_one_every_50_ms(bench: Bench)
 def test_at_counts_code_points(bench: Bench) -> None:
     seq = bench.accept("a")
     bench.wrote(seq, 0, "日本😀")
-    bench.clock.wait(0.05)
+    bench.clock.wait(0.06)
     bench.wrote(seq, 3, "!")
     assert [(c["at"], c["text"]) for c in bench.replies.chunks] == [(0, "日本😀"), (3, "!")]
 
@@ -296,12 +297,13 @@ def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(be
 
 
 def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_follows(bench: Bench) -> None:
-    bench.arrive(repeated := message_of("a"))
+    repeated = message({"id": "a", "prompt": "x"})
+    bench.arrive(repeated)
     bench.began(1)
     bench.wrote(1, 0, "one ")
     bench.wrote(1, 4, "two ")
     bench.arrive(repeated)
-    bench.clock.wait(0.05)
+    bench.clock.wait(0.06)
     bench.wrote(1, 8, "three")
     bench.ended(1, "one two three")
     assert [(c["seq"], c["at"], c["text"]) for c in bench.replies.chunks] == [
@@ -311,12 +313,6 @@ def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_f
     ]
     assert len(bench.replies.finals) == 1
     assert bench.worker.added == ["1"]
-
-
-def message_of(prompt_id: str) -> Any:
-    from tests.agent.bench import message
-
-    return message({"id": prompt_id, "prompt": "x"})
 
 
 # ---- the worker dies -----------------------------------------------------------------------------------------------------
@@ -362,6 +358,15 @@ def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
     bench.began(a)
     bench.ended(a)
     assert bench.worker.added == [str(a), str(a), str(c)]
+
+
+def test_what_comes_while_the_worker_is_replaced_is_given_to_the_next_one(bench: Bench) -> None:
+    bench.worker.replaced = True
+    seq = bench.accept("a")
+    assert bench.worker.added == []
+    bench.worker.replaced = False
+    bench.desk.hand_out()
+    assert bench.worker.added == [str(seq)]
 
 
 def test_after_a_death_the_text_begins_anew(bench: Bench) -> None:

@@ -1,0 +1,334 @@
+"""The supervisor with a clock that tests set and workers that only record: restarts, hangs, fetching, safe."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+
+from edged.agent import supervisor as module
+from edged.agent.supervisor import PullEnded, Supervisor, Trouble
+from edged.core.prompt import Final, ModelInfo, Usage
+from edged.worker import frames
+from edged.worker.client import Died
+
+ORDER = frames.Load("smollm2-135m-instruct", None, "auto", "auto", 64, None, "/store")
+INFO = ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100)
+KILLED = Died(-signal.SIGKILL)
+
+
+class RecordingClient:
+    """A worker's process in name only. `startable` False: it cannot be started."""
+
+    startable = True
+    made: list[RecordingClient] = []
+
+    def __init__(self, generation: int, _post: Any, _command: Any = None) -> None:
+        self.generation = generation
+        self.sent: list[frames.ToWorker] = []
+        self.kills = 0
+        self.pid = 1000 + generation
+
+    def start(self) -> None:
+        if not RecordingClient.startable:
+            raise OSError(2, "No such file or directory")
+        RecordingClient.made.append(self)
+
+    def send(self, frame: frames.ToWorker) -> None:
+        self.sent.append(frame)
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def join(self, _timeout: float) -> None:
+        return
+
+
+class Bench:
+    """A supervisor, its listener and its mailbox in one."""
+
+    def __init__(self, order: frames.Load = ORDER) -> None:
+        self.now = 0.0
+        self.states: list[str] = []
+        self.loads = 0
+        self.lost: list[str] = []
+        self.frames: list[frames.FromWorker] = []
+        self.posted: list[object] = []
+        self.supervisor = Supervisor(order, (), self, self.posted.append, lambda: self.now)
+        self.supervisor.start()
+
+    def model_changed(self) -> None:
+        self.states.append(self.supervisor.state)
+
+    def model_loaded(self) -> None:
+        self.loads += 1
+
+    def worker_frame(self, frame: frames.FromWorker) -> None:
+        self.frames.append(frame)
+
+    def worker_lost(self, how: str) -> None:
+        self.lost.append(how)
+
+    @property
+    def worker(self) -> RecordingClient:
+        """The newest process."""
+        return RecordingClient.made[-1]
+
+    def says(self, event: frames.FromWorker | Died) -> None:
+        self.supervisor.handle(self.worker.generation, event)
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; the supervisor looks up whenever it asked to."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, max(self.supervisor.next_tick(), self.now + 0.001))
+            self.supervisor.tick()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(module, "WorkerClient", RecordingClient)
+    RecordingClient.made = []
+    RecordingClient.startable = True
+    return Bench()
+
+
+@pytest.fixture
+def pulls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands with which fetching was started."""
+    started: list[list[str]] = []
+
+    class Fetching:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            started.append(command)
+            self.returncode = 0
+
+        def communicate(self) -> tuple[bytes, None]:
+            return b"", None
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Fetching)
+    return started
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_started_and_told_what_to_load(bench: Bench) -> None:
+    assert bench.worker.sent == [ORDER]
+    assert bench.supervisor.state == "starting"
+    bench.says(frames.Loading("reading weights"))
+    assert bench.supervisor.doing == "reading weights"
+    bench.says(frames.Loaded(INFO))
+    assert (bench.supervisor.state, bench.supervisor.info, bench.supervisor.doing) == ("online", INFO, "")
+    assert bench.loads == 1
+    assert bench.supervisor.pid == bench.worker.pid
+
+
+def test_no_prompt_is_sent_before_the_model_stands(bench: Bench) -> None:
+    bench.supervisor.send(frames.Cancel("1"))
+    assert bench.worker.sent == [ORDER]
+    bench.says(frames.Loaded(INFO))
+    bench.supervisor.send(frames.Cancel("1"))
+    assert bench.worker.sent == [ORDER, frames.Cancel("1")]
+
+
+def test_frames_about_prompts_are_handed_on_and_those_of_old_workers_are_not(bench: Bench) -> None:
+    bench.says(frames.Loaded(INFO))
+    bench.says(frames.Began("1"))
+    old = bench.worker.generation
+    bench.says(KILLED)
+    bench.wait(0.1)
+    bench.supervisor.handle(old, frames.Began("2"))
+    bench.supervisor.handle(old, KILLED)
+    assert bench.frames == [frames.Began("1")]
+    assert len(bench.lost) == 1
+
+
+def test_p06_a_model_that_cannot_be_used_makes_the_device_safe_and_is_tried_again_ever_more_rarely(
+    bench: Bench,
+) -> None:
+    for attempt, wait in enumerate([30, 60, 300, 900, 900], start=1):
+        assert len(RecordingClient.made) == attempt
+        bench.says(frames.NotLoaded("tampered", "the model is broken; remove it"))
+        assert bench.supervisor.state == "safe"
+        assert bench.supervisor.trouble == Trouble("tampered", "the model is broken; remove it")
+        bench.wait(wait - 1)
+        assert len(RecordingClient.made) == attempt
+        bench.wait(1.1)
+    bench.says(frames.Loaded(INFO))
+    assert (bench.supervisor.state, bench.supervisor.trouble) == ("online", None)
+    assert bench.lost == []
+
+
+def test_a_worker_that_dies_three_times_while_it_loads_makes_the_device_safe(bench: Bench) -> None:
+    for _ in range(2):
+        bench.says(Died(3))
+        bench.wait(1.1)
+        assert bench.supervisor.state == "starting"
+    bench.says(Died(3))
+    assert bench.supervisor.state == "safe"
+    assert bench.supervisor.trouble is not None
+    assert "ended with exit code 3 while it loaded" in bench.supervisor.trouble.message
+    assert len(RecordingClient.made) == 3
+    bench.wait(31)
+    assert len(RecordingClient.made) == 4
+
+
+def test_a_load_that_takes_for_ever_is_ended(bench: Bench) -> None:
+    bench.wait(module.LOAD_DEADLINE - 1)
+    assert bench.worker.kills == 0
+    bench.wait(2)
+    assert bench.worker.kills > 0
+    bench.says(KILLED)
+    assert bench.lost == ["made no progress and was ended"]
+
+
+def test_a_process_that_cannot_be_started_makes_the_device_safe(bench: Bench) -> None:
+    RecordingClient.startable = False
+    bench.says(KILLED)
+    bench.wait(0.1)
+    assert bench.supervisor.state == "safe"
+    assert bench.supervisor.trouble is not None
+    assert "No such file" in bench.supervisor.trouble.message
+    RecordingClient.startable = True
+    bench.wait(31)
+    bench.says(frames.Loaded(INFO))
+    assert bench.supervisor.state == "online"
+
+
+# ---- deaths and hangs -----------------------------------------------------------------------------------------------------
+
+
+def test_p11_a_worker_that_dies_is_replaced_at_once_and_then_ever_more_slowly(bench: Bench) -> None:
+    for wait in [0.0, 1.0, 5.0, 15.0, 60.0, 60.0]:
+        bench.says(frames.Loaded(INFO))
+        bench.says(KILLED)
+        made = len(RecordingClient.made)
+        if wait:
+            bench.wait(wait - 0.5)
+            assert len(RecordingClient.made) == made
+        bench.wait(0.6)
+        assert len(RecordingClient.made) == made + 1
+        assert bench.supervisor.state == "online"
+    assert bench.lost == ["was killed by SIGKILL"] * 6
+    assert bench.supervisor.restarts == 6
+
+
+@pytest.mark.parametrize("good", ["lived for a minute", "answered a prompt"])
+def test_a_worker_that_did_well_makes_earlier_deaths_forgotten(bench: Bench, good: str) -> None:
+    for _ in range(4):
+        bench.says(frames.Loaded(INFO))
+        bench.says(KILLED)
+        bench.wait(16)
+    bench.says(frames.Loaded(INFO))
+    if good == "answered a prompt":
+        bench.says(frames.Ended("1", Final("stop", "", Usage(), 1, 1.0, 1.0)))
+    else:
+        for _ in range(13):
+            bench.wait(5)
+            bench.says(frames.Progress())
+    bench.says(KILLED)
+    made = len(RecordingClient.made)
+    bench.wait(0.1)
+    assert len(RecordingClient.made) == made + 1
+
+
+def test_p10_a_worker_is_asked_for_a_sign_of_life_and_ended_when_it_gives_none(bench: Bench) -> None:
+    bench.says(frames.Loaded(INFO))
+    bench.wait(module.HANG_DEADLINE - 0.1)
+    assert bench.worker.sent.count(frames.Ping()) == 3
+    assert bench.worker.kills == 0
+    bench.wait(0.3)
+    assert bench.worker.kills > 0
+    bench.says(KILLED)
+    assert bench.lost == ["made no progress and was ended"]
+
+
+def test_p10_any_frame_is_a_sign_of_life(bench: Bench) -> None:
+    bench.says(frames.Loaded(INFO))
+    for _ in range(10):
+        bench.wait(module.HANG_DEADLINE - 1)
+        bench.says(frames.Progress())
+    assert bench.worker.kills == 0
+
+
+def test_after_stop_nothing_is_started_or_told(bench: Bench) -> None:
+    bench.says(frames.Loaded(INFO))
+    worker = bench.worker
+    bench.supervisor.stop()
+    assert worker.kills == 1
+    bench.supervisor.handle(worker.generation, KILLED)
+    bench.supervisor.pulled(PullEnded(0, None))
+    bench.wait(100)
+    assert len(RecordingClient.made) == 1
+    assert bench.lost == []
+
+
+# ---- fetching --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_catalog_model_that_is_missing_is_fetched_and_then_loaded(bench: Bench, pulls: list[list[str]]) -> None:
+    bench.says(frames.NotLoaded("missing", "it is not in the store"))
+    assert pulls[0][-3:] == ["pull", "smollm2-135m-instruct", "--json"]
+    assert (bench.supervisor.state, bench.supervisor.doing) == ("starting", "fetching")
+    bench.wait(100)
+    assert len(RecordingClient.made) == 1
+    bench.supervisor.pulled(PullEnded(1, None))
+    assert len(RecordingClient.made) == 2
+    bench.says(frames.Loaded(INFO))
+    assert bench.supervisor.state == "online"
+
+
+def test_a_fetch_that_fails_makes_the_device_safe_with_its_reason_and_is_tried_again(
+    bench: Bench, pulls: list[list[str]]
+) -> None:
+    bench.says(frames.NotLoaded("missing", "m"))
+    bench.supervisor.pulled(PullEnded(1, Trouble("unreachable", "the index cannot be reached")))
+    assert bench.supervisor.state == "safe"
+    assert bench.supervisor.trouble == Trouble("unreachable", "the index cannot be reached")
+    bench.wait(31)
+    bench.says(frames.NotLoaded("missing", "m"))
+    assert len(pulls) == 2
+
+
+def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
+    bench: Bench, pulls: list[list[str]]
+) -> None:
+    bench.says(frames.NotLoaded("missing", "it is not in the store"))
+    bench.supervisor.pulled(PullEnded(1, None))
+    bench.says(frames.NotLoaded("missing", "it is not in the store"))
+    assert len(pulls) == 1
+    assert bench.supervisor.state == "safe"
+
+
+@pytest.mark.parametrize("source", ["/models/x.gguf", "./x", "sha256:" + "0" * 64, "x.gguf"])
+def test_what_only_this_machine_can_have_is_not_fetched(bench: Bench, pulls: list[list[str]], source: str) -> None:
+    other = Bench(frames.Load(source, None, "auto", "auto", 64, None, "/store"))
+    other.says(frames.NotLoaded("missing", "there is no such file"))
+    assert pulls == []
+    assert other.supervisor.state == "safe"
+
+
+def test_the_end_of_an_older_fetch_counts_for_nothing(bench: Bench, pulls: list[list[str]]) -> None:
+    bench.says(frames.NotLoaded("missing", "m"))
+    bench.supervisor.pulled(PullEnded(0, None))
+    assert len(RecordingClient.made) == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "trouble"),
+    [
+        (b'{"error":{"code":"no_disk","message":"make room"}}', Trouble("no_disk", "make room")),
+        (b"", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b"[]", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b'{"error":5}', Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b"\xff\xfe", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+    ],
+)
+def test_what_a_failed_fetch_says_is_passed_on(output: bytes, trouble: Trouble) -> None:
+    assert module._trouble_of(output, 1) == trouble
