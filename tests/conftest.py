@@ -39,9 +39,11 @@ def device(broker: Broker, tmp_path: Path, client: Client) -> Iterator[Callable[
     client.subscribe("edged/v1/test/#")
     with ExitStack() as stack:
 
-        def make(config: dict[str, Any] | None = None, *, until: str = "online", fake: bool = True) -> Device:
+        def make(
+            config: dict[str, Any] | None = None, *, until: str = "online", patches: tuple[str, ...] = ()
+        ) -> Device:
             client.clear()
-            made = stack.enter_context(running(Device(tmp_path, broker, config, fake=fake)))
+            made = stack.enter_context(running(Device(tmp_path, broker, config, patches=patches)))
             client.wait(
                 lambda m: m.topic == f"{made.root}/status" and m.payload == until.encode(),
                 30,
@@ -50,6 +52,7 @@ def device(broker: Broker, tmp_path: Path, client: Client) -> Iterator[Callable[
             return made
 
         yield make
+    broker.forget_session("edged-test-pi")  # what waits there for this device is not the next test's
     for topic in ("status", "health", "config", "config/reported"):
         client.publish(f"edged/v1/test/device/pi/{topic}", b"", retain=True)
 

@@ -1,7 +1,10 @@
 """A worker without a model, for tests of the agent: it says what the prompt tells it to.
 
 A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
-control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small). Anything else is said back.
+control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
+Anything else is said back, up to `max_tokens` words. `given` in the control folder lists the last turns in the order in
+which they came. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended` (broken
+until there is a file `mended`).
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ class FakeWorker:
                 if isinstance(frame, frames.Load):
                     self.load(frame)
                 elif isinstance(frame, frames.Add):
+                    with (self.control / "given").open("a") as given:
+                        given.write(frame.request.turns[-1].content + "\n")
                     threading.Thread(target=self.answer, args=(frame,), daemon=True).start()
                 elif isinstance(frame, frames.Cancel):
                     self.cancelled.add(frame.key)
@@ -45,7 +50,7 @@ class FakeWorker:
                     self.send(frames.Progress())
 
     def load(self, order: frames.Load) -> None:
-        if order.source == "broken":
+        if order.source == "broken" or (order.source == "mended" and not (self.control / "mended").exists()):
             self.send(frames.NotLoaded("tampered", "the model is broken; remove it"))
         elif order.source == "crash":
             os._exit(3)
@@ -75,8 +80,13 @@ class FakeWorker:
             elif word.startswith("wait:"):
                 while not (self.control / word[5:]).exists() and order.key not in self.cancelled:
                     time.sleep(0.005)
+            elif len(text.split()) >= order.request.sampling.max_tokens:
+                reason = "length"
+                break
             else:
                 said = word.removeprefix("say:") + " "
+                if word == "system":
+                    said = order.request.turns[0].content + " "
                 self.send(frames.Wrote(order.key, len(text), said))
                 text += said
             if order.key in self.cancelled:

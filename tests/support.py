@@ -160,6 +160,35 @@ class Client:
         found: dict[str, Any] = self.wait(matches, seconds, f"a final to {requester}")
         return found
 
+    def publish_all(self, topic: str, payloads: list[Any]) -> None:
+        """Publish at QoS 1 as fast as the broker takes them; returns when it has all."""
+        infos = [self._client.publish(topic, json.dumps(payload), qos=1) for payload in payloads]
+        for info in infos:
+            info.wait_for_publish(60)
+
+    def document(self, suffix: str, seconds: float = 20, **facts: Any) -> dict[str, Any]:
+        """The first document, old or new, on a topic that ends in `suffix` and with these values in it."""
+
+        def matches(message: mqtt.MQTTMessage) -> Any:
+            document = as_json(message)
+            return document if message.topic.endswith(suffix) and facts.items() <= document.items() else None
+
+        found: dict[str, Any] = self.wait(matches, seconds, f"{suffix} with {facts}")
+        return found
+
+    def status(self, word: str, seconds: float = 20) -> None:
+        """Wait until a device says this word."""
+        self.wait(lambda m: m.topic.endswith("/status") and m.payload == word.encode(), seconds, f"status {word}")
+
+    def replies(self, prompt_id: str) -> list[dict[str, Any]]:
+        """What came on reply topics about this prompt so far."""
+        with self._changed:
+            return [d for m in self.messages if "/reply/" in m.topic and (d := as_json(m)).get("id") == prompt_id]
+
+    def finals(self, prompt_id: str) -> list[dict[str, Any]]:
+        """The finals that came of this prompt so far."""
+        return [document for document in self.replies(prompt_id) if document.get("final")]
+
     def documents(self, prompt_id: str) -> list[dict[str, Any]]:
         """Everything that came about this prompt so far."""
         with self._changed:
@@ -186,15 +215,25 @@ class Device:
     """A daemon as a process of its own, as a user would start it."""
 
     def __init__(
-        self, folder: Path, broker: Broker, config: dict[str, Any] | None = None, *, fake: bool = True
+        self,
+        folder: Path,
+        broker: Broker,
+        config: dict[str, Any] | None = None,
+        *,
+        fake: bool = True,
+        name: str = "pi",
+        patches: tuple[str, ...] = (),
     ) -> None:
+        """`patches` shorten times of the fake daemon, see `fake_daemon`."""
         self.folder = folder
-        self.root = "edged/v1/test/device/pi"
+        self.name = name
+        self.root = f"edged/v1/test/device/{name}"
+        self.patches = patches
         self.control = folder / "control"
         self.control.mkdir(parents=True, exist_ok=True)
         self.fake = fake
         self.config = {
-            "identity": {"fleet": "test", "device": "pi"},
+            "identity": {"fleet": "test", "device": name},
             "mqtt": {"url": broker.url},
             "state_dir": str(folder / "state"),
             "telemetry": {"interval": "1s"},
@@ -208,6 +247,7 @@ class Device:
         path.write_text(yaml.safe_dump(self.config))
         if self.fake:
             command = [sys.executable, str(ROOT / "tests" / "fake_daemon.py"), str(path), str(self.control)]
+            command += self.patches
         else:
             command = [sys.executable, "-m", "edged.cli", "run", "--config", str(path)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGED_")}

@@ -118,7 +118,7 @@ class Bench:
             lambda: self.clock.wall,
         )
 
-    # ---- straight to the desk -------------------------------------------------------------------------------------------
+    # ---- straight to the desk ---------------------------------------------------------------------------------------
 
     def accept(
         self,
@@ -150,7 +150,7 @@ class Bench:
     def ended(self, seq: int, text: str = "done", reason: Reason = "stop", tokens: int = 3, ms: float = 20.0) -> None:
         self.desk.heard(frames.Ended(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
 
-    # ---- through the intake ---------------------------------------------------------------------------------------------
+    # ---- through the intake -----------------------------------------------------------------------------------------
 
     def arrive(self, *messages: Arrived, requester: str = "me") -> None:
         self.intake.take([(requester, message) for message in messages])

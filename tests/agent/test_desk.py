@@ -18,7 +18,7 @@ def bench() -> Bench:
     return Bench()
 
 
-# ---- order ------------------------------------------------------------------------------------------------------------
+# ---- order ----------------------------------------------------------------------------------------------------------
 
 
 def test_prompts_go_to_the_worker_as_they_come(bench: Bench) -> None:
@@ -87,7 +87,7 @@ def test_a_prompt_that_does_not_stream_gets_its_final_and_nothing_else(bench: Be
     assert [d.get("final") for d in bench.replies.documents] == [True]
 
 
-# ---- chunks -----------------------------------------------------------------------------------------------------------
+# ---- chunks ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_chunk_goes_at_once_then_at_most_one_every_50_ms(bench: Bench) -> None:
@@ -117,7 +117,7 @@ def test_at_counts_code_points(bench: Bench) -> None:
     assert [(c["at"], c["text"]) for c in bench.replies.chunks] == [(0, "日本😀"), (3, "!")]
 
 
-# ---- finals -----------------------------------------------------------------------------------------------------------
+# ---- finals ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_final_carries_everything(bench: Bench) -> None:
@@ -209,7 +209,7 @@ def test_length_is_an_answer(bench: Bench) -> None:
     assert "error" not in bench.replies.finals[0]
 
 
-# ---- cancels and deadlines ------------------------------------------------------------------------------------------------
+# ---- cancels and deadlines ------------------------------------------------------------------------------------------
 
 
 def test_a_waiting_prompt_is_cancelled_at_once(bench: Bench) -> None:
@@ -293,7 +293,7 @@ def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(be
     assert bench.replies.finals == []
 
 
-# ---- repeats ----------------------------------------------------------------------------------------------------------
+# ---- repeats --------------------------------------------------------------------------------------------------------
 
 
 def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_follows(bench: Bench) -> None:
@@ -315,7 +315,7 @@ def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_f
     assert bench.worker.added == ["1"]
 
 
-# ---- the worker dies -----------------------------------------------------------------------------------------------------
+# ---- the worker dies ------------------------------------------------------------------------------------------------
 
 
 def test_p11_what_ran_is_tried_once_more_alone_then_failed(bench: Bench) -> None:
@@ -434,7 +434,7 @@ def test_p02_a_restart_keeps_order_and_deadline(bench: Bench) -> None:
     assert bench.worker.added.index(str(soon)) < bench.worker.added.index(str(late))
 
 
-# ---- stopping and no model -------------------------------------------------------------------------------------------------
+# ---- stopping and no model ------------------------------------------------------------------------------------------
 
 
 def test_p02_draining_lets_what_runs_end_and_keeps_what_waits(bench: Bench) -> None:
@@ -468,7 +468,7 @@ def test_a_refused_requester_is_told_about_the_time_of_one_answer(bench: Bench) 
     assert bench.desk.retry_after_ms() == 600_000
 
 
-# ---- whatever happens ------------------------------------------------------------------------------------------------------
+# ---- whatever happens -----------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from(["accept", "begin", "write", "end", "die", "cancel", "wait", "restart"])), st.randoms())

@@ -23,7 +23,7 @@ def outcome(bench: Bench) -> list[tuple[str, str, str]]:
     return [(f["id"], f["reason"], f.get("error", {}).get("code", "")) for f in bench.replies.finals]
 
 
-# ---- who asks, where the answer goes ----------------------------------------------------------------------------------------
+# ---- who asks, where the answer goes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requester", ["", "a b", "ä", "x" * 65, "a.b"])
@@ -78,7 +78,7 @@ def test_a_broken_body_is_answered_on_its_response_topic(bench: Bench) -> None:
     assert outcome(bench) == [("a", "invalid", "bad_request")]
 
 
-# ---- whether it can be taken now ---------------------------------------------------------------------------------------------
+# ---- whether it can be taken now ------------------------------------------------------------------------------------
 
 
 def test_a_retained_prompt_is_invalid(bench: Bench) -> None:
@@ -121,7 +121,7 @@ def test_a_plain_text_prompt_gets_a_made_up_id(bench: Bench) -> None:
     assert first.job.id.startswith("auto-")
 
 
-# ---- deadlines ----------------------------------------------------------------------------------------------------------------
+# ---- deadlines ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_deadline_that_has_passed_is_expired_at_once_and_without_an_error(benc
     assert bench.journal.open_entries() == []
 
 
-# ---- what the engine is asked ----------------------------------------------------------------------------------------------
+# ---- what the engine is asked ---------------------------------------------------------------------------------------
 
 
 def test_a_prompt_says_only_what_differs_from_the_devices_defaults(bench: Bench) -> None:
@@ -173,7 +173,7 @@ def test_a_prompt_with_a_system_turn_of_its_own_keeps_it(bench: Bench) -> None:
     assert second.job.request.turns == (Turn("system", "Be long."), Turn("user", "x"))
 
 
-# ---- the same id again -------------------------------------------------------------------------------------------------------
+# ---- the same id again ----------------------------------------------------------------------------------------------
 
 
 def test_p03_another_body_under_a_used_id_is_a_conflict_and_nothing_else(bench: Bench) -> None:
@@ -259,7 +259,7 @@ def test_an_id_is_free_again_once_its_too_long_was_delivered(bench: Bench) -> No
     assert bench.replies.documents[-1].get("accepted") is True
 
 
-# ---- the journal fails ---------------------------------------------------------------------------------------------------------
+# ---- the journal fails ----------------------------------------------------------------------------------------------
 
 
 def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
     assert len(bench.journal.open_entries()) == 2
 
 
-# ---- cancels -------------------------------------------------------------------------------------------------------------------
+# ---- cancels --------------------------------------------------------------------------------------------------------
 
 
 def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:

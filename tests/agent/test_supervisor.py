@@ -115,7 +115,7 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return started
 
 
-# ---- loading --------------------------------------------------------------------------------------------------------------
+# ---- loading --------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_is_started_and_told_what_to_load(bench: Bench) -> None:
@@ -201,7 +201,7 @@ def test_a_process_that_cannot_be_started_makes_the_device_safe(bench: Bench) ->
     assert bench.supervisor.state == "online"
 
 
-# ---- deaths and hangs -----------------------------------------------------------------------------------------------------
+# ---- deaths and hangs -----------------------------------------------------------------------------------------------
 
 
 def test_p11_a_worker_that_dies_is_replaced_at_once_and_then_ever_more_slowly(bench: Bench) -> None:
@@ -269,7 +269,7 @@ def test_after_stop_nothing_is_started_or_told(bench: Bench) -> None:
     assert bench.lost == []
 
 
-# ---- fetching --------------------------------------------------------------------------------------------------------------
+# ---- fetching -------------------------------------------------------------------------------------------------------
 
 
 def test_a_catalog_model_that_is_missing_is_fetched_and_then_loaded(bench: Bench, pulls: list[list[str]]) -> None:

@@ -156,7 +156,7 @@ def test_a_url_names_host_and_port(url: str, address: tuple[str, int]) -> None:
     assert broker_address(url) == address
 
 
-# ---- a real broker --------------------------------------------------------------------------------------------------------
+# ---- a real broker --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.broker
@@ -286,7 +286,7 @@ def test_it_speaks_3_1_1_when_told_to(line: Callable[..., Line], client: Client)
     assert (message.payload, message.correlation) == (b"x", None)
 
 
-# ---- brokers that do not work ---------------------------------------------------------------------------------------------
+# ---- brokers that do not work ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("refusal", [CONNACK_BAD_VERSION, CONNACK_BAD_VERSION_311])
