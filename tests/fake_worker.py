@@ -70,13 +70,16 @@ class FakeWorker:
         for word in words:
             if word == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(3600)
             elif word == "die-once":
                 mark = self.control / "died"
                 if not mark.exists():
                     mark.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
+                    time.sleep(3600)
             elif word == "hang":
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(3600)  # the stop may come a moment after the call
             elif word.startswith("wait:"):
                 while not (self.control / word[5:]).exists() and order.key not in self.cancelled:
                     time.sleep(0.005)
