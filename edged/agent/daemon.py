@@ -282,7 +282,8 @@ class Daemon:
     def _went_up(self, event: Up) -> None:
         self._link = documents.LinkState(event.version, self._link.connects + 1)
         self._link_down, self._refused_topics = None, event.refused
-        self._acks.clear()
+        # What waited at the broker comes before the subscriptions stand; it is this connection's to confirm.
+        self._acks = deque(message for message in self._acks if message.session == event.session)
         self._outbound.up(event.session, event.window, event.max_packet)
         self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
         self._reporter.born()
@@ -295,6 +296,8 @@ class Daemon:
         self._reporter.cut_off()
         self._outbound.down()
         self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
+        if event.taken_over:
+            self._reporter.event("name_taken", event.reason)
 
     def _delivered(self, token: object) -> None:
         self._journal.delivered(int(str(token)))
