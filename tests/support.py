@@ -76,13 +76,13 @@ class Broker:
             self.process = None
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float, what: str, *, every: float = 0.02) -> Any:
     """Poll for something that has no event to wait for (a port, a file, another process)."""
     until = time.monotonic() + seconds * SECONDS
     while time.monotonic() < until:
         if result := condition():
             return result
-        time.sleep(0.02)
+        time.sleep(every)
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
@@ -160,9 +160,10 @@ class Client:
         found: dict[str, Any] = self.wait(matches, seconds, f"a final to {requester}")
         return found
 
-    def publish_all(self, topic: str, payloads: list[Any]) -> None:
+    def publish_all(self, topic: str, payloads: list[Any], *, retain: bool = False) -> None:
         """Publish at QoS 1 as fast as the broker takes them; returns when it has all."""
-        infos = [self._client.publish(topic, json.dumps(payload), qos=1) for payload in payloads]
+        raw = [payload if isinstance(payload, bytes) else json.dumps(payload) for payload in payloads]
+        infos = [self._client.publish(topic, payload, qos=1, retain=retain) for payload in raw]
         for info in infos:
             info.wait_for_publish(60)
 
@@ -229,6 +230,7 @@ class Device:
         self.name = name
         self.root = f"edged/v1/test/device/{name}"
         self.patches = patches
+        self.variables: dict[str, str] = {}
         self.control = folder / "control"
         self.control.mkdir(parents=True, exist_ok=True)
         self.fake = fake
@@ -251,7 +253,7 @@ class Device:
         else:
             command = [sys.executable, "-m", "edged.cli", "run", "--config", str(path)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGED_")}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment |= {"PYTHONPATH": str(ROOT), **self.variables}
         self.process = subprocess.Popen(command, stderr=self.log.open("ab"), env=environment, cwd=self.folder)
         return self
 

@@ -45,6 +45,7 @@ GOODBYE_SECONDS = 1.5
 _BATCH = 500
 _BACKLOG_FOR_ACKS = 500  # unconfirmed publications beyond which prompts are no longer acknowledged
 _MAILBOX_LIMIT = 5000  # events beyond which prompts at QoS 0 are dropped and counted
+_MAILBOX_BYTES = 32_000_000
 _HOUSEKEEPING = 60.0
 
 
@@ -83,6 +84,7 @@ class Daemon:
         self._link_down: str | None = "not connected yet"
         self._refused_topics: tuple[str, ...] = ()
         self._dropped = self._refused = 0
+        self._bytes_in = self._bytes_out = 0  # of messages; one is the network thread's, the other the main thread's
         self._swept = clock()
         self._journal_trouble: str | None = None
         self._reading: Reading | None = None
@@ -196,14 +198,19 @@ class Daemon:
 
     def _post_from_link(self, event: object) -> None:
         """Called by the network thread. A flood at QoS 0 is dropped here, since nothing else could bound it."""
-        if isinstance(event, Arrived) and event.qos == 0 and self._mailbox.qsize() > _MAILBOX_LIMIT:
-            self._dropped += 1
-            return
+        if isinstance(event, Arrived):
+            full = self._mailbox.qsize() > _MAILBOX_LIMIT or self._bytes_in - self._bytes_out > _MAILBOX_BYTES
+            if event.qos == 0 and full:
+                self._dropped += 1
+                return
+            self._bytes_in += len(event.payload)
         self._mailbox.put(event)
 
     def _take(self, events: list[object]) -> None:
         prompts: list[tuple[str, Arrived]] = []
         for event in events:
+            if isinstance(event, Arrived):
+                self._bytes_out += len(event.payload)
             asked = self._topics.parse(event.topic) if isinstance(event, Arrived) else None
             if isinstance(event, Arrived) and asked is not None and asked.kind == "prompt":
                 if event.retain and self._link.version == "3.1.1":

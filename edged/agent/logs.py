@@ -5,9 +5,26 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import structlog
+
+@contextmanager
+def _without_rich() -> Iterator[None]:
+    """structlog's console imports rich where it finds it: 3 MB that the agent has no use for."""
+    known = sys.modules.get("rich")
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["rich"]
+        if known is not None:
+            sys.modules["rich"] = known
+
+
+with _without_rich():
+    import structlog
 
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 Logger = structlog.typing.FilteringBoundLogger

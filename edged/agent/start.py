@@ -28,7 +28,7 @@ def run(
     logs.configure(settings.log.level, settings.log.format)
     state_dir = Path(settings.state_dir)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts stand in it
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(

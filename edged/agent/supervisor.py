@@ -235,7 +235,11 @@ class Supervisor:
             "--json",
             *self._pull_arguments,
         ]
-        self._pull = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        try:
+            self._pull = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        except OSError as error:
+            self._be_safe(Trouble("pull_failed", f"the model cannot be fetched: {error.strerror}"))
+            return
         threading.Thread(target=self._await_pull, args=(self._pull, self._pulls), name="pull", daemon=True).start()
         self._listener.model_changed()
 

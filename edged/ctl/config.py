@@ -123,9 +123,8 @@ def _await_reports(
         try:
             for message in session.messages(left):
                 report = _report(message)
-                device = message.topic.split("/")[4]
                 if report is not None and report.get("layer") == target.layer and report.get("revision") == revision:
-                    answers[device] = report
+                    answers[message.topic.split("/")[4]] = report
                 if before and set(before) <= set(answers):
                     break
         except TimedOut:

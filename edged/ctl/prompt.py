@@ -40,6 +40,8 @@ class Printer:
 
     def chunk(self, at: int, text: str) -> None:
         """Show what is new. A gap is left for the final to fill."""
+        if at > len(self._text):
+            return
         if at == 0 and self._shown and not text.startswith(self._text):
             self._out.write("\n")
             self._shown = 0
@@ -86,7 +88,9 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
         while (left := until - time.monotonic()) > 0:
             try:
                 for message in session.messages(left if answered else min(left, _RESEND_EVERY)):
-                    document = json.loads(message.payload)
+                    document = _reply(message.payload, prompt_id)
+                    if document is None:
+                        continue
                     answered = True
                     if document.get("final"):
                         return _show_final(document, printer, wanted.as_json)
@@ -96,6 +100,20 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
                 if not answered and time.monotonic() < until:
                     session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
     raise TimedOut
+
+
+def _reply(payload: bytes, prompt_id: str) -> dict[str, Any] | None:
+    """A reply to our prompt; None for anything else that someone may publish there."""
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.get("id") != prompt_id:
+        return None
+    has_text = isinstance(document.get("text"), str)
+    if document.get("final"):
+        return document if has_text and isinstance(document.get("reason"), str) else None
+    return document if not has_text or isinstance(document.get("at"), int) else None
 
 
 def _show_final(document: dict[str, Any], printer: Printer, as_json: bool) -> int:

@@ -63,12 +63,17 @@ def _look(session: Session, devices: dict[str, Seen], root: str, wait: float) ->
             for message in session.messages(min(left, RETAINED_WITHIN)):
                 _note(devices, root, message)
                 yield
-                if time.monotonic() - begun > wait:
+                age = time.monotonic() - begun
+                if age > wait or (age > RETAINED_WITHIN and _all_told(devices)):
                     return
         except TimedOut:
             pass
-        if all(seen.telemetry or seen.status in {"offline", "unknown"} for seen in devices.values()):
+        if _all_told(devices):
             return
+
+
+def _all_told(devices: dict[str, Seen]) -> bool:
+    return all(seen.telemetry or seen.status in {"offline", "unknown"} for seen in devices.values())
 
 
 def _note(devices: dict[str, Seen], root: str, message: Arrived) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 PROMPT_ID = re.compile(r"(?![^/]*[/+#])[\x21-\x7e]{1,128}\Z")
 ROOT = "edged/v1"
+MAX_LEVELS = 32  # of a Response Topic: brokers end the connection of whoever publishes to one with more than they allow
 
 
 class Inbound(NamedTuple):
@@ -63,7 +64,9 @@ class Topics:
 
     def allows_reply_to(self, topic: str, requester: str, owner_prefixes: tuple[str, ...]) -> bool:
         """Whether a v5 Response Topic may be used: below the requester's own replies or an owner's prefix."""
-        if not topic or len(topic.encode()) > 1024 or any(character in topic for character in "+#\0"):
+        if len(topic.encode()) > 1024 or topic.count("/") >= MAX_LEVELS:
+            return False
+        if not topic.isprintable() or any(character in topic for character in "+#"):
             return False
         return any(
             topic.startswith(prefix) and len(topic) > len(prefix)

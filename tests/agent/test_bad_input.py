@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support import Client, Device, as_json
+from tests.support import Client, Device, as_json, wait_until
 
 pytestmark = pytest.mark.broker
 
@@ -93,23 +94,24 @@ def test_p01_a_thousand_prompts_against_a_queue_of_64(asked: Device, client: Cli
     """Each gets exactly one final: those that fit an answer, the others `busy` with when to ask again."""
     for index in range(1000):
         client.publish(f"{asked.root}/prompt/many", {"id": f"n{index}", "prompt": "wait:go x"}, qos=0)
-    finals: dict[str, list[dict[str, Any]]] = {}
 
-    def all_busy(_message: Any) -> bool:
-        finals.clear()
-        for message in client.messages:
-            document = as_json(message)
-            if document.get("final"):
-                finals.setdefault(document["id"], []).append(document)
-        return len(finals) >= 936
+    def finals() -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for message in list(client.messages):
+            if "/reply/" in message.topic and (document := as_json(message)).get("final"):
+                found.setdefault(document["id"], []).append(document)
+        return found
 
-    client.wait(all_busy, 60, "936 finals")
-    assert {"busy"} == {documents[0]["reason"] for documents in finals.values()}
-    assert all(documents[0]["retry_after_ms"] >= 1000 for documents in finals.values())
+    wait_until(lambda: len(finals()) >= 936, 60, "936 finals", every=0.3)
+    assert {"busy"} == {documents[0]["reason"] for documents in finals().values()}
+    assert all(documents[0]["retry_after_ms"] >= 1000 for documents in finals().values())
     (asked.control / "go").touch()
-    client.wait(lambda m: all_busy(m) and len(finals) == 1000, 60, "1,000 finals")
-    assert 64 == sum(documents[0]["reason"] == "stop" for documents in finals.values())
-    assert {1} == {len(documents) for documents in finals.values()}
+    wait_until(lambda: len(finals()) == 1000, 60, "1,000 finals", every=0.3)
+    client.publish(f"{asked.root}/prompt/me", {"id": "after", "prompt": "x"})
+    client.final("after")
+    answered = finals()
+    assert 64 == sum(answered[f"n{index}"][0]["reason"] == "stop" for index in range(1000))
+    assert {1} == {len(documents) for documents in answered.values()}
 
 
 def test_what_gets_no_reply_is_counted_and_told(asked: Device, client: Client) -> None:
@@ -128,15 +130,20 @@ def test_300_mutated_layers_are_rejected_and_change_nothing(asked: Device, clien
     client.publish(f"{asked.root}/config", good, retain=True)
     in_force = client.wait(lambda m: m.topic.endswith("/reported") and as_json(m).get("revision") == 5 and as_json(m))
     assert ("applied", {"device": 5}) == (in_force["phase"], in_force["in_force"])
-    for number, payload in enumerate(mutated(good)):
-        client.clear()
-        client.publish(f"{asked.root}/config", payload, retain=True)
-        report = client.wait(
-            lambda m: m.topic.endswith("/reported") and as_json(m), 10, f"a report of {number}: {payload!r}"
-        )
-        assert "rejected" == report["phase"], payload
-        assert report["reason"], payload
-        assert {"device": 5} == report["in_force"], payload
+    payloads = mutated(good)
+    assert 300 == len(payloads)
+    client.clear()
+    client.publish_all(f"{asked.root}/config", payloads, retain=True)
+
+    def told() -> list[dict[str, Any]]:
+        return [as_json(m) for m in list(client.messages) if m.topic.endswith("/event")]
+
+    wait_until(lambda: len(told()) >= 300, 60, "an event for each", every=0.3)
+    assert ["config_rejected"] * 300 == [event["code"] for event in told()]
+    assert all(event["message"].removeprefix("device: ") for event in told())
+    reports = [as_json(m) for m in list(client.messages) if m.topic.endswith("/reported")]
+    assert {"rejected"} == {report["phase"] for report in reports}
+    assert all({"device": 5} == report["in_force"] for report in reports)
     client.publish(f"{asked.root}/prompt/me", {"id": "go-on", "prompt": "fine"})
     final = client.final("go-on")
     assert {"device": 5} == final["receipt"]["config"]
@@ -190,3 +197,33 @@ def mutated(good: dict[str, Any]) -> list[bytes]:
     ]
     bad += [whole.replace(b'"limits"', b'"generation"'), b'{"revision":5,' + whole[1:]]
     return bad[:300]
+
+
+def mangled(number: int, chance: random.Random) -> bytes:
+    """A good prompt with a few bytes changed, cut out, doubled or put in."""
+    body = {"id": f"m{number}", "messages": [{"role": "user", "content": "é"}], "max_tokens": 5, "stop": ["x"]}
+    raw = bytearray(json.dumps(body).encode())
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(raw))
+        piece = bytes(chance.choices(b'{}[]",:\\u0123e-. \x00\xff\xc3', k=chance.randint(1, 4)))
+        end = at + chance.choice([0, 1, len(piece), 20])
+        raw[at:end] = chance.choice([piece, raw[at:end] * 2, b""])
+    return bytes(raw)
+
+
+def test_p01_300_mangled_prompts_get_one_answer_each(asked: Device, client: Client) -> None:
+    """A final, or the notice of a conflict where the change made two ids the same."""
+    chance = random.Random(7)
+    payloads = [mangled(number, chance) for number in range(300)]
+    client.publish_all(f"{asked.root}/prompt/me", payloads)
+    client.publish_all(f"{asked.root}/cancel/me", payloads[:50])
+
+    def answers() -> list[dict[str, Any]]:
+        found = [as_json(m) for m in list(client.messages) if "/reply/" in m.topic]
+        return [document for document in found if document.get("final") or document.get("conflict")]
+
+    wait_until(lambda: len(answers()) >= 300, 60, "300 answers", every=0.3)
+    client.publish(f"{asked.root}/prompt/me", {"id": "good", "prompt": "still here"})
+    assert "still here " == client.final("good")["text"]
+    assert 301 == len(answers())
+    assert {"invalid", "stop"} >= {document.get("reason", "stop") for document in answers()} - {"busy", "cancelled"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,16 +93,6 @@ def test_p11_the_worker_dies_once_then_twice(device: Make, client: Client) -> No
     assert "well " == client.final("after")["text"]
     assert [1, 1, 1] == [len(finals(client, name)) for name in ("once", "beside", "poison")]
     assert not [m for m in client.messages if m.topic.endswith("/status")]
-
-
-@pytest.mark.slow
-def test_p11_a_worker_that_hangs_is_replaced(device: Make, client: Client) -> None:
-    """It hangs twice for as long as a worker may be silent, so this takes most of a minute."""
-    made = device()
-    client.publish(f"{made.root}/prompt/me", {"id": "hang", "prompt": "hang"})
-    assert "failed" == client.final("hang", 60)["reason"]
-    client.publish(f"{made.root}/prompt/me", {"id": "after", "prompt": "well"})
-    assert "well " == client.final("after", 20)["text"]
 
 
 def test_p09_what_was_finished_without_the_broker_is_delivered_later(tmp_path: Path) -> None:
@@ -206,19 +194,6 @@ def test_a_status_of_offline_is_published_over(device: Make, client: Client) -> 
     client.wait(lambda m: m.topic.endswith("/status") and m.payload == b"online", 10, "status online again")
 
 
-def test_another_board_of_the_same_name_makes_this_one_back_off(device: Make, broker: Broker) -> None:
-    import paho.mqtt.client as mqtt
-
-    made = device()
-    twin = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="edged-test-pi", protocol=mqtt.MQTTv5)
-    twin.connect("127.0.0.1", broker.port)
-    twin.loop_start()
-    wait_until(lambda: "another board uses this name" in made.log.read_text(), 10, "it says so")
-    assert twin.is_connected()
-    twin.disconnect()
-    twin.loop_stop()
-
-
 def test_a_layer_changes_the_next_reply_and_survives_a_restart(device: Make, client: Client) -> None:
     made = device()
     client.publish(f"{made.root}/config", {"revision": 7, "settings": {"limits": {"max_tokens": 5}}}, retain=True)
@@ -236,13 +211,3 @@ def test_a_layer_changes_the_next_reply_and_survives_a_restart(device: Make, cli
     report = client.wait(lambda m: m.topic.endswith("/reported") and as_json(m).get("revision") == 8 and as_json(m))
     assert "rejected" == report["phase"]
     assert "mqtt" in report["reason"]
-
-
-def test_the_agent_is_idle_when_nothing_is_asked(device: Make) -> None:
-    """Resident memory at most 60 MB, without torch, transformers or rich in it."""
-    made = device()
-    status = Path(f"/proc/{made.pid}/status").read_text()
-    assert 60_000 >= next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-    os.kill(made.pid, signal.SIGTERM)
-    assert made.process is not None
-    assert 0 == made.process.wait(15)

@@ -97,6 +97,19 @@ def test_an_answer_ends_with_length_at_its_max_tokens(shared: Device, asker: Cli
     assert (final["reason"], final["text"]) == ("length", "a b ")
 
 
+def test_a_response_topic_that_the_broker_would_not_take_does_not_end_the_connection(
+    shared: Device, asker: Client
+) -> None:
+    """mosquitto throws out whoever publishes to a topic of more than 200 levels: that would be the device, for good."""
+    deep = "edged/v1/test/reply/me/" + "a/" * 300 + "x"
+    asker.publish(f"{shared.root}/prompt/me", {"id": "deep", "prompt": "x"}, ResponseTopic=deep)
+    final = asker.final("deep")
+    assert (final["reason"], final["error"]["code"]) == ("invalid", "response_topic")
+    asker.publish(f"{shared.root}/prompt/me", {"id": "after-deep", "prompt": "x"})
+    asker.final("after-deep")
+    assert not [m for m in asker.messages if m.payload == b"offline"]
+
+
 # ---- the same prompt again ------------------------------------------------------------------------------------------
 
 

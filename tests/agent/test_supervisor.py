@@ -296,6 +296,15 @@ def test_a_fetch_that_fails_makes_the_device_safe_with_its_reason_and_is_tried_a
     assert len(pulls) == 2
 
 
+def test_a_fetch_that_cannot_be_started_makes_the_device_safe(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    bench.says(frames.NotLoaded("missing", "m"))
+    assert bench.supervisor.trouble == Trouble("pull_failed", "the model cannot be fetched: Cannot allocate memory")
+
+
 def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
     bench: Bench, pulls: list[list[str]]
 ) -> None:

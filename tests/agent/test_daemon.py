@@ -1,0 +1,264 @@
+"""The loop itself, without processes: in which order events are taken, and what is confirmed to the broker."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.agent.daemon import Daemon, Stop
+from edged.core.prompt import Final, ModelInfo, Usage
+from edged.link.connection import Acked, Arrived, Down, Up
+from edged.worker import frames
+
+PROMPT = "edged/v1/home/device/pi/prompt/me"
+CANCEL = "edged/v1/home/device/pi/cancel/me"
+
+
+class RecordingConnection:
+    """Takes what the daemon does to its connection."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[tuple[int, int]] = []
+        self.published: list[tuple[str, bytes, bool]] = []
+        self.restarts: list[str] = []
+
+    def acknowledge(self, message: Arrived) -> None:
+        self.acknowledged.append((message.session, message.mid))
+
+    def publish(self, session: int, topic: str, payload: bytes, *, retain: bool = False, **_: Any) -> int:
+        self.published.append((topic, payload, retain))
+        return len(self.published)
+
+    def restart(self, reason: str) -> None:
+        self.restarts.append(reason)
+
+    def idle_for(self) -> float:
+        return 0.0
+
+
+class Bench:
+    """A daemon whose loop the test turns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1000.0
+        self.daemon = Daemon({"state_dir": str(folder)}, "pi", "boot", (), clock=lambda: self.now)
+        self.connection = RecordingConnection()
+        self.daemon._connection = self.connection  # type: ignore[assignment]
+        self.daemon._outbound._publisher = self.connection
+        self.daemon._journal.open()
+
+    def turn(self, *events: object) -> None:
+        """One round of the loop."""
+        self.daemon._take(list(events))
+        self.daemon._upkeep()
+
+    def finals(self) -> list[dict[str, Any]]:
+        documents = [json.loads(payload) for topic, payload, _ in self.connection.published if "/reply/" in topic]
+        return [document for document in documents if document.get("final")]
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(payload) for topic, payload, _ in self.connection.published if topic.endswith("/event")]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.daemon._journal.close()
+
+
+def up(session: int = 1, version: str = "5") -> Up:
+    return Up(session, version, 1000, None, ())
+
+
+def arrived(mid: int, body: Any = None, *, session: int = 1, topic: str = PROMPT, **facts: Any) -> Arrived:
+    payload = json.dumps({"id": f"p{mid}", "prompt": "x"} if body is None else body).encode()
+    return Arrived(
+        **{"session": session, "topic": topic, "payload": payload, "qos": 1, "retain": False, "mid": mid, **facts}
+    )
+
+
+def test_p02_a_prompt_is_confirmed_to_the_broker_after_it_is_stored(bench: Bench) -> None:
+    bench.turn(up())
+    bench.daemon._take([arrived(1)])
+    assert bench.connection.acknowledged == []
+    assert len(bench.daemon._journal.open_entries()) == 1
+    bench.daemon._upkeep()
+    assert bench.connection.acknowledged == [(1, 1)]
+
+
+def test_confirmations_go_out_in_the_order_of_arrival(bench: Bench) -> None:
+    bench.turn(up(), arrived(1), arrived(2, {"all": True}, topic=CANCEL), arrived(3), arrived(4, topic="other"))
+    assert bench.connection.acknowledged == [(1, 1), (1, 2), (1, 3), (1, 4)]
+
+
+def test_what_arrives_before_the_subscriptions_stand_is_confirmed_too(bench: Bench) -> None:
+    """A broker sends what waited for us right after CONNACK. What is never confirmed uses up its window for good."""
+    bench.turn(up(1), Down("a test", 0.0, taken_over=False), arrived(1, session=2), up(2), arrived(2, session=2))
+    assert bench.connection.acknowledged == [(2, 1), (2, 2)]
+
+
+def test_what_an_old_connection_delivered_is_not_confirmed_on_a_new_one(bench: Bench) -> None:
+    bench.turn(up(1), arrived(1, session=1), Down("a test", 0.0, taken_over=False), up(2))
+    assert (2, 1) not in bench.connection.acknowledged
+
+
+def test_a_prompt_and_its_cancel_in_one_batch_are_taken_in_order(bench: Bench) -> None:
+    bench.turn(up(), arrived(1), arrived(2, {"id": "p1"}, topic=CANCEL), arrived(3))
+    assert [(f["id"], f["reason"]) for f in bench.finals()] == [("p1", "cancelled")]
+    assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p3"]
+
+
+def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    bench.turn(up())
+    monkeypatch.setattr(bench.daemon._journal, "admit", full)
+    bench.turn(arrived(1))
+    assert bench.connection.acknowledged == []
+    assert bench.connection.restarts == ["prompts cannot be stored"]
+    assert bench.daemon._findings()[-1].code == "journal"
+    monkeypatch.undo()
+    bench.turn(Down("a test", 0.0, taken_over=False), up(2), arrived(1, session=2))
+    assert bench.connection.acknowledged == [(2, 1)]
+    assert not [f for f in bench.daemon._findings() if f.code == "journal"]
+
+
+def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edged.agent.daemon._BACKLOG_FOR_ACKS", 10)
+    bench.turn(up())
+    bench.turn(*(arrived(i, {"id": f"p{i}", "prompt": 5}) for i in range(1, 30)))
+    bench.turn(arrived(30))
+    assert len(bench.connection.acknowledged) < 30
+    for mid in range(1, len(bench.connection.published) + 1):
+        bench.turn(Acked(1, mid))
+    assert len(bench.connection.acknowledged) == 30
+
+
+def test_a_retained_prompt_on_3_1_1_gets_no_reply_but_is_counted(bench: Bench) -> None:
+    """What the broker keeps comes at every subscribe there, and cannot be told from a live one otherwise."""
+    bench.turn(up(version="3.1.1"), arrived(1, retain=True), arrived(2))
+    assert [e["code"] for e in bench.events()] == ["bad_request"]
+    assert bench.finals() == []
+    assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p2"]
+    assert bench.connection.acknowledged == [(1, 1), (1, 2)]
+
+
+def test_p09_a_broker_that_confirms_nothing_is_left(bench: Bench) -> None:
+    bench.turn(up())
+    bench.now += 21
+    bench.turn()
+    assert bench.connection.restarts == ["the broker does not confirm what we publish"]
+
+
+def test_a_flood_at_quality_0_is_dropped_and_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edged.agent.daemon._MAILBOX_LIMIT", 10)
+    for mid in range(50):
+        bench.daemon._post_from_link(arrived(mid, qos=0))
+        bench.daemon._post_from_link(arrived(mid, qos=1))
+    assert bench.daemon._mailbox.qsize() < 70
+    assert bench.daemon._state()[2].dropped > 30
+
+
+def test_p09_a_flood_of_large_messages_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edged.agent.daemon._MAILBOX_BYTES", 10_000)
+    for mid in range(50):
+        bench.daemon._post_from_link(arrived(mid, "x" * 1000, qos=0))
+    assert bench.daemon._mailbox.qsize() < 13
+    bench.turn(up(), *bench.daemon._wait())
+    bench.daemon._post_from_link(arrived(99, "x" * 1000, qos=0))
+    assert bench.daemon._mailbox.qsize() == 1
+
+
+def test_another_board_of_our_name_is_told_as_an_event_once_we_are_back(bench: Bench) -> None:
+    bench.turn(up(), Down("another board uses this name; …", 200.0, taken_over=True))
+    bench.turn(up(2))
+    assert [e["code"] for e in bench.events()] == ["name_taken"]
+
+
+def test_offline_on_our_own_status_is_published_over_while_we_are_connected(bench: Bench) -> None:
+    status = "edged/v1/home/device/pi/status"
+    bench.daemon._reporter.set_status("online")
+    bench.turn(up())
+    bench.connection.published.clear()
+    bench.turn(arrived(1, topic=status, payload=b"online"), arrived(2, topic=status, payload=b"offline"))
+    assert [(topic, payload, retain) for topic, payload, retain in bench.connection.published if topic == status] == [
+        (status, b"online", True)
+    ]
+
+
+def test_a_subscription_that_the_broker_refuses_is_a_finding_that_names_the_topic(bench: Bench) -> None:
+    bench.turn(Up(1, "5", 1000, None, (f"{PROMPT[:-2]}+",)))
+    (finding,) = bench.daemon._reporter.findings
+    assert (finding.code, finding.severity) == ("subscription_refused", "failing")
+    assert "edged/v1/home/device/pi/prompt/+" in finding.advice
+
+
+def test_a_receipt_names_the_config_in_force(bench: Bench) -> None:
+    layer = {"revision": 7, "settings": {"generation": {"max_tokens": 3}}}
+    bench.turn(up(), arrived(1, layer, topic="edged/v1/home/config"))
+    assert bench.daemon._context.config == {"fleet": 7}
+    assert bench.daemon._settings.generation.max_tokens == 3
+
+
+class RecordingClient:
+    """A worker's process in name only."""
+
+    generation, pid = 1, 5
+
+    def __init__(self) -> None:
+        self.sent: list[object] = []
+
+    def send(self, frame: object) -> None:
+        self.sent.append(frame)
+
+
+def loaded(bench: Bench) -> RecordingClient:
+    """A worker with a model stands."""
+    client = RecordingClient()
+    bench.daemon._supervisor._client = client  # type: ignore[assignment]
+    bench.turn((1, frames.Loaded(ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100))))
+    return client
+
+
+def test_the_model_that_is_loaded_stands_in_the_health(bench: Bench) -> None:
+    bench.turn(up())
+    loaded(bench)
+    health = [json.loads(p) for topic, p, _ in bench.connection.published if topic.endswith("/health")]
+    assert health[-1]["model"]["name"] == "m"
+    assert health[-1]["mqtt"] == {"version": "5", "connects": 1}
+
+
+def test_p02_a_stop_takes_back_what_the_worker_has_not_begun_and_keeps_it_for_the_next_start(bench: Bench) -> None:
+    bench.turn(up())
+    worker = loaded(bench)
+    bench.turn(arrived(1), arrived(2))
+    bench.turn((1, frames.Began("1")))
+    bench.turn(Stop())
+    assert worker.sent[-1] == frames.Cancel("2")
+    assert not bench.daemon._drained()
+    bench.turn((1, frames.Ended("2", Final("cancelled", "", Usage(), 1, 0.0, 0.0))), arrived(3))
+    bench.turn((1, frames.Ended("1", Final("stop", "x", Usage(), 1, 0.0, 0.0))))
+    assert bench.daemon._drained()
+    assert [(f["id"], f["reason"]) for f in bench.finals()] == [("p3", "unavailable"), ("p1", "stop")]
+    assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p2"]
+
+
+def test_a_stop_waits_eight_seconds_for_what_runs(bench: Bench) -> None:
+    bench.turn(up())
+    loaded(bench)
+    bench.turn(arrived(1), (1, frames.Began("1")), Stop())
+    bench.now += 7.9
+    assert not bench.daemon._drained()
+    bench.now += 0.2
+    assert bench.daemon._drained()
