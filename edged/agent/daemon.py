@@ -87,6 +87,7 @@ class Daemon:
         self._bytes_in = self._bytes_out = 0  # of messages; one is the network thread's, the other the main thread's
         self._swept = clock()
         self._journal_trouble: str | None = None
+        self._stalled: str | None = None
         self._reading: Reading | None = None
         self._journal = Journal(self._state_dir / "journal.db")
         self._connection = Connection(
@@ -170,7 +171,11 @@ class Daemon:
             self._resend_finals()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
-        self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
+        stalled = self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
+        if stalled != self._stalled:
+            self._stalled = stalled
+            if stalled is not None:
+                self._log.error("a loop makes no progress; the watchdog is no longer petted", loop=stalled)
 
     def _drained(self) -> bool:
         if self._draining is None:

@@ -100,6 +100,7 @@ def telemetry(frame: Frame, reading: Reading, speed: Speed, queue: Queue) -> byt
     for name, group in (("pressure", reading.pressure), ("network", reading.network), ("gpu", reading.gpu)):
         if group is not None:
             document[name] = _filled(**msgspec.to_builtins(group))
+    document |= {name: names for name, names in (("broken", reading.broken), ("stuck", reading.stuck)) if names}
     return strict_json.dumps(document)
 
 

@@ -108,7 +108,7 @@ def test_kinds_of_prompts(model: Model) -> None:
     assert final(model, "hi", GREEDY).usage.completion_tokens == 40
 
 
-def test_memory_is_admitted_before_it_is_used(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_p07_memory_is_admitted_before_it_is_used(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edged.engine.model.available_bytes", lambda: 90_000_000)
     with pytest.raises(ModelError, match=r"needs [\d,]+ MB .* but 90 MB are free") as caught:
         load_model(tiny_gguf)
