@@ -33,8 +33,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def mosquitto() -> str | None:
+    """The program, or None where there is none (`TEST_EMBEDDED=1` acts as if there were none)."""
+    if os.environ.get("TEST_EMBEDDED"):
+        return None
+    return shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
 class Broker:
-    """A mosquitto that a test may stop and start again on the same port."""
+    """A mosquitto (else the embedded broker) that a test may stop and start again on the same port."""
 
     def __init__(self, folder: Path, extra: str = "") -> None:
         self.folder = folder
@@ -47,12 +54,14 @@ class Broker:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def start(self) -> Broker:
-        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        program = mosquitto()
         config = self.folder / f"mosquitto-{self.port}.conf"
         config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{self.extra}")
         log = (self.folder / f"mosquitto-{self.port}.log").open("ab")
-        self.process = subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log)
-        wait_until(self.answers, 10, "mosquitto listens")
+        embedded = [sys.executable, str(ROOT / "scripts" / "embedded_broker.py"), str(self.port)]
+        command = [program, "-c", str(config)] if program else embedded
+        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        wait_until(self.answers, 15, "the broker listens")
         return self
 
     def answers(self) -> bool:

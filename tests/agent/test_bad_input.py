@@ -67,6 +67,7 @@ def test_a_body_without_a_usable_id_is_answered_under_a_made_up_one(
     assert final["error"]["message"]
 
 
+@pytest.mark.mosquitto
 def test_a_prompt_over_the_context_and_one_that_is_retained(asked: Device, client: Client) -> None:
     client.publish(f"{asked.root}/prompt/me", {"id": "over", "prompt": "long"})
     assert "too_long" == client.final("over")["reason"]
@@ -90,6 +91,7 @@ def test_a_response_topic_of_somebody_else_is_refused_on_the_own_topic(asked: De
     assert not [m for m in client.messages if m.topic.startswith("edged/v1/test/reply/you")]
 
 
+@pytest.mark.mosquitto
 def test_p01_a_thousand_prompts_against_a_queue_of_64(asked: Device, client: Client) -> None:
     """Each gets exactly one final: those that fit an answer, the others `busy` with when to ask again."""
     for index in range(1000):
@@ -114,6 +116,7 @@ def test_p01_a_thousand_prompts_against_a_queue_of_64(asked: Device, client: Cli
     assert {1} == {len(documents) for documents in answered.values()}
 
 
+@pytest.mark.mosquitto
 def test_what_gets_no_reply_is_counted_and_told(asked: Device, client: Client) -> None:
     """A requester outside its pattern, cancels that cannot be read: an event `bad_request` each, nothing else."""
     client.publish(f"{asked.root}/prompt/a b", "hello")

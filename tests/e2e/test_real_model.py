@@ -41,6 +41,7 @@ def real(broker: Broker, tmp_path_factory: pytest.TempPathFactory, real_store: P
     client.close()
 
 
+@pytest.mark.mosquitto
 def test_mosquitto_pub_is_answered_with_chunks_and_one_final(real: tuple[Device, Client], broker: Broker) -> None:
     device, client = real
     question = "What is the capital of Japan?"
@@ -56,6 +57,7 @@ def test_mosquitto_pub_is_answered_with_chunks_and_one_final(real: tuple[Device,
     assert "bfloat16 (from q4_1)" == final["receipt"]["quantization"] or "float32" in final["receipt"]["quantization"]
 
 
+@pytest.mark.skipif(not shutil.which("mosquitto_rr"), reason="needs mosquitto-clients")
 def test_mosquitto_rr_prints_the_final_and_exits(real: tuple[Device, Client], broker: Broker) -> None:
     device, _ = real
     body = json.dumps({"prompt": "What is the capital of Japan?", **GREEDY})
