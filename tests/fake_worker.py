@@ -3,8 +3,8 @@
 A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `given` in the control folder lists the last turns in the order in
-which they came. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended` (broken
-until there is a file `mended`).
+which they came. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended`
+(broken until there is a file `mended`).
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ class FakeWorker:
                 time.sleep(0.01)
             self.send(frames.Loaded(INFO))
 
+    def misbehave(self, word: str) -> None:
+        """Die or hang, if the word says so; the signal may come a moment after the call."""
+        mark = self.control / "died"
+        if word == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(3600)
+        elif word == "die" or (word == "die-once" and not mark.exists()):
+            if word == "die-once":
+                mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3600)
+
     def answer(self, order: frames.Add) -> None:
         words = order.request.turns[-1].content.split()
         if words == ["long"]:
@@ -68,19 +80,10 @@ class FakeWorker:
         text = ""
         reason = "stop"
         for word in words:
-            if word == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(3600)
-            elif word == "die-once":
-                mark = self.control / "died"
-                if not mark.exists():
-                    mark.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                    time.sleep(3600)
-            elif word == "hang":
-                os.kill(os.getpid(), signal.SIGSTOP)
-                time.sleep(3600)  # the stop may come a moment after the call
-            elif word.startswith("wait:"):
+            self.misbehave(word)
+            if word in {"die", "die-once", "hang"}:
+                continue
+            if word.startswith("wait:"):
                 while not (self.control / word[5:]).exists() and order.key not in self.cancelled:
                     time.sleep(0.005)
             elif len(text.split()) >= order.request.sampling.max_tokens:

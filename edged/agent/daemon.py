@@ -7,7 +7,6 @@ mailbox; the loop takes what lies there, acts on it in order, and acknowledges a
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import sqlite3
 import time
@@ -20,9 +19,11 @@ import msgspec
 
 from edged.agent import findings, logs
 from edged.agent.clock import WallClock
+from edged.agent.desired import DesiredConfig
 from edged.agent.desk import Context, Desk
 from edged.agent.intake import Intake
 from edged.agent.journal import Journal
+from edged.agent.mailbox import Mailbox
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
@@ -30,9 +31,7 @@ from edged.agent.supervisor import PullEnded, Supervisor
 from edged.agent.systemd import Notifier
 from edged.core.health import Finding
 from edged.core.reading import Reading
-from edged.core.settings import Settings
-from edged.fleet import layers as fleet
-from edged.fleet import store as layer_store
+from edged.core.settings import Settings, build
 from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
 from edged.link.outbound import Outbound, Publication
 from edged.wire import documents
@@ -42,10 +41,7 @@ from edged.worker import frames
 
 DRAIN_SECONDS = 8.0
 GOODBYE_SECONDS = 1.5
-_BATCH = 500
 _BACKLOG_FOR_ACKS = 500  # unconfirmed publications beyond which prompts are no longer acknowledged
-_MAILBOX_LIMIT = 5000  # events beyond which prompts at QoS 0 are dropped and counted
-_MAILBOX_BYTES = 32_000_000
 _HOUSEKEEPING = 60.0
 
 
@@ -66,43 +62,36 @@ class Daemon:
         clock: Callable[[], float] = time.monotonic,
         worker_command: tuple[str, ...] | None = None,
     ) -> None:
-        self._own = own
         self._clock = clock
         self._log = logs.logger()
-        base = fleet.effective(own, {}, ())
+        base = build(own)
         self._state_dir = Path(base.state_dir)
         self._topics = Topics(base.identity.fleet, device, base.identity.groups)
-        self._order = tuple(self._topics.layers.values())
-        self._kept_path = self._state_dir / "layers.json"
-        self._kept = self._load_layers()
-        self._settings = fleet.effective(own, self._kept.layers, self._order)
-        self._mailbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._config = DesiredConfig(own, self._topics, self._state_dir / "layers.json")
+        self._mailbox = Mailbox()
         self._acks: deque[Arrived] = deque()
         self._wall = WallClock(clock)
         self._draining: float | None = None
         self._link = documents.LinkState("none", 0)
         self._link_down: str | None = "not connected yet"
         self._refused_topics: tuple[str, ...] = ()
-        self._dropped = self._refused = 0
-        self._bytes_in = self._bytes_out = 0  # of messages; one is the network thread's, the other the main thread's
         self._swept = clock()
         self._journal_trouble: str | None = None
         self._stalled: str | None = None
-        self._reading: Reading | None = None
         self._journal = Journal(self._state_dir / "journal.db")
         self._connection = Connection(
             base.mqtt,
             f"edged-{self._topics.fleet}-{device}",
             Will(self._topics.status, b"offline"),
             self._subscriptions(),
-            self._post_from_link,
+            self._mailbox.post_from_link,
         )
         self._outbound = Outbound(self._connection, self._delivered, clock)
         self._replies = Replies(self._outbound, self._wall)
         self._supervisor = Supervisor(
-            self._load_order(), pull_arguments, self, self._mailbox.put, clock, worker_command
+            self._load_order(), pull_arguments, self, self._mailbox.post, clock, worker_command
         )
-        self._context = Context(device, dict(self._kept.reported.in_force))
+        self._context = Context(device, dict(self._config.reported.in_force))
         self._desk = Desk(self._journal, self._replies, self._supervisor, self._context, clock, self._wall)
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
         self._intake = Intake(
@@ -110,25 +99,31 @@ class Daemon:
             self._journal,
             self._desk,
             self._replies,
-            lambda: self._settings,
+            lambda: self._config.settings,
             self._closed,
             self._reporter.bad_request,
             self._wall,
         )
         self._notifier = Notifier(os.environ, clock)
-        self._sensing = Sensing(self._state_dir, self._settings.telemetry.interval, self._mailbox.put)
+        self._sensing = Sensing(self._state_dir, self._config.settings.telemetry.interval, self._mailbox.post)
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; gives the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._mailbox.put(Stop()))
+            signal.signal(number, lambda *_: self._mailbox.post(Stop()))
         self._journal.open()
         self._wall.begin(self._journal.fact("wall_floor", 0.0))
         self._desk.restore(self._journal.open_entries())
         self._reporter.set_status("starting")
-        self._log.info("started", device=self._topics.device, fleet=self._topics.fleet, open_prompts=self._desk.open)
+        self._log.info(
+            "started",
+            pid=os.getpid(),
+            device=self._topics.device,
+            fleet=self._topics.fleet,
+            open_prompts=self._desk.open,
+        )
         if self._journal.set_aside is not None:
             self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
             message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
@@ -148,14 +143,7 @@ class Daemon:
         if self._draining is not None:
             due.append(self._draining)
         timeout = max(0.0, min(moment for moment in due if moment is not None) - self._clock())
-        events: list[object] = []
-        try:
-            events.append(self._mailbox.get(timeout=timeout))
-            while len(events) < _BATCH:
-                events.append(self._mailbox.get_nowait())
-        except queue.Empty:
-            pass
-        return events
+        return self._mailbox.take(timeout)
 
     def _upkeep(self) -> None:
         self._desk.expire()
@@ -166,7 +154,7 @@ class Daemon:
             self._connection.acknowledge(self._acks.popleft())
         if self._clock() - self._swept > _HOUSEKEEPING:
             self._swept = self._clock()
-            self._journal.forget(self._wall() - self._settings.limits.remember)
+            self._journal.forget(self._wall() - self._config.settings.limits.remember)
             self._journal.set_fact("wall_floor", self._wall())
             self._resend_finals()
         self._reporter.check_health()
@@ -188,12 +176,9 @@ class Daemon:
         self._reporter.set_status("offline")
         until = self._clock() + GOODBYE_SECONDS
         while self._outbound.backlog and self._link_down is None and self._clock() < until:
-            try:
-                event = self._mailbox.get(timeout=max(0.0, until - self._clock()))
-            except queue.Empty:
-                break
-            if isinstance(event, Acked):
-                self._outbound.acked(event.session, event.mid)
+            for event in self._mailbox.take(max(0.0, until - self._clock())):
+                if isinstance(event, Acked):
+                    self._outbound.acked(event.session, event.mid, event.refused)
         self._connection.stop()
         self._journal.close()
         self._log.info("stopped", open_prompts=self._desk.open)
@@ -201,21 +186,9 @@ class Daemon:
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
-    def _post_from_link(self, event: object) -> None:
-        """Called by the network thread. A flood at QoS 0 is dropped here, since nothing else could bound it."""
-        if isinstance(event, Arrived):
-            full = self._mailbox.qsize() > _MAILBOX_LIMIT or self._bytes_in - self._bytes_out > _MAILBOX_BYTES
-            if event.qos == 0 and full:
-                self._dropped += 1
-                return
-            self._bytes_in += len(event.payload)
-        self._mailbox.put(event)
-
     def _take(self, events: list[object]) -> None:
         prompts: list[tuple[str, Arrived]] = []
         for event in events:
-            if isinstance(event, Arrived):
-                self._bytes_out += len(event.payload)
             asked = self._topics.parse(event.topic) if isinstance(event, Arrived) else None
             if isinstance(event, Arrived) and asked is not None and asked.kind == "prompt":
                 if event.retain and self._link.version == "3.1.1":
@@ -248,7 +221,12 @@ class Daemon:
             self._take_message(event)
             self._acks.append(event)
         elif isinstance(event, Acked):
-            self._outbound.acked(event.session, event.mid)
+            self._outbound.acked(event.session, event.mid, event.refused)
+            if event.refused is not None:
+                self._log.warning(
+                    "the broker refused a message", topic=self._outbound.refused_topic, reason=event.refused
+                )
+                self._look_at_findings()
         elif isinstance(event, Up):
             self._went_up(event)
         elif isinstance(event, Down):
@@ -322,43 +300,33 @@ class Daemon:
 
     # ---- config -----------------------------------------------------------------------------------------------------
 
-    def _load_layers(self) -> layer_store.Kept:
-        scope = self._topics.own
-        kept = layer_store.load(self._kept_path, scope)
-        valid = fleet.still_valid(self._own, kept.layers, self._order)
-        report = msgspec.structs.replace(kept.reported, in_force=fleet.revisions(valid))
-        return layer_store.Kept(scope, valid, report)
-
     def _take_layer(self, name: str, payload: bytes) -> None:
-        decision = fleet.decide(self._own, self._kept.layers, self._kept.reported, name, payload)
-        if not decision.changed:
-            return
-        report = msgspec.structs.replace(decision.reported, at=self._wall())
-        kept = layer_store.Kept(self._kept.scope, decision.layers, report)
         try:
-            layer_store.save(self._kept_path, kept)
+            changed = self._config.take(name, payload, self._wall())
         except OSError as error:
+            changed = True
             self._log.error("the layers cannot be kept", error=str(error))
-        self._kept = kept
-        self._put_in_force(fleet.effective(self._own, kept.layers, self._order))
+        if not changed:
+            return
+        report = self._config.reported
+        self._put_in_force(self._config.settings)
         self._context.config = dict(report.in_force)
         self._log.info("config", phase=report.phase, layer=name, revision=report.revision, reason=report.reason)
         self._reporter.event(f"config_{report.phase}", f"{name}: {report.reason}", layer=name, revision=report.revision)
         self._report_config()
 
     def _put_in_force(self, settings: Settings) -> None:
-        self._settings = settings
         self._sensing.set_interval(settings.telemetry.interval)
         logs.configure(settings.log.level, settings.log.format)
 
     def _report_config(self) -> None:
-        payload = reported(self._kept.reported, self._wall())
+        payload = reported(self._config.reported, self._wall())
         self._outbound.send(Publication(topic=self._topics.reported, payload=payload, retain=True))
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
     def _load_order(self) -> frames.Load:
-        model = self._settings.model
+        model = self._config.settings.model
         return frames.Load(
             source=model.source,
             digest=model.digest,
@@ -403,7 +371,6 @@ class Daemon:
     # ---- how we are -------------------------------------------------------------------------------------------------
 
     def _take_reading(self, reading: Reading) -> None:
-        self._reading = reading
         self._context.throttled = reading.throttled
         self._reporter.take_reading(reading, self._findings())
 
@@ -414,6 +381,7 @@ class Daemon:
         own = findings.of_agent(
             self._supervisor.trouble if self._supervisor.state == "safe" else None,
             self._refused_topics,
+            self._outbound.refused_topic,
             self._journal_trouble,
             self._wall(),
             self._reporter.findings,
@@ -425,7 +393,7 @@ class Daemon:
         trouble = supervisor.trouble if supervisor.state == "safe" else None
         model = documents.ModelState(
             state=supervisor.state,
-            source=self._settings.model.source,
+            source=self._config.settings.model.source,
             info=supervisor.info,
             doing=supervisor.doing or None,
             error_code=trouble.code if trouble else None,
@@ -435,11 +403,11 @@ class Daemon:
         waiting = documents.Queue(
             open=desk.open,
             running=desk.running,
-            limit=self._settings.limits.queue,
+            limit=self._config.settings.limits.queue,
             answered=desk.finished,
             refused=self._intake.refused,
             bad_requests=self._reporter.bad_requests,
-            dropped=self._dropped + self._outbound.dropped,
+            dropped=self._mailbox.dropped + self._outbound.dropped,
         )
         return self._link, model, waiting, documents.Speed(desk.speed.tokens_per_second, desk.speed.ttft_ms)
 

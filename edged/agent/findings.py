@@ -11,6 +11,7 @@ from edged.core.health import Finding
 def of_agent(
     trouble: Trouble | None,
     refused_topics: Sequence[str],
+    refused_publish: str | None,
     journal_trouble: str | None,
     now: float,
     known: Sequence[Finding],
@@ -25,6 +26,10 @@ def of_agent(
         advice = f"the broker refuses the subscription to {refused_topics[0]}; allow it in the broker's access list"
         code = "subscription_refused"
         found.append(Finding(code, since.get(code, now), len(refused_topics), 0, advice, "failing"))
+    if refused_publish is not None:
+        advice = f"the broker refused a message to {refused_publish}; allow it in the broker's access list"
+        code = "publish_refused"
+        found.append(Finding(code, since.get(code, now), None, None, advice))
     if journal_trouble is not None:
         advice = f"prompts cannot be stored ({journal_trouble}); make room on the disk of state_dir or mend it"
         found.append(Finding("journal", since.get("journal", now), None, None, advice, "failing"))

@@ -86,10 +86,11 @@ class Arrived(msgspec.Struct, frozen=True):
 
 
 class Acked(msgspec.Struct, frozen=True):
-    """The broker confirmed a publish at QoS 1."""
+    """The broker confirmed a publish at QoS 1, or one at QoS 0 was written. `refused`: its reason for not taking it."""
 
     session: int
     mid: int
+    refused: str | None = None
 
 
 Event = Up | Down | Arrived | Acked
@@ -354,8 +355,8 @@ class Connection:
             )
         )
 
-    def _on_publish(self, _client: Any, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
-        self._post(Acked(self._session, mid))
+    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        self._post(Acked(self._session, mid, str(reason).lower() if reason.is_failure else None))
 
 
 def broker_address(url: str) -> tuple[str, int]:

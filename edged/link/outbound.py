@@ -72,6 +72,7 @@ class Outbound:
         self._window = 1
         self._max_packet: int | None = None
         self.dropped = 0
+        self.refused_topic: str | None = None
 
     @property
     def backlog(self) -> int:
@@ -90,6 +91,7 @@ class Outbound:
         """A connection stands: everything unconfirmed is sent again."""
         self._back_to_waiting()
         self._session, self._window, self._max_packet = session, window, max_packet
+        self.refused_topic = None
         self.flush()
 
     def down(self) -> None:
@@ -124,8 +126,11 @@ class Outbound:
         self._fleeting_bytes += size
         return True
 
-    def acked(self, session: int, mid: int) -> None:
-        """Packet `mid` of `session` is confirmed (QoS 1) or written to the socket (QoS 0)."""
+    def acked(self, session: int, mid: int, refused: str | None = None) -> None:
+        """Packet `mid` of `session` is confirmed (QoS 1) or written to the socket (QoS 0).
+
+        One that the broker refused is done with too, since it would refuse it again: `refused_topic` names the last.
+        """
         if session != self._session:
             return
         self._fleeting_bytes -= self._fleeting.pop(mid, 0)
@@ -133,6 +138,9 @@ class Outbound:
             return
         publication, _ = self._sent.pop(mid)
         self._bytes -= publication.size
+        if refused is not None:
+            self.refused_topic = publication.topic
+            self.dropped += 1
         if publication.token is not None:
             self._on_delivered(publication.token)
         self.flush()

@@ -162,22 +162,22 @@ def test_p09_a_broker_that_confirms_nothing_is_left(bench: Bench) -> None:
 
 
 def test_a_flood_at_quality_0_is_dropped_and_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edged.agent.daemon._MAILBOX_LIMIT", 10)
+    monkeypatch.setattr("edged.agent.mailbox.LIMIT", 10)
     for mid in range(50):
-        bench.daemon._post_from_link(arrived(mid, qos=0))
-        bench.daemon._post_from_link(arrived(mid, qos=1))
-    assert bench.daemon._mailbox.qsize() < 70
+        bench.daemon._mailbox.post_from_link(arrived(mid, qos=0))
+        bench.daemon._mailbox.post_from_link(arrived(mid, qos=1))
+    assert len(bench.daemon._mailbox) < 70
     assert bench.daemon._state()[2].dropped > 30
 
 
 def test_p09_a_flood_of_large_messages_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edged.agent.daemon._MAILBOX_BYTES", 10_000)
+    monkeypatch.setattr("edged.agent.mailbox.MAX_BYTES", 10_000)
     for mid in range(50):
-        bench.daemon._post_from_link(arrived(mid, "x" * 1000, qos=0))
-    assert bench.daemon._mailbox.qsize() < 13
+        bench.daemon._mailbox.post_from_link(arrived(mid, "x" * 1000, qos=0))
+    assert len(bench.daemon._mailbox) < 13
     bench.turn(up(), *bench.daemon._wait())
-    bench.daemon._post_from_link(arrived(99, "x" * 1000, qos=0))
-    assert bench.daemon._mailbox.qsize() == 1
+    bench.daemon._mailbox.post_from_link(arrived(99, "x" * 1000, qos=0))
+    assert len(bench.daemon._mailbox) == 1
 
 
 def test_another_board_of_our_name_is_told_as_an_event_once_we_are_back(bench: Bench) -> None:
@@ -208,7 +208,7 @@ def test_a_receipt_names_the_config_in_force(bench: Bench) -> None:
     layer = {"revision": 7, "settings": {"generation": {"max_tokens": 3}}}
     bench.turn(up(), arrived(1, layer, topic="edged/v1/home/config"))
     assert bench.daemon._context.config == {"fleet": 7}
-    assert bench.daemon._settings.generation.max_tokens == 3
+    assert bench.daemon._config.settings.generation.max_tokens == 3
 
 
 class RecordingClient:

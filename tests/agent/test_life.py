@@ -21,7 +21,7 @@ Make = Callable[..., Device]
 QUICK_RETRY = ("edged.agent.supervisor:RETRY_SAFE=(0.2, 0.2)",)
 
 
-# ---- the start ----------------------------------------------------------------------------------------------------------------
+# ---- the start ------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_daemon_in_the_same_state_folder_is_refused_in_one_sentence(device: Make) -> None:
@@ -79,7 +79,7 @@ def test_sigint_ends_it_as_clean_as_sigterm(device: Make, client: Client) -> Non
     assert not [pid for pid in workers if psutil.pid_exists(pid)]
 
 
-# ---- the model ----------------------------------------------------------------------------------------------------------------
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 def test_p06_a_device_without_a_usable_model_stays_connected_and_recovers_when_it_is_mended(
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_while_it_loads_ends_in_safe(device: Make, client: Cl
     assert "exit code 3" in finding["advice"]
 
 
-# ---- the broker ---------------------------------------------------------------------------------------------------------------
+# ---- the broker -----------------------------------------------------------------------------------------------------
 
 
 def test_p09_events_are_kept_while_the_broker_is_away(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_mqtt_url_is_taken_from_the_environment(broker: Broker, tmp_path: Path, 
     client.publish(f"{made.root}/status", b"", retain=True)
 
 
-# ---- its appetite ---------------------------------------------------------------------------------------------------------------
+# ---- its appetite ---------------------------------------------------------------------------------------------------
 
 
 def test_the_agent_alone_stays_below_60_mb_and_imports_no_model_code(device: Make, client: Client) -> None:

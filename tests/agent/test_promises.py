@@ -114,7 +114,7 @@ def test_p09_what_was_finished_without_the_broker_is_delivered_later(tmp_path: P
             broker.start()
             client = Client(broker.port).subscribe("edged/v1/test/#")
             client.wait(lambda m: m.topic.endswith("/status") and m.payload == b"online", 30, "status online again")
-            # This broker forgot our subscription: a final that came before it stood is asked for again, as the contract says.
+            # This broker forgot our subscription: a final that came before it stood is asked for again.
             client.publish(f"{made.root}/prompt/me", body)
             assert "before after " == client.final("away", 30)["text"]
             assert 0 == made.stop()

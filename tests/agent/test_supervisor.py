@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -23,7 +23,7 @@ class RecordingClient:
     """A worker's process in name only. `startable` False: it cannot be started."""
 
     startable = True
-    made: list[RecordingClient] = []
+    made: ClassVar[list[RecordingClient]] = []
 
     def __init__(self, generation: int, _post: Any, _command: Any = None) -> None:
         self.generation = generation

@@ -191,3 +191,26 @@ def test_a_broker_that_does_not_fit_is_named(
         reason = wait_until(complaint, 20, "a line about the broker")["reason"]
         assert said in reason.lower()
         assert 0 == device.stop()
+
+
+def test_a_broker_that_refuses_a_reply_is_a_finding(tmp_path: Path) -> None:
+    """An access list that forbids the reply topics: the answer is not lost in silence, health names the topic."""
+    rules = tmp_path / "acl"
+    rules.write_text("topic read #\ntopic write edged/v1/test/device/#\n")
+    rules.chmod(0o644)
+    tmp_path.chmod(0o755)
+    with (
+        started(Broker(tmp_path, f"user root\nacl_file {rules}\n")) as broker,
+        running(Device(tmp_path, broker)) as device,
+    ):
+        client = Client(broker.port).subscribe("edged/v1/test/#")
+        client.wait(lambda m: m.topic.endswith("/status") and m.payload == b"online", 30, "status online")
+        client.publish(f"{device.root}/prompt/me", {"id": "forbidden", "prompt": "hello"})
+
+        def named(message: mqtt.MQTTMessage) -> bool:
+            findings = as_json(message).get("findings", [])
+            return any(f["code"] == "publish_refused" and "reply/me/pi/forbidden" in f["advice"] for f in findings)
+
+        client.wait(named, 20, "a finding publish_refused")
+        assert 0 == device.stop()
+        client.close()

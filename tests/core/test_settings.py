@@ -78,8 +78,19 @@ def test_the_contracts_example_file_is_taken() -> None:
             "mqtt",
             "url",
             ["mqtt://h", "mqtt://h:1", "mqtt://h:65535/", "mqtts://10.0.0.1:8883", "mqtt://[::1]:1883"],
-            ["h:1883", "http://h", "mqtt://", "mqtt://h/path", "mqtt://u:p@h", "mqtt://h:99999", "mqtt://h:0"]
-            + ["mqtt://h:abc", "mqtt://h h", "mqtt://h:", 1883],
+            [
+                "h:1883",
+                "http://h",
+                "mqtt://",
+                "mqtt://h/path",
+                "mqtt://u:p@h",
+                "mqtt://h:99999",
+                "mqtt://h:0",
+                "mqtt://h:abc",
+                "mqtt://h h",
+                "mqtt://h:",
+                1883,
+            ],
         ),
         ("mqtt", "version", ["auto", "5", 5, "3.1.1"], ["4", "3.1", 3.1, True]),
         (

@@ -1,0 +1,318 @@
+"""The desk when things end otherwise: cancels, deadlines, repeats, deaths of the worker, a stop."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.worker import frames
+from tests.agent.bench import Bench, message
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# ---- cancels and deadlines ------------------------------------------------------------------------------------------
+
+
+def test_a_waiting_prompt_is_cancelled_at_once(bench: Bench) -> None:
+    bench.worker.info = None
+    bench.accept("a")
+    bench.accept("b")
+    bench.desk.cancel("me", "a")
+    assert [(f["id"], f["reason"], f["text"]) for f in bench.replies.finals] == [("a", "cancelled", "")]
+    assert "error" not in bench.replies.finals[0]
+    assert bench.desk.open == 1
+
+
+def test_a_running_prompt_is_cancelled_with_what_it_wrote(bench: Bench) -> None:
+    seq = bench.accept("a")
+    bench.began(seq)
+    bench.desk.cancel("me", "a")
+    bench.desk.cancel("me", "a")
+    assert bench.worker.cancelled == [str(seq)]
+    assert bench.replies.finals == []
+    bench.ended(seq, "half", "cancelled")
+    assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("cancelled", "half")]
+
+
+def test_a_cancel_concerns_only_its_own_requester(bench: Bench) -> None:
+    bench.worker.info = None
+    bench.accept("a", requester="me")
+    bench.accept("a", requester="you")
+    bench.accept("b", requester="me")
+    bench.desk.cancel("me", None)
+    assert bench.desk.open == 1
+    bench.desk.cancel("me", "a")
+    bench.desk.cancel("stranger", None)
+    assert bench.desk.open == 1
+
+
+def test_an_answer_that_ended_before_the_cancel_reached_it_stays_an_answer(bench: Bench) -> None:
+    seq = bench.accept("a")
+    bench.desk.cancel("me", "a")
+    bench.ended(seq, "whole", "stop")
+    assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("stop", "whole")]
+
+
+def test_a_waiting_prompt_expires_at_its_deadline_and_not_before(bench: Bench) -> None:
+    bench.worker.info = None
+    bench.accept("a", expires_in=2.0)
+    assert bench.desk.next_deadline() == bench.clock.up + 2.0
+    bench.clock.wait(1.9)
+    bench.desk.expire()
+    assert bench.replies.finals == []
+    bench.clock.wait(0.1)
+    bench.desk.expire()
+    assert [f["reason"] for f in bench.replies.finals] == ["expired"]
+    assert bench.desk.next_deadline() is None
+
+
+def test_a_running_prompt_expires_with_what_it_wrote(bench: Bench) -> None:
+    seq = bench.accept("a", expires_in=2.0)
+    bench.began(seq)
+    bench.clock.wait(3)
+    bench.desk.expire()
+    assert bench.desk.next_deadline() is None
+    bench.ended(seq, "half", "cancelled")
+    assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("expired", "half")]
+
+
+def test_a_prompt_whose_end_was_asked_for_is_not_given_again_when_the_worker_dies(bench: Bench) -> None:
+    seq = bench.accept("a")
+    bench.began(seq)
+    bench.desk.cancel("me", "a")
+    bench.desk.lost_worker("died")
+    bench.desk.hand_out()
+    assert [f["reason"] for f in bench.replies.finals] == ["cancelled"]
+    assert bench.worker.added == [str(seq)]
+
+
+def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(bench: Bench) -> None:
+    bench.worker.info = None
+    bench.accept("a", expires_in=10.0)
+    bench.clock.wall += 1_000_000
+    bench.desk.expire()
+    assert bench.replies.finals == []
+
+
+# ---- repeats --------------------------------------------------------------------------------------------------------
+
+
+def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_follows(bench: Bench) -> None:
+    repeated = message({"id": "a", "prompt": "x"})
+    bench.arrive(repeated)
+    bench.began(1)
+    bench.wrote(1, 0, "one ")
+    bench.wrote(1, 4, "two ")
+    bench.arrive(repeated)
+    bench.clock.wait(0.06)
+    bench.wrote(1, 8, "three")
+    bench.ended(1, "one two three")
+    assert [(c["seq"], c["at"], c["text"]) for c in bench.replies.chunks] == [
+        (0, 0, "one "),
+        (0, 0, "one two "),
+        (1, 8, "three"),
+    ]
+    assert len(bench.replies.finals) == 1
+    assert bench.worker.added == ["1"]
+
+
+# ---- the worker dies ------------------------------------------------------------------------------------------------
+
+
+def test_p11_what_ran_is_tried_once_more_alone_then_failed(bench: Bench) -> None:
+    a, b = bench.accept("a"), bench.accept("b")
+    bench.began(a, b)
+    bench.wrote(a, 0, "half")
+    bench.desk.lost_worker("was killed by SIGKILL")
+    assert bench.replies.finals == []
+    bench.worker.frames.clear()
+    bench.desk.hand_out()
+    assert bench.worker.added == [str(a)]
+    bench.began(a)
+    bench.desk.lost_worker("was killed by SIGKILL")
+    (final,) = bench.replies.finals
+    assert (final["id"], final["reason"], final["error"]["code"]) == ("a", "failed", "worker_died")
+    assert "was killed by SIGKILL twice" in final["error"]["message"]
+    bench.desk.hand_out()
+    assert bench.worker.added == [str(a), str(b)]
+    bench.ended(b)
+    assert [f["id"] for f in bench.replies.finals] == ["a", "b"]
+
+
+def test_p11_what_had_not_begun_is_not_blamed(bench: Bench) -> None:
+    a, b = bench.accept("a"), bench.accept("b")
+    bench.began(a)
+    for _ in range(5):
+        bench.desk.lost_worker("died")
+        bench.desk.hand_out()
+        bench.ended(a) if bench.desk.has(a) else None
+    assert bench.desk.has(b)
+    assert [e.deaths for e in bench.journal.open_entries()] == [0]
+
+
+def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
+    a = bench.accept("a")
+    bench.began(a)
+    bench.desk.lost_worker("died")
+    c = bench.accept("c", priority=0)
+    assert bench.worker.added == [str(a), str(a)]
+    bench.began(a)
+    bench.ended(a)
+    assert bench.worker.added == [str(a), str(a), str(c)]
+
+
+def test_what_comes_while_the_worker_is_replaced_is_given_to_the_next_one(bench: Bench) -> None:
+    bench.worker.replaced = True
+    seq = bench.accept("a")
+    assert bench.worker.added == []
+    bench.worker.replaced = False
+    bench.desk.hand_out()
+    assert bench.worker.added == [str(seq)]
+
+
+def test_after_a_death_the_text_begins_anew(bench: Bench) -> None:
+    a = bench.accept("a")
+    bench.began(a)
+    bench.wrote(a, 0, "first ")
+    bench.clock.wait(0.1)
+    bench.wrote(a, 6, "try")
+    bench.desk.lost_worker("died")
+    bench.desk.hand_out()
+    bench.began(a)
+    bench.wrote(a, 0, "second")
+    assert [(c["seq"], c["at"]) for c in bench.replies.chunks] == [(0, 0), (1, 6), (0, 0)]
+    bench.ended(a, "second")
+    assert bench.replies.finals[0]["text"] == "second"
+
+
+def test_p11_deaths_count_across_restarts_of_the_agent(bench: Bench) -> None:
+    a = bench.accept("a")
+    bench.began(a)
+    bench.desk.lost_worker("died")
+    bench.make_desk()
+    bench.desk.restore(bench.journal.open_entries())
+    bench.began(a)
+    bench.desk.lost_worker("died")
+    assert [f["reason"] for f in bench.replies.finals] == ["failed"]
+
+
+def test_p11_an_agent_that_dies_between_the_count_and_the_final_does_not_try_a_third_time(bench: Bench) -> None:
+    a = bench.accept("a")
+    bench.journal.died([a])
+    bench.journal.died([a])
+    bench.worker.frames.clear()
+    bench.make_desk()
+    bench.desk.restore(bench.journal.open_entries())
+    assert bench.worker.added == []
+    assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "failed")]
+
+
+def test_p02_a_death_of_the_agent_is_no_death_of_the_worker(bench: Bench) -> None:
+    for _ in range(5):
+        seq = bench.accept("a") if not bench.desk.open else 1
+        bench.began(seq)
+        bench.make_desk()
+        bench.desk.restore(bench.journal.open_entries())
+    bench.began(1)
+    bench.ended(1)
+    assert [f["reason"] for f in bench.replies.finals] == ["stop"]
+
+
+def test_p02_a_restart_keeps_order_and_deadline(bench: Bench) -> None:
+    bench.worker.info, info = None, bench.worker.info
+    late = bench.accept("late", priority=9)
+    soon = bench.accept("soon", priority=1, expires_in=60)
+    gone = bench.accept("gone", expires_in=1)
+    bench.clock.wait(30)
+    bench.clock.up = 5.0  # the board was switched off and on
+    bench.worker.info = info
+    bench.make_desk()
+    bench.desk.restore(bench.journal.open_entries())
+    bench.desk.expire()
+    assert bench.desk.next_deadline() == pytest.approx(5.0 + 30.0)
+    bench.ended(gone, "", "cancelled")
+    assert [f["reason"] for f in bench.replies.finals] == ["expired"]
+    assert bench.worker.added.index(str(soon)) < bench.worker.added.index(str(late))
+
+
+# ---- stopping and no model ------------------------------------------------------------------------------------------
+
+
+def test_p02_draining_lets_what_runs_end_and_keeps_what_waits(bench: Bench) -> None:
+    a, b = bench.accept("a"), bench.accept("b")
+    bench.began(a)
+    bench.desk.drain()
+    assert bench.worker.cancelled == [str(b)]
+    bench.ended(b, "", "cancelled")  # the worker's answer to our own cancel is no final
+    bench.accept("c")
+    bench.ended(a)
+    assert [f["id"] for f in bench.replies.finals] == ["a"]
+    assert [e.job.id for e in bench.journal.open_entries()] == ["b", "c"]
+    assert bench.desk.running == 0
+
+
+def test_without_a_usable_model_everything_is_unavailable_and_told_why(bench: Bench) -> None:
+    bench.began(bench.accept("a"))
+    bench.worker.info = None
+    bench.accept("b")
+    bench.desk.refuse_all("the model is broken; remove it")
+    assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "unavailable"), ("b", "unavailable")]
+    assert {f["error"]["message"] for f in bench.replies.finals} == {"the model is broken; remove it"}
+    assert bench.desk.open == 0
+
+
+def test_a_refused_requester_is_told_about_the_time_of_one_answer(bench: Bench) -> None:
+    assert bench.desk.retry_after_ms() == 5000
+    bench.ended(bench.accept("a"), tokens=101, ms=10_000.0)  # ten tokens a second
+    assert bench.desk.retry_after_ms() == 10_100
+    bench.ended(bench.accept("b"), tokens=100_000, ms=1e7)
+    assert bench.desk.retry_after_ms() == 600_000
+
+
+# ---- whatever happens -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(["accept", "begin", "write", "end", "die", "cancel", "wait", "restart"])), st.randoms())
+def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901  - a branch a kind of step
+    steps: list[str], chance: random.Random
+) -> None:
+    bench = Bench()
+    asked: list[str] = []
+    held: set[str] = set()
+    for step in steps:
+        given_now = bench.worker.added
+        held = held & {str(e.seq) for e in bench.journal.open_entries()} | set(given_now)
+        key = chance.choice(sorted(held)) if held else "0"
+        if step == "accept":
+            asked.append(f"id{len(asked)}")
+            bench.accept(asked[-1], priority=chance.randrange(10), expires_in=chance.choice([None, 0.5, 5]))
+        elif step == "begin":
+            bench.desk.heard(frames.Began(key))
+        elif step == "write":
+            bench.desk.heard(frames.Wrote(key, 0, "x"))
+        elif step == "end":
+            bench.ended(int(key), reason=chance.choice(["stop", "length", "cancelled"]))
+        elif step == "die":
+            bench.desk.lost_worker("died")
+            bench.desk.hand_out()
+        elif step == "cancel":
+            bench.desk.cancel("me", chance.choice([None, *asked]))
+        elif step == "wait":
+            bench.clock.wait(chance.random())
+            bench.desk.expire()
+        else:
+            bench.make_desk()
+            bench.desk.restore(bench.journal.open_entries())
+    while bench.desk.open:
+        before = bench.desk.open
+        for entry in bench.journal.open_entries():
+            bench.ended(entry.seq)
+        assert bench.desk.open < before
+    assert sorted(f["id"] for f in bench.replies.finals) == sorted(asked)
