@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +36,7 @@ def show_fleet(settings: Mqtt, fleet: str, wait: float, as_json: bool) -> int:
     devices: dict[str, Seen] = {}
     root = f"edged/v1/{fleet}/device"
     topics = tuple(f"{root}/+/{what}" for what in ("status", "health", "config/reported", "telemetry"))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)  # a file or a pipe has no width to fit into
     with Session(settings, topics) as session:
         if as_json or not console.is_terminal:
             for _ in _look(session, devices, root, wait):

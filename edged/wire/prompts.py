@@ -186,7 +186,7 @@ def parse_cancel(payload: bytes) -> Cancel:
     if len(payload) > _SEARCHED:
         raise BadValue("", f"a cancel has {len(payload)} bytes, above {_SEARCHED}")
     known = {"id": _PROMPT_KEYS["id"], "all": f.boolean}
-    checked = f.record("", strict_json.loads(payload), known)
+    checked = f.record("", _readable(payload), known)
     if len(checked) != 1 or checked.get("all") is False:
         raise BadValue("", 'a cancel is {"id":"…"} or {"all":true}')
     return Cancel(checked.get("id"))
