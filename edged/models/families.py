@@ -1,7 +1,7 @@
 """How the decoders that the native engine runs differ: one record for each architecture, and the shape of one model.
 
-A shape is read from a GGUF file's metadata (keys as in ggml's `docs/gguf.md`) or from a checkpoint's `config.json` (keys as in
-transformers). What a record cannot say is refused as `unsupported`, so that the torch backend can take it.
+A shape is read from a GGUF file's metadata (keys as in ggml's `docs/gguf.md`) or from a checkpoint's `config.json`
+(keys as in transformers). What a record cannot say is refused as `unsupported`, so that the torch backend can take it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Shape:
 
 
 def check_shape(shape: Shape) -> Shape:
-    """The shape itself. Raises ModelError `bad_model` for absurd figures, `unsupported` for those the kernels cannot run."""
+    """The shape itself. Raises ModelError `bad_model` for absurd figures, `unsupported` for those the kernels cannot
+    run."""
     limits = {
         "layers": (shape.layers, 1024),
         "width": (shape.width, 65_536),
@@ -175,11 +176,12 @@ def _plain(base: float, head_dim: int) -> list[float]:
 
 
 def _frequencies(config: Mapping[str, Any], head_dim: int) -> tuple[float, ...]:
-    """Rotary frequencies, scaled as the config says (transformers 5: `rope_parameters`; before: `rope_theta`, `rope_scaling`)."""
+    """Rotary frequencies, scaled as the config says (transformers 5: `rope_parameters`; before: `rope_theta`,
+    `rope_scaling`)."""
     scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     plain = _plain(float(scaling.get("rope_theta", config.get("rope_theta", 10_000.0))), head_dim)
-    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in {None, 1, 1.0}:
+    if scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in {None, 1.0}:
         raise _unsupported("rotary embedding over a part of the head")
     if kind == "default":
         return tuple(plain)

@@ -1,7 +1,7 @@
 """Packing: a GGUF file, a checkpoint folder or a named shape becomes a packed folder, a few rows of a tensor at a time.
 
-GGUF's Q4_0, Q4_1 and Q8_0 keep their codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in groups. The folder
-appears whole or not at all: it is written beside its place and renamed.
+GGUF's Q4_0, Q4_1 and Q8_0 keep their codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in groups.
+The folder appears whole or not at all: it is written beside its place and renamed.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def pack(
 ) -> Manifest:
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
-    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum beside the scale. What a GGUF file has
-    quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are not finite, too), `no_disk`.
+    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum beside the scale. What a
+    GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
+    not finite, too), `no_disk`.
     """
     if bits not in {KEEP, 4, 8} or group not in GROUPS:
         raise ModelError(
@@ -66,9 +67,8 @@ def pack(
     infos: dict[str, TensorInfo] = {}
     for name, rows, cols in matrix_names(source.shape, source.tied):
         stored = _kind(source, name)
-        stays = kind is None or not stored.is_float
-        final = stored if stays else kind
-        infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else 32 if stays else group)
+        final, its_group = (stored, 32) if kind is None or not stored.is_float else (kind, group)
+        infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     for name, length in vector_names(source.shape):
         infos[name] = TensorInfo(Kind.F32, 1, length, 0)
     if destination.exists() and any(destination.iterdir()):
@@ -162,7 +162,7 @@ def interleave(gate: npt.NDArray[Any], up: npt.NDArray[Any]) -> npt.NDArray[Any]
     rows, cols = gate.shape
     both = np.zeros((2, -(-rows // 32) * 32, cols), gate.dtype)
     both[0, :rows], both[1, :rows] = gate, up
-    return both.reshape(2, -1, 32, cols).transpose(1, 0, 2, 3).reshape(-1, cols)
+    return np.asarray(both.reshape(2, -1, 32, cols).transpose(1, 0, 2, 3).reshape(-1, cols))
 
 
 def _matrix(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:

@@ -17,21 +17,26 @@ from edged.models.tiles import Codes, Kind
 # Figures of the models' published config.json files; all of these tie head and embedding.
 _CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "qwen2.5-0.5b": {
-        "model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
-        "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896, "intermediate_size": 4864,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6,
     },
     "smollm2-135m": {
-        "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "vocab_size": 49_152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 1e5,
+        "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e5,
     },
     "smollm2-360m": {
-        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 960, "intermediate_size": 2560, "num_attention_heads": 15,
-        "num_key_value_heads": 5, "vocab_size": 49_152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 1e5,
+        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 960, "intermediate_size": 2560,
+        "num_attention_heads": 15, "num_key_value_heads": 5, "vocab_size": 49_152, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 1e5,
     },
     "llama-3.2-1b": {
-        "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
-        "rope_theta": 5e5,
+        "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+        "vocab_size": 128_256, "max_position_embeddings": 131_072,
+
+        "rms_norm_eps": 1e-5, "rope_theta": 5e5,
         "rope_scaling": {
             "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,

@@ -1,4 +1,5 @@
-"""What can be packed: GGUF files, checkpoint folders, random weights of a known shape. Each gives its tensors by the packed names.
+"""What can be packed: GGUF files, checkpoint folders, random weights of a known shape. Each gives its tensors by the
+packed names.
 
 A source reads a matrix some rows at a time, so that memory does not grow with the model.
 """
@@ -29,7 +30,8 @@ _GGUF_KINDS: Final = {
 }  # fmt: skip
 _GGUF_NAMES: Final = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
-    "down": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "query_norm": "attn_q_norm", "key_norm": "attn_k_norm",
+    "down": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "query_norm": "attn_q_norm",
+    "key_norm": "attn_k_norm",
     "query_bias": "attn_q", "key_bias": "attn_k", "value_bias": "attn_v",
 }  # fmt: skip
 _HUB_NAMES: Final = {
@@ -39,7 +41,8 @@ _HUB_NAMES: Final = {
     "query_bias": "self_attn.q_proj", "key_bias": "self_attn.k_proj", "value_bias": "self_attn.v_proj",
 }  # fmt: skip
 _HUB_FILES: Final = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja",
 )  # fmt: skip
 _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), "BF16": (Kind.BF16, np.uint16)}
 
@@ -89,7 +92,8 @@ class GgufSource:
         if kind is None:
             raise ModelError(
                 "unsupported",
-                f"Tensor {stored.name} of {self.name} is stored as {stored.type}; the native engine reads Q4_0, Q4_1, Q8_0, "
+                f"Tensor {stored.name} of {self.name} is stored as {stored.type}; the native engine reads Q4_0, "
+                f"Q4_1, Q8_0, "
                 "F16, BF16 and F32, the torch backend more.",
             )
         return kind
@@ -140,11 +144,13 @@ class GgufSource:
         """Row indices that undo the converter's reordering of a head's rows from (2, E/2) to (E/2, 2)."""
         if not self.shape.family.turned or name.rsplit(".", 1)[-1] not in {"query", "key", "query_bias", "key_bias"}:
             return None
-        return np.arange(rows).reshape(-1, self.shape.head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)
+        pairs: Array = np.arange(rows).reshape(-1, self.shape.head_dim // 2, 2)
+        return np.asarray(pairs.transpose(0, 2, 1).reshape(-1))
 
 
 def _read_blocks(blocks: Array, kind: Kind) -> Codes:
-    """ggml's blocks uint8 [rows, groups, bytes]: scale, minimum where there is one, 32 codes (element i below i + 16)."""
+    """ggml's blocks uint8 [rows, groups, bytes]: scale, minimum where there is one, 32 codes (element i below i +
+    16)."""
     rows = blocks.shape[0]
     halves = 2 if kind is Kind.Q4_MIN else 1
     head = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view(np.float16)

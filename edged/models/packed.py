@@ -1,8 +1,8 @@
 """The packed folder: a model as the native engine maps it into memory.
 
-`model.safetensors` holds the tensors (matrices as tiles of bytes, vectors as float32), `manifest.json` says what they are, and the files
-beside it make the tokenizer and chat template: `tokenizer.gguf` (the metadata of a GGUF file, no tensors) or a checkpoint's own files.
-Matrices come first and fill whole cache lines, so that each begins on one.
+`model.safetensors` holds the tensors (matrices as tiles of bytes, vectors as float32), `manifest.json` says what they
+are, and the files beside it make the tokenizer and chat template: `tokenizer.gguf` (the metadata of a GGUF file, no
+tensors) or a checkpoint's own files. Matrices come first and fill whole cache lines, so that each begins on one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Manifest:
 
 
 class PackedModel:
-    """An open packed folder; its weights are mapped read-only and shared between processes. `address` gives a tensor's bytes."""
+    """An open packed folder; its weights are mapped read-only and shared between processes. `address` gives a
+    tensor's bytes."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, data: mmap.mmap, places: Mapping[str, tuple[int, int]]
@@ -113,15 +114,16 @@ def matrix_names(shape: Shape, tied: bool) -> Iterator[tuple[str, int, int]]:
     yield "embedding", shape.vocabulary, shape.width
     if not tied:
         yield "head", shape.vocabulary, shape.width
-    sizes = ((q, shape.width), (kv, shape.width), (kv, shape.width), (shape.width, q))
-    sizes += ((2 * padded_ffn(shape), shape.width), (shape.width, shape.ffn))
+    attention = ((q, shape.width), (kv, shape.width), (kv, shape.width), (shape.width, q))
+    sizes = (*attention, (2 * padded_ffn(shape), shape.width), (shape.width, shape.ffn))
     for layer in range(shape.layers):
         for name, (rows, cols) in zip(LAYER_MATRICES, sizes, strict=True):
             yield f"layers.{layer}.{name}", rows, cols
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, Iterable[bytes]]]) -> str:
-    """Writes a safetensors file, a piece at a time, in the order of `tensors` (`data` must follow it). Returns its digest."""
+    """Writes a safetensors file, a piece at a time, in the order of `tensors` (`data` must follow it). Returns its
+    digest."""
     header: dict[str, Any] = {}
     at = 0
     for name, info in tensors.items():
@@ -168,7 +170,8 @@ def is_packed(path: Path) -> bool:
 
 
 def open_packed(folder: Path) -> PackedModel:
-    """Maps a packed folder. Raises ModelError `missing`, `bad_model` or `unsupported`; every length is checked against the file."""
+    """Maps a packed folder. Raises ModelError `missing`, `bad_model` or `unsupported`; every length is checked
+    against the file."""
     try:
         manifest = _read_manifest(folder / MANIFEST)
         with (folder / WEIGHTS).open("rb") as file:

@@ -1,7 +1,8 @@
-"""Weights as the kernels want them: groupwise codes, 8 rows interleaved in a tile. The layout is written down in `kernels/table.h`.
+"""Weights as the kernels want them: groupwise codes, 8 rows interleaved in a tile. The layout is written down in
+`kernels/table.h`.
 
-Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 stand for −8…7);
-`q4_min`, `q8_min`: code · scale + minimum. Scales and minima are float16.
+Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 stand for −8…7); `q4_min`,
+`q8_min`: code · scale + minimum. Scales and minima are float16.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def tile_floats(values: Array) -> bytes:
     n, cols = values.shape
     padded = np.zeros((-(-n // ROWS) * ROWS, cols), values.dtype)
     padded[:n] = values
-    return padded.reshape(-1, ROWS, cols).transpose(0, 2, 1).tobytes()
+    return bytes(padded.reshape(-1, ROWS, cols).transpose(0, 2, 1).tobytes())
 
 
 def tile_codes(rows: Codes, kind: Kind, group: int) -> bytes:
@@ -80,14 +81,14 @@ def tile_codes(rows: Codes, kind: Kind, group: int) -> bytes:
     codes[:n, :cols] = rows.codes.view(np.uint8)
     header = [_head(rows.scale, tiles, groups)]
     if kind.has_minimum:
-        assert rows.minimum is not None
-        header.append(_head(rows.minimum, tiles, groups))
+        header.append(_head(np.zeros_like(rows.scale) if rows.minimum is None else rows.minimum, tiles, groups))
     if kind.bits == 4:  # axes: tile, row, group, 8 k, low or high, 4 k
         parts = codes.reshape(tiles, ROWS, groups, group // 8, 2, 4).transpose(0, 2, 3, 4, 1, 5)
         body = parts[:, :, :, 0] | parts[:, :, :, 1] << 4
     else:
         body = codes.reshape(tiles, ROWS, groups, group // 4, 4).transpose(0, 2, 3, 1, 4)
-    return np.concatenate([*header, np.ascontiguousarray(body).reshape(tiles, groups, -1)], axis=2).tobytes()
+    blocks = [*header, np.ascontiguousarray(body).reshape(tiles, groups, -1)]
+    return bytes(np.concatenate(blocks, axis=2).tobytes())
 
 
 def _head(values: Array, tiles: int, groups: int) -> Array:
@@ -99,8 +100,9 @@ def _head(values: Array, tiles: int, groups: int) -> Array:
 def quantize(values: Array, kind: Kind, group: int) -> Codes:
     """Float32 rows [n, cols] rounded to the nearest codes, groupwise.
 
-    With a minimum the group's range is clipped: for each candidate clip, scale and minimum are fitted to the rounded codes
-    by least squares, and the fit with the smallest squared error is kept. Without one, the largest magnitude is kept.
+    With a minimum the group's range is clipped: for each candidate clip, scale and minimum are fitted to the rounded
+    codes by least squares, and the fit with the smallest squared error is kept. Without one, the largest magnitude is
+    kept.
     """
     n, cols = values.shape
     groups = -(-cols // group)
@@ -151,7 +153,8 @@ def _with_minimum(grouped: Array, kind: Kind) -> Codes:
 
 
 def _fit(grouped: Array, codes: Array, scale: Array, minimum: Array) -> tuple[Array, Array]:
-    """Scale and minimum that make codes · scale + minimum nearest to the weights; the given ones where codes are all the same."""
+    """Scale and minimum that make codes · scale + minimum nearest to the weights; the given ones where codes are all
+    the same."""
     n = grouped.shape[2]
     mean_code, mean = codes.mean(2), grouped.mean(2)
     variance = np.square(codes).sum(2) - n * np.square(mean_code)

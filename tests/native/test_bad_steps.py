@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edged.core.errors import ModelError
 from edged.engine.backends.base import ComputeError, Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
+from edged.engine.backends.native_open import open_native, packed_folder
 from edged.engine.kernels.library import KernelError
 from edged.models.pack import pack_path
 from edged.models.packed import PackedModel, open_packed
@@ -140,22 +142,44 @@ def test_a_closed_model_says_so(folder: Path) -> None:
 
 
 def test_the_backend_keeps_the_protocol(folder: Path) -> None:
-    """Slots grow, are cut, run together, and give the same logits as alone; a refused slice loses no slot."""
+    """Slots grow and run together with the same logits as alone; a refused slice gets its error and the others their logits."""
     model = open_model(folder, blocks=20)
     backend = NativeBackend(model, slots=2)
+    tokens = [list(range(50)), list(range(100, 190))]
     one, two = backend.open(), backend.open()
-    alone = backend.run([Slice(one, 0, list(range(50)))])[0]
-    together = backend.run([Slice(one, 0, list(range(50))), Slice(two, 0, list(range(100, 190)))])
-    assert np.array_equal(alone, together[0])
-    every = backend.run([Slice(two, 0, list(range(100, 190)))], every=True)[0]
+    together = backend.run([Slice(one, 0, tokens[0]), Slice(two, 0, tokens[1])])
+    backend.close(one)
+    one = backend.open()
+    assert backend.reuse(one, tokens[0]) == 32
+    assert np.array_equal(backend.run([Slice(one, 32, tokens[0][32:])])[0], together[0])
+    backend.close(two)
+    two = backend.open()
+    every = backend.run([Slice(two, 0, tokens[1])], every=True)[0]
     assert every.shape == (90, 203)
     assert np.array_equal(every[-1:], together[1])
-    for bad in (Slice(one, 51 + 32, [1]), Slice(one, 3, [999]), Slice(one, 0, []), Slice(one, 250, list(range(10)))):
-        with pytest.raises(ComputeError):
-            backend.run([bad])
-    assert np.array_equal(backend.run([Slice(one, 49, [49])])[0], alone)
-    with pytest.raises(MemoryError):
-        backend.run([Slice(backend.open(), 0, [1] * 256) for _ in range(3)])
-    backend.close(one)
-    backend.close(two)
+    for bad in (Slice(one, 49, [1]), Slice(one, 50, [999]), Slice(one, 50, []), Slice(one, 50, [1] * 240)):
+        refused, fine = backend.run([bad, Slice(two, len(backend._slots[two].tokens), [7])])
+        assert isinstance(refused, ComputeError)
+        assert fine.shape == (1, 203)
+    results = backend.run([Slice(backend.open(), 0, [1] * 256) for _ in range(2)])
+    assert [isinstance(result, ComputeError) for result in results] == [False, True]
     model.close()
+
+
+def test_a_model_is_packed_when_first_used(tmp_path: Path) -> None:
+    """Once; a damaged folder is made again; too little memory is said before anything is loaded."""
+    tiny_checkpoint(tmp_path / "checkpoint", "llama")
+    digest = "sha256:" + "a" * 64
+    first = packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
+    assert first.manifest.quantization == "q4_1"
+    (tmp_path / "checkpoint" / "model.safetensors").unlink()
+    again = packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
+    assert again.manifest == first.manifest
+    (again.folder / "manifest.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot be read"):
+        packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
+    with pytest.raises(ModelError, match="are free"):
+        open_native(first, None, 1, lambda: 1000)
+    backend = open_native(first, 100, 1, lambda: 10**9)
+    assert (backend.context, backend.slots) == (100, 8)
+    backend.model.close()

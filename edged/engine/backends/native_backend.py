@@ -9,13 +9,24 @@ import numpy as np
 
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Logits, Slice
 from edged.engine.backends.native_model import BLOCK, NativeModel, Part
+from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
 
 LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small beside the weights
+Piece = tuple[int, int, int]  # index of a slice, begin and end within its tokens
+
+
+class _Slot:
+    """A sequence's tokens that are in the cache, and its blocks."""
+
+    def __init__(self) -> None:
+        self.table = Table()
+        self.tokens: list[int] = []
 
 
 class NativeBackend:
-    """Slots are tables of blocks, taken from the model's pool as they grow and given back when a slot is cut or closed."""
+    """Slots are tables of blocks from one pool, which keeps full blocks of ended sequences for those that begin
+    alike."""
 
     name = "native"
 
@@ -26,51 +37,92 @@ class NativeBackend:
         self.slots = slots
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
-        self._tables: dict[int, list[int]] = {}
-        self._free = list(range(model.blocks - 1, -1, -1))
+        self.pool = BlockPool(model.blocks, BLOCK)
+        self._slots: dict[int, _Slot] = {}
         self._next = 0
 
     def open(self) -> int:
         """A new empty cache; its number."""
         self._next += 1
-        self._tables[self._next] = []
+        self._slots[self._next] = _Slot()
         return self._next
 
     def close(self, slot: int) -> None:
-        """Gives a cache's blocks back."""
-        self._free += self._tables.pop(slot)
+        """Gives a cache's blocks back to the pool."""
+        self.pool.release(self._slots.pop(slot).table)
 
-    def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits]:
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Fills an empty slot with what the cache still has of `tokens`; how many of them need not be computed."""
+        kept = self._slots[slot]
+        if kept.tokens:
+            return 0
+        count = self.pool.reuse(kept.table, tokens)
+        kept.tokens = list(tokens[:count])
+        return count
+
+    def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """As the protocol says. Slices are computed together, in steps of up to the model's rows."""
-        for item in slices:
-            self._check(item)
-        for item in slices:
-            self._fit(item.slot, item.start, item.start + len(item.tokens))
-        results: list[list[Logits]] = [[] for _ in slices]
-        for group in self._steps(slices, every):
-            parts = [
-                Part(item.tokens[begin:end], item.start + begin, self._tables[item.slot], every, end < len(item.tokens))
-                for item, begin, end in ((slices[index], begin, end) for index, begin, end in group)
-            ]
-            try:
-                logits = self.model.step(parts)
-            except KernelError as error:
-                raise ComputeError(str(error)) from error
-            at = 0
-            for (index, begin, end), part in zip(group, parts, strict=True):
-                rows = end - begin if every else 0 if part.silent else 1
-                if rows:
-                    results[index].append(logits[at : at + rows])
-                at += rows
-        return [rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in results]
-
-    def _steps(self, slices: Sequence[Slice], every: bool) -> list[list[tuple[int, int, int]]]:
-        """Which part of which slice (index, begin, end) each step computes."""
-        budget = min(self.model.max_rows, LOGITS_ROWS) if every else self.model.max_rows
-        steps: list[list[tuple[int, int, int]]] = [[]]
-        left = budget
+        outcome: list[Logits | ComputeError] = []
+        rows: list[list[Logits]] = [[] for _ in slices]
+        refused: dict[int, ComputeError] = {}
         for index, item in enumerate(slices):
-            begin = 0
+            try:
+                self._admit(item)
+            except (ComputeError, MemoryError) as error:
+                refused[index] = ComputeError(str(error))
+        for step in self._steps(slices, refused, every):
+            self._compute(slices, step, every, rows, refused)
+        for index, item in enumerate(slices):
+            if index in refused:
+                outcome.append(refused[index])
+                continue
+            slot = self._slots[item.slot]
+            slot.tokens += item.tokens
+            self.pool.register(slot.table, slot.tokens)
+            outcome.append(rows[index][0] if len(rows[index]) == 1 else np.concatenate(rows[index]))
+        return outcome
+
+    def _compute(
+        self,
+        slices: Sequence[Slice],
+        step: Sequence[Piece],
+        every: bool,
+        rows: list[list[Logits]],
+        refused: dict[int, ComputeError],
+    ) -> None:
+        """Computes the pieces of one step; where it is refused, each alone, so that one's fault does not fall on the
+        others."""
+        parts = []
+        for index, begin, end in step:
+            item = slices[index]
+            blocks = self._slots[item.slot].table.blocks
+            parts.append(
+                Part(item.tokens[begin:end], item.start + begin, blocks, every, not every and end < len(item.tokens))
+            )
+        try:
+            logits = self.model.step(parts)
+        except KernelError as error:
+            if len(step) == 1:
+                refused[step[0][0]] = ComputeError(str(error))
+                return
+            for piece in step:
+                if piece[0] not in refused:
+                    self._compute(slices, [piece], every, rows, refused)
+            return
+        at = 0
+        for (index, begin, end), part in zip(step, parts, strict=True):
+            count = end - begin if every else 0 if part.silent else 1
+            if count:
+                rows[index].append(logits[at : at + count])
+            at += count
+
+    def _steps(self, slices: Sequence[Slice], refused: dict[int, ComputeError], every: bool) -> list[list[Piece]]:
+        """Which part of which slice each step computes."""
+        budget = min(self.model.max_rows, LOGITS_ROWS) if every else self.model.max_rows
+        steps: list[list[Piece]] = []
+        left = 0
+        for index, item in enumerate(slices):
+            begin = 0 if index not in refused else len(item.tokens)
             while begin < len(item.tokens):
                 if left == 0:
                     steps.append([])
@@ -81,25 +133,13 @@ class NativeBackend:
                 begin = end
         return steps
 
-    def _check(self, item: Slice) -> None:
-        held = len(self._tables[item.slot]) * BLOCK
-        if (
-            not 1 <= len(item.tokens) <= MAX_SLICE
-            or not 0 <= item.start <= self.context - len(item.tokens)
-            or item.start > held
-        ):
-            raise ComputeError(f"{len(item.tokens)} tokens at {item.start} do not fit a context of {self.context}")
+    def _admit(self, item: Slice) -> None:
+        """Checks a slice and makes its slot long enough."""
+        slot, count = self._slots[item.slot], len(item.tokens)
+        if not 1 <= count <= MAX_SLICE or item.start != len(slot.tokens) or item.start + count > self.context:
+            raise ComputeError(
+                f"{count} tokens at {item.start} do not follow {len(slot.tokens)} in a context of {self.context}"
+            )
         if min(item.tokens) < 0 or max(item.tokens) >= self.vocabulary:
             raise ComputeError(f"a token id is outside 0…{self.vocabulary - 1}")
-
-    def _fit(self, slot: int, start: int, end: int) -> None:
-        """Cuts a slot to `start` tokens and makes it long enough for `end`."""
-        table = self._tables[slot]
-        kept = -(-start // BLOCK)
-        self._free += table[kept:]
-        del table[kept:]
-        needed = -(-end // BLOCK) - len(table)
-        if needed > len(self._free):
-            raise MemoryError(f"{needed} cache blocks are needed and {len(self._free)} are free")
-        for _ in range(needed):
-            table.append(self._free.pop())
+        self.pool.extend(slot.table, item.start + count)

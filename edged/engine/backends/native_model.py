@@ -1,4 +1,5 @@
-"""A packed model in memory, computed by the kernels: slices of many sequences in one call, caches as tables of blocks."""
+"""A packed model in memory, computed by the kernels: slices of many sequences in one call, caches as tables of
+blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from edged.models.packed import PackedModel
 BLOCK: Final = 32  # tokens of a cache block
 MAX_ROWS: Final = 512  # tokens computed in one step
 _LAYER: Final = (
-    "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm", "out", "ffn_norm",
+    "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
+    "out", "ffn_norm",
     "gate_up", "down",
 )  # fmt: skip
 _SLICE: Final = np.dtype([(name, np.int32) for name in ("position", "count", "first_block", "block_count")])
@@ -46,8 +48,8 @@ def block_bytes(packed: PackedModel) -> int:
 class NativeModel:
     """Weights (mapped, shared), a cache of `blocks` blocks and the threads that compute. One caller at a time.
 
-    `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto` or a
-    name. Raises KernelError where the model or a step cannot be run; a refused step has changed nothing.
+    `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto`
+    or a name. Raises KernelError where the model or a step cannot be run; a refused step has changed nothing.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class NativeModel:
         config = Config(
             layers=shape.layers, width=shape.width, ffn=shape.ffn, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, vocabulary=shape.vocabulary, context=context, blocks=blocks, max_rows=max_rows,
-            threads=self.threads, rms_epsilon=shape.epsilon, embedding_scale=1.0, inverse_frequency=frequencies.ctypes.data,
+            threads=self.threads, rms_epsilon=shape.epsilon, embedding_scale=1.0,
+            inverse_frequency=frequencies.ctypes.data,
         )  # fmt: skip
         names = ["embedding", "head", "final_norm"]
         names += [f"layers.{layer}.{part}" for layer in range(shape.layers) for part in _LAYER]
@@ -129,7 +132,7 @@ class NativeModel:
         if handle is not None:
             self._library.close(handle)
 
-    def __enter__(self) -> NativeModel:
+    def __enter__(self) -> NativeModel:  # noqa: PYI034 typing.Self is newer than Python 3.10
         return self
 
     def __exit__(self, *_: object) -> None:

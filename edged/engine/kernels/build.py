@@ -2,8 +2,9 @@
 
     python -m edged.engine.kernels.build [--output FILE] [--sanitize]
 
-Neither CMake nor a Python header is needed: the library is loaded with ctypes, so one build serves every Python version. Each
-instruction set's file gets its own flags; which of them runs is chosen at run time. `CXX` names another compiler.
+Neither CMake nor a Python header is needed: the library is loaded with ctypes, so one build serves every Python
+version. Each instruction set's file gets its own flags; which of them runs is chosen at run time. `CXX` names another
+compiler.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ COMMON = (
 )
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 # What each file may use beyond the family's base, by processor family.
-FLAGS = {
+FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
         "kernels_vnni.cpp": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni"),
@@ -71,7 +72,10 @@ def compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"the compiler {command[0]} cannot be started ({error})") from error
     if result.returncode:
         raise BuildError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
 

@@ -1,7 +1,8 @@
 """The compiled kernels, loaded with ctypes: the structs of `api.h`, and the library found or built.
 
-A library beside this file whose name carries the sources' fingerprint is used; else, with a compiler, one is built there or (in a
-read-only installation) in the user's cache folder. ctypes releases the interpreter lock around every call.
+A library beside this file whose name carries the sources' fingerprint is used; else, with a compiler, one is built
+there or (in a read-only installation) in the user's cache folder. ctypes releases the interpreter lock around every
+call.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Library:
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
         c.edged_matmul.restype = c_int32
         c.edged_matmul.argtypes = [
-            POINTER(Tensor), c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_int64, c_void_p, c_char_p, c_char_p,
+            POINTER(Tensor), c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_int64, c_void_p, c_char_p,
+            c_char_p,
         ]  # fmt: skip
         c.edged_dequantize.restype, c.edged_dequantize.argtypes = (
             c_int32,
@@ -125,7 +127,8 @@ class Library:
         self._c.edged_close(handle)
 
     def matmul(
-        self, tensor: Tensor, x: int, m: int, y: int, *, threads: int = 1, repeats: int = 1, copies: int = 1, stride: int = 0,
+        self, tensor: Tensor, x: int, m: int, y: int, *, threads: int = 1, repeats: int = 1, copies: int = 1, stride:
+        int = 0,
         kernels: str = "auto",
     ) -> list[float]:  # fmt: skip
         """One product of a packed matrix, `repeats` times; the seconds of each. `x`, `y`: addresses of float32."""
@@ -158,7 +161,8 @@ def _said(error: ctypes.Array[ctypes.c_char]) -> str:
 
 @lru_cache(maxsize=1)
 def load_library() -> Library:
-    """The kernels of this installation, built on first use where they are missing. Raises BuildError without a compiler."""
+    """The kernels of this installation, built on first use where they are missing. Raises BuildError without a
+    compiler."""
     override = os.environ.get("KERNELS_LIBRARY")
     if override:
         return Library(Path(override))

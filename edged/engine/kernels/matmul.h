@@ -15,7 +15,9 @@ constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min;
 constexpr int header_bytes(Kind kind) { return has_minimum(kind) ? 32 : 16; }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 constexpr int kStreamRows = 16;
-constexpr int kAhead = 1536;  // prefetch distance in bytes when each weight is used once or a few times
+// Prefetch distance in bytes when each weight is used once or a few times: a page, so that the walk to the next one is early, too
+// (mapped files have small pages; 4096 decoded 1 to 6 % faster than 1536).
+constexpr int kAhead = 4096;
 
 // acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows.
 template <Kind kind>
