@@ -1,0 +1,167 @@
+"""A packed model in memory, computed by the kernels: slices of many sequences in one call, caches as tables of
+blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library
+from edged.models.packed import PackedModel
+
+BLOCK: Final = 32  # tokens of a cache block
+MAX_ROWS: Final = 512  # tokens computed in one step
+_LAYER: Final = (
+    "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
+    "out", "ffn_norm",
+    "gate_up", "down",
+)  # fmt: skip
+_SLICE: Final = np.dtype([(name, np.int32) for name in ("position", "count", "first_block", "block_count")])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tokens of one sequence in a step. `blocks`: the sequence's block table, covering `start` + tokens.
+
+    The keys and values of the tokens are written into the table's blocks; tokens before `start` must be there already.
+    `every`: logits are wanted after each token, else after the last; `silent`: after none.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    every: bool = False
+    silent: bool = False
+
+
+def block_bytes(packed: PackedModel) -> int:
+    """What one block of the cache takes: 32 tokens' keys and values over all layers, float16."""
+    shape = packed.manifest.shape
+    return 2 * 2 * BLOCK * shape.layers * shape.kv_heads * shape.head_dim
+
+
+class NativeModel:
+    """Weights (mapped, shared), a cache of `blocks` blocks and the threads that compute. One caller at a time.
+
+    `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto`
+    or a name. Raises KernelError where the model or a step cannot be run; a refused step has changed nothing.
+    """
+
+    def __init__(
+        self,
+        packed: PackedModel,
+        *,
+        context: int,
+        blocks: int,
+        threads: int = 0,
+        max_rows: int = MAX_ROWS,
+        kernels: str = "auto",
+        library: Library | None = None,
+    ) -> None:
+        shape = packed.manifest.shape
+        self.packed = packed
+        self.vocabulary = shape.vocabulary
+        self.context = context
+        self.blocks = blocks
+        self.max_rows = max_rows
+        self.threads = threads or usable_cores()
+        self._library = library or load_library()
+        self.kernels = self._library.kernels(kernels) or kernels
+        self._bytes = np.frombuffer(packed.data, np.uint8)  # keeps the mapping alive as long as the engine
+        frequencies = np.asarray(shape.frequencies, np.float32)
+        config = Config(
+            layers=shape.layers, width=shape.width, ffn=shape.ffn, heads=shape.heads, kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim, vocabulary=shape.vocabulary, context=context, blocks=blocks, max_rows=max_rows,
+            threads=self.threads, rms_epsilon=shape.epsilon, embedding_scale=1.0,
+            inverse_frequency=frequencies.ctypes.data,
+        )  # fmt: skip
+        names = ["embedding", "head", "final_norm"]
+        names += [f"layers.{layer}.{part}" for layer in range(shape.layers) for part in _LAYER]
+        tensors = (Tensor * len(names))(*(self.tensor(name) for name in names))
+        self._handle: int | None = self._library.open(config, tensors, kernels)
+
+    def tensor(self, name: str) -> Tensor:
+        """The C description of a packed tensor; empty where the model has none of that name."""
+        info, place = self.packed.manifest.tensors.get(name), self.packed.place(name)
+        if info is None or place is None:
+            return Tensor()
+        return Tensor(info.kind, info.rows, info.cols, info.group, self._bytes.ctypes.data + place[0], place[1])
+
+    def step(self, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
+        """Computes the parts together and returns the wanted logits, float32 [n, vocabulary], in the parts' order."""
+        if self._handle is None:
+            raise KernelError("the model is closed")
+        counts = [len(part.tokens) for part in parts]
+        try:
+            tokens = np.fromiter((token for part in parts for token in part.tokens), np.int32, sum(counts))
+            tables = np.fromiter(
+                (block for part in parts for block in part.blocks), np.int32, sum(len(part.blocks) for part in parts)
+            )
+            slices = np.zeros(len(parts), _SLICE)
+            table = 0
+            for index, part in enumerate(parts):
+                slices[index] = (part.start, counts[index], table, len(part.blocks))
+                table += len(part.blocks)
+        except OverflowError as error:
+            raise KernelError("a token, position or block is not a 32-bit number") from error
+        wanted = _wanted(parts, counts)
+        stride = -(-self.vocabulary // 8) * 8
+        logits = np.empty((len(wanted), stride), np.float32)
+        step = Step(
+            tokens=tokens.ctypes.data, token_count=len(tokens), slices=slices.ctypes.data, slice_count=len(parts),
+            blocks=tables.ctypes.data, block_count=len(tables), wanted=wanted.ctypes.data, wanted_count=len(wanted),
+            logits=logits.ctypes.data, logits_stride=stride,
+        )  # fmt: skip
+        self._library.step(self._handle, step)
+        return logits[:, : self.vocabulary]
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the cache (reserved; used as blocks are first written) and of the buffers."""
+        if self._handle is None:
+            raise KernelError("the model is closed")
+        return self._library.memory(self._handle)
+
+    def close(self) -> None:
+        """Stops the threads and frees the cache; the weights' mapping goes with the last reference to it."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._library.close(handle)
+
+    def __enter__(self) -> NativeModel:  # noqa: PYI034 typing.Self is newer than Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+
+def _wanted(parts: Sequence[Part], counts: Sequence[int]) -> npt.NDArray[np.int32]:
+    """Indices of the tokens after which logits are wanted."""
+    chosen: list[Any] = []
+    at = 0
+    for part, count in zip(parts, counts, strict=True):
+        if part.every:
+            chosen += range(at, at + count)
+        elif not part.silent and count:
+            chosen.append(at + count - 1)
+        at += count
+    return np.asarray(chosen, np.int32)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array's data begins, for the kernels."""
+    return int(array.ctypes.data)

@@ -1,0 +1,78 @@
+// The C interface that Python loads with ctypes. All structs are plain, little-endian, naturally aligned; library.py mirrors them.
+// Every function that can fail returns 0, or 1 with a sentence in `error` (512 bytes). Nothing throws across this border.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define EDGED_API extern "C" __declspec(dllexport)
+#else
+#define EDGED_API extern "C" __attribute__((visibility("default")))
+#endif
+
+constexpr int32_t kApiVersion = 2;
+constexpr size_t kErrorBytes = 512;
+
+// The shape of a decoder and how it is run.
+struct EdgedConfig {
+  int32_t layers, width, ffn, heads, kv_heads, head_dim, vocabulary;
+  int32_t context;      // tokens a sequence may have
+  int32_t blocks;       // of 32 tokens, in the key/value cache
+  int32_t max_rows;     // tokens computed in one step
+  int32_t threads;
+  int32_t reserved;
+  float rms_epsilon, embedding_scale;
+  const float* inverse_frequency;  // [head_dim / 2] of the rotary embedding, scaled as the model wants it
+};
+
+// One tensor as it lies in the packed file. `kind` as in table.h; a vector has one row of cols float32.
+struct EdgedTensor {
+  int32_t kind, rows, cols, group;
+  const void* data;  // null: the model has none
+  size_t bytes;
+};
+
+// Order of the tensors: embedding, head (null: tied), final norm, then for each layer the 13 below.
+enum EdgedLayerTensor : int32_t {
+  kAttentionNorm, kQuery, kKey, kValue, kQueryBias, kKeyBias, kValueBias, kQueryNorm, kKeyNorm, kOut, kFfnNorm,
+  kGateUp,  // [2 · ffn rounded up to 32, width]: 32 rows of gate, then 32 of up, and so on; zero rows at the end
+  kDown,
+  kLayerTensors
+};
+
+// Consecutive tokens of one sequence, to be computed in this step.
+struct EdgedSlice {
+  int32_t position;      // of the first token
+  int32_t count;         // of tokens
+  int32_t first_block;   // where the sequence's block table starts in `blocks`
+  int32_t block_count;   // its length; it must cover position + count tokens
+};
+
+struct EdgedStep {
+  const int32_t* tokens;  // all slices' tokens, one after another
+  int32_t token_count;
+  const EdgedSlice* slices;
+  int32_t slice_count;
+  const int32_t* blocks;  // block tables
+  int32_t block_count;
+  const int32_t* wanted;  // indices into tokens whose logits are wanted, ascending
+  int32_t wanted_count;
+  float* logits;          // [wanted_count, logits_stride]
+  int64_t logits_stride;  // ≥ the vocabulary rounded up to 8
+};
+
+struct EdgedEngine;
+
+EDGED_API int32_t edged_api_version();
+EDGED_API const char* edged_kernels(const char* name);  // the table that "auto" or a name gives; null: none
+EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count, const char* kernels, char* error);
+EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error);
+EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers
+EDGED_API void edged_close(EdgedEngine* engine);
+
+// For tests and `edged bench`: one product y [m, round up 8(rows)] = x [m, cols] · wᵀ on `threads` threads, `repeats` times over `copies`
+// matrices that lie `copy_stride` bytes apart; seconds[repeats] gets each time.
+EDGED_API int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,
+                               int64_t copy_stride, double* seconds, const char* kernels, char* error);
+EDGED_API int32_t edged_dequantize(const EdgedTensor* w, int32_t row, float* out, char* error);  // out [cols]
+EDGED_API double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads, int32_t repeats);  // bytes a second, the median

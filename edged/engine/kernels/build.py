@@ -1,0 +1,120 @@
+"""Compiles the kernels with the system's C++ compiler into one shared library with a C interface.
+
+    python -m edged.engine.kernels.build [--output FILE] [--sanitize]
+
+Neither CMake nor a Python header is needed: the library is loaded with ctypes, so one build serves every Python
+version. Each instruction set's file gets its own flags; which of them runs is chosen at run time. `CXX` names another
+compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMON = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+)
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+# What each file may use beyond the family's base, by processor family.
+FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+        "kernels_vnni.cpp": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni"),
+    },
+    "aarch64": {"kernels_dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
+}
+
+
+class BuildError(Exception):
+    """There is no compiler, or it refused; the message holds what it said."""
+
+
+def sources() -> list[Path]:
+    """The C++ files of the library, in a fixed order."""
+    return sorted(HERE.glob("*.cpp"))
+
+
+def fingerprint() -> str:
+    """Sixteen hex digits that change with any source, so that a stale library is never loaded."""
+    digest = hashlib.sha256()
+    for path in sorted([*HERE.glob("**/*.h"), *HERE.glob("*.cpp"), Path(__file__)]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def compiler() -> list[str]:
+    """The C++ compiler's command."""
+    if chosen := os.environ.get("CXX"):
+        return shlex.split(chosen)
+    for name in ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
+    raise BuildError("no C++ compiler was found (install g++ or clang, or name one in CXX)")
+
+
+def _run(command: list[str]) -> None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"the compiler {command[0]} cannot be started ({error})") from error
+    if result.returncode:
+        raise BuildError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
+
+
+def build(output: Path, *, machine: str | None = None, extra: tuple[str, ...] = (), jobs: int | None = None) -> Path:
+    """Compiles the library to `output` (written whole or not at all) and returns it."""
+    cxx = compiler()
+    flags = FLAGS.get((machine or platform.machine()).replace("AMD64", "x86_64").replace("arm64", "aarch64"), {})
+    with tempfile.TemporaryDirectory(prefix="edged-kernels-") as folder:
+        objects = [Path(folder) / f"{path.stem}.o" for path in sources()]
+        commands = [
+            [*cxx, *COMMON, *flags.get(path.name, ()), *extra, "-c", str(path), "-o", str(made)]
+            for path, made in zip(sources(), objects, strict=True)
+        ]
+        with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+            list(pool.map(_run, commands))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        whole = output.with_name(f".{output.name}.{os.getpid()}")
+        try:
+            _run([*cxx, "-shared", "-pthread", *extra, *map(str, objects), "-o", str(whole)])
+            whole.replace(output)
+        finally:
+            whole.unlink(missing_ok=True)
+    return output
+
+
+def main() -> int:
+    """The command: prints the library's path."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--output", type=Path, default=HERE / f"_native-{fingerprint()}.so")
+    parser.add_argument("--sanitize", action="store_true", help="with address and undefined-behaviour sanitizers")
+    args = parser.parse_args()
+    try:
+        print(build(args.output, extra=SANITIZE if args.sanitize else ()))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+// A model with its cache, buffers and threads, and the plan of one step.
+#pragma once
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "buffers.h"
+#include "model.h"
+#include "shares.h"
+#include "threads.h"
+
+namespace edged {
+
+// Room for m rows of activations as a matrix product wants them.
+struct ActivationRoom {
+  Buffer values, codes, scale, sum8, sum;
+  int stride = 0;
+  ActivationRoom() = default;
+  ActivationRoom(int rows, int width);
+  Activations view(int m, int from = 0) const;
+  size_t bytes() const { return values.bytes() + codes.bytes() + scale.bytes() + sum8.bytes() + sum.bytes(); }
+};
+
+// One token of a step.
+struct Row {
+  int token, position, slice;
+};
+
+// A piece of attention: rows of one slice, one key/value head, some chunks. `partial` ≥ 0: the result goes there, to be merged.
+struct Piece {
+  int row, rows, kv_head, chunk_begin, chunk_end;
+  int64_t partial;
+};
+
+// What the threads of one step share.
+struct Plan {
+  EdgedStep step;
+  std::vector<Row> rows;
+  std::vector<Piece> pieces;
+  std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
+  int max_chunks = 1;
+  size_t partial_floats = 0;
+};
+
+struct ThreadRoom {
+  Scratch scratch;
+  std::vector<float> attention, row;
+  AttendScratch attend;
+  float gate_up[128 * 64];
+};
+
+class Engine {
+ public:
+  Engine(Model model, const Kernels& kernels);
+  // Throws std::invalid_argument for a step that cannot be run; then nothing was computed. One caller at a time.
+  void step(const EdgedStep& step);
+  size_t cache_bytes() const { return cache_.bytes(); }
+  size_t buffer_bytes() const;
+
+ private:
+  friend struct Forward;
+  Plan plan(const EdgedStep& step) const;
+
+  const Model model_;
+  const Kernels& kernels_;
+  Threads threads_;
+  std::mutex mutex_;
+  size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
+  Buffer cache_, x_, query_, key_, value_, attended_, partials_;
+  ActivationRoom narrow_, wide_;  // inputs of width or heads·dim; of ffn
+  std::vector<std::unique_ptr<ThreadRoom>> rooms_;
+  Shares shares_;  // of the five phases of each layer that threads share out piece by piece, and of the head
+};
+
+}  // namespace edged

@@ -1,0 +1,223 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace edged {
+namespace {
+
+// How many tiles a thread takes at once: few rows stream weights, so about 32 KB; many rows are at work for long with each pair.
+int piece_of(const Matrix& w, int rows) {
+  if (rows > 16) return 4;
+  return std::max(2, (int)(32768 / w.tile_bytes) / 2 * 2);
+}
+
+}  // namespace
+
+void Forward::run(int thread) {
+  Threads& threads = engine.threads_;
+  const Model& model = engine.model_;
+  embed(thread);
+  threads.barrier();
+  for (int i = 0; i < model.config.layers; i++) {
+    const Layer& layer = model.layers[i];
+    normalize(layer.attention_norm, layer.query, thread);
+    threads.barrier();
+    project(layer, i, thread);
+    threads.barrier();
+    remember(layer, i, thread);
+    threads.barrier();
+    attend(i, thread);
+    threads.barrier();
+    gather(layer, thread);
+    threads.barrier();
+    add_product(layer.out, engine.narrow_, i * kSharedPhases + kAttentionOut, thread);
+    threads.barrier();
+    normalize(layer.ffn_norm, layer.gate_up, thread);
+    threads.barrier();
+    gate(layer, i, thread);
+    threads.barrier();
+    add_product(layer.down, engine.wide_, i * kSharedPhases + kFfnOut, thread);
+    threads.barrier();
+  }
+  logits(thread);
+}
+
+void Forward::embed(int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const Share rows = share((int)plan.rows.size(), thread, c.threads);
+  for (int i = rows.begin; i < rows.end; i++) {
+    float* x = engine.x_.as<float>() + (size_t)i * c.width;
+    dequantize_row(engine.model_.embedding, plan.rows[i].token, x);
+    if (c.embedding_scale != 1.f) engine.kernels_.scale(x, c.embedding_scale, c.width);
+  }
+}
+
+// A row of n floats becomes row `at` of a product's input, in the form that `reader` wants.
+void Forward::prepare_row(const float* row, int n, const Matrix& reader, ActivationRoom& room, int at) {
+  const size_t offset = (size_t)at * room.stride, group = offset / kActivationGroup;
+  if (is_float(reader.kind))
+    std::copy(row, row + n, room.values.as<float>() + offset);
+  else
+    engine.kernels_.quantize(row, n, room.stride, room.codes.as<int8_t>() + offset, room.scale.as<float>() + group,
+                             room.sum8.as<int32_t>() + group, room.sum.as<float>() + group);
+}
+
+void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  float* row = engine.rooms_[thread]->row.data();
+  const Share rows = share((int)plan.rows.size(), thread, c.threads);
+  for (int i = rows.begin; i < rows.end; i++) {
+    engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)i * c.width, weight, c.width, c.rms_epsilon, row);
+    prepare_row(row, c.width, reader, engine.narrow_, i);
+  }
+}
+
+void Forward::project(const Layer& layer, int index, int thread) {
+  const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
+  const Buffer* outputs[] = {&engine.query_, &engine.key_, &engine.value_};
+  const Activations x = engine.narrow_.view((int)plan.rows.size());
+  const int all = layer.query.tiles + layer.key.tiles + layer.value.tiles;
+  Share piece;
+  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, piece_of(layer.query, x.m), piece)) {
+    for (int i = 0; i < 3; i++) {
+      const Matrix& w = *matrices[i];
+      const int begin = std::max(piece.begin, 0), end = std::min(piece.end, w.tiles);
+      if (begin < end)
+        engine.kernels_.matmul(w, x, begin, end, outputs[i]->as<float>() + (size_t)begin * kTileRows, (size_t)w.rows, false, engine.rooms_[thread]->scratch);
+      piece.begin -= w.tiles;
+      piece.end -= w.tiles;
+    }
+  }
+}
+
+void Forward::remember(const Layer& layer, int index, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const Kernels& k = engine.kernels_;
+  const int dim = c.head_dim, half = dim / 2, all = c.heads + c.kv_heads;
+  const float query_scale = 1.4426950408889634f / std::sqrt((float)dim);  // attention works in powers of two
+  const Share units = share((int)plan.rows.size() * all, thread, c.threads);
+  for (int u = units.begin; u < units.end; u++) {
+    const int i = u / all, head = u % all;
+    const Row& row = plan.rows[i];
+    const float* cosine = engine.model_.cosine.data() + (size_t)row.position * half;
+    const float* sine = engine.model_.sine.data() + (size_t)row.position * half;
+    const bool is_query = head < c.heads;
+    const int h = is_query ? head : head - c.heads;
+    float* x = is_query ? engine.query_.as<float>() + ((size_t)i * c.heads + h) * dim : engine.key_.as<float>() + ((size_t)i * c.kv_heads + h) * dim;
+    const float* bias = is_query ? layer.query_bias : layer.key_bias;
+    const float* norm = is_query ? layer.query_norm : layer.key_norm;
+    if (bias) k.add(x, bias + (size_t)h * dim, dim);
+    if (norm) k.rms_norm(x, norm, dim, c.rms_epsilon, x);
+    k.rotate(x, cosine, sine, half);
+    if (is_query) {
+      k.scale(x, query_scale, dim);
+      continue;
+    }
+    float* value = engine.value_.as<float>() + ((size_t)i * c.kv_heads + h) * dim;
+    if (layer.value_bias) k.add(value, layer.value_bias + (size_t)h * dim, dim);
+    const EdgedSlice& slice = plan.step.slices[row.slice];
+    const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
+    uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)block * engine.block_stride_ + (size_t)h * engine.head_stride_;
+    k.store_kv(x, value, dim, place, row.position % kBlockTokens);
+  }
+}
+
+void Forward::attend(int index, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const int heads = c.heads / c.kv_heads;
+  Share taken;
+  while (engine.shares_.take(index * kSharedPhases + kAttend, thread, (int)plan.pieces.size(), 1, taken)) {
+    const Piece& piece = plan.pieces[taken.begin];
+    const Row& row = plan.rows[piece.row];
+    const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
+    Attend work;
+    work.query = engine.query_.as<float>() + piece.row * stride + column;
+    work.query_stride = stride;
+    work.rows = piece.rows;
+    work.heads = heads;
+    work.dim = c.head_dim;
+    work.position = row.position;
+    work.cache = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)piece.kv_head * engine.head_stride_;
+    work.block_stride = engine.block_stride_;
+    work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
+    work.chunk_begin = piece.chunk_begin;
+    work.chunk_end = piece.chunk_end;
+    work.out = engine.attended_.as<float>() + piece.row * stride + column;
+    work.out_stride = stride;
+    work.partial = piece.partial < 0 ? nullptr : engine.partials_.as<float>() + piece.partial;
+    engine.kernels_.attend(work, engine.rooms_[thread]->attend);
+  }
+}
+
+void Forward::gather(const Layer& layer, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const int heads = c.heads / c.kv_heads, n = c.heads * c.head_dim;
+  const Share rows = share((int)plan.rows.size(), thread, c.threads);
+  for (int i = rows.begin; i < rows.end; i++) {
+    float* row = engine.attended_.as<float>() + (size_t)i * n;
+    if (plan.row_partial[i] >= 0) {
+      const int chunks = plan.rows[i].position / (kBlockTokens * kChunkBlocks) + 1;
+      const size_t lane = (size_t)c.head_dim + 8, one = (size_t)heads * lane;
+      for (int h = 0; h < c.heads; h++)
+        engine.kernels_.merge(engine.partials_.as<float>() + plan.row_partial[i] + (size_t)(h / heads) * chunks * one + (size_t)(h % heads) * lane, one, chunks,
+                              c.head_dim, row + (size_t)h * c.head_dim);
+    }
+    prepare_row(row, n, layer.out, engine.narrow_, i);
+  }
+}
+
+void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread) {
+  const Activations x = input.view((int)plan.rows.size());
+  Share piece;
+  while (engine.shares_.take(phase, thread, w.tiles, piece_of(w, x.m), piece))
+    engine.kernels_.matmul(w, x, piece.begin, piece.end, engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
+                           engine.rooms_[thread]->scratch);
+}
+
+// 32 columns of gate and the same of up lie together, so that their product is quantized where it was computed.
+void Forward::gate(const Layer& layer, int index, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const Kernels& k = engine.kernels_;
+  ThreadRoom& room = *engine.rooms_[thread];
+  ActivationRoom& wide = engine.wide_;
+  const int all = (int)plan.rows.size();
+  Share units;
+  while (engine.shares_.take(index * kSharedPhases + kGate, thread, layer.gate_up.tiles / 8, 1, units)) {
+    const int u = units.begin, columns = std::min(32, c.ffn - u * 32);
+    for (int from = 0; from < all; from += 128) {
+      const int rows = std::min(128, all - from);
+      k.matmul(layer.gate_up, engine.narrow_.view(rows, from), u * 8, u * 8 + 8, room.gate_up, 64, false, room.scratch);
+      for (int i = 0; i < rows; i++) {
+        float* row = room.gate_up + i * 64;
+        k.swiglu(row, row + 32, 32, row);
+        const size_t at = (size_t)(from + i) * wide.stride + (size_t)u * 32, group = at / kActivationGroup;
+        if (is_float(layer.down.kind))
+          std::copy(row, row + columns, wide.values.as<float>() + at);
+        else
+          k.quantize(row, columns, 32, wide.codes.as<int8_t>() + at, wide.scale.as<float>() + group, wide.sum8.as<int32_t>() + group,
+                     wide.sum.as<float>() + group);
+      }
+    }
+  }
+}
+
+void Forward::logits(int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const int wanted = plan.step.wanted_count;
+  if (!wanted) return;
+  const Matrix& head = engine.model_.head;
+  float* row = engine.rooms_[thread]->row.data();
+  const Share rows = share(wanted, thread, c.threads);
+  for (int i = rows.begin; i < rows.end; i++) {
+    engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)plan.step.wanted[i] * c.width, engine.model_.final_norm, c.width, c.rms_epsilon, row);
+    prepare_row(row, c.width, head, engine.narrow_, i);
+  }
+  engine.threads_.barrier();
+  Share piece;
+  while (engine.shares_.take(c.layers * kSharedPhases, thread, head.tiles, piece_of(head, wanted), piece))
+    engine.kernels_.matmul(head, engine.narrow_.view(wanted), piece.begin, piece.end, plan.step.logits + (size_t)piece.begin * kTileRows,
+                           (size_t)plan.step.logits_stride, false, engine.rooms_[thread]->scratch);
+}
+
+}  // namespace edged

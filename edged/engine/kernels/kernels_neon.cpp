@@ -1,0 +1,19 @@
+// The kernels for: neon. build.py gives this file its compiler flags; on other processors it is empty.
+#include "table.h"
+
+#if defined(__aarch64__)
+#include "isa/neon.h"
+// The vector words must stand before the kernels.
+#include "all_kernels.h"
+
+namespace edged {
+const Kernels* neon_kernels() {
+  static const Kernels table = EDGED_TABLE("neon");
+  return &table;
+}
+}  // namespace edged
+#else
+namespace edged {
+const Kernels* neon_kernels() { return nullptr; }
+}  // namespace edged
+#endif

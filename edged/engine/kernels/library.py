@@ -1,0 +1,181 @@
+"""The compiled kernels, loaded with ctypes: the structs of `api.h`, and the library found or built.
+
+A library beside this file whose name carries the sources' fingerprint is used; else, with a compiler, one is built
+there or (in a read-only installation) in the user's cache folder. ctypes releases the interpreter lock around every
+call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
+
+API_VERSION: Final = 2
+ERROR_BYTES: Final = 512
+
+
+class Config(Structure):
+    """EdgedConfig."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("layers", "width", "ffn", "heads", "kv_heads", "head_dim", "vocabulary")),
+        *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "reserved")),
+        ("rms_epsilon", c_float),
+        ("embedding_scale", c_float),
+        ("inverse_frequency", c_void_p),
+    ]
+
+
+class Tensor(Structure):
+    """EdgedTensor."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "rows", "cols", "group")),
+        ("data", c_void_p),
+        ("bytes", c_size_t),
+    ]
+
+
+class StepSlice(Structure):
+    """EdgedSlice."""
+
+    _fields_ = [(name, c_int32) for name in ("position", "count", "first_block", "block_count")]
+
+
+class Step(Structure):
+    """EdgedStep."""
+
+    _fields_ = [
+        ("tokens", c_void_p),
+        ("token_count", c_int32),
+        ("slices", c_void_p),
+        ("slice_count", c_int32),
+        ("blocks", c_void_p),
+        ("block_count", c_int32),
+        ("wanted", c_void_p),
+        ("wanted_count", c_int32),
+        ("logits", c_void_p),
+        ("logits_stride", c_int64),
+    ]
+
+
+class KernelError(Exception):
+    """A call into the kernels was refused; the message says why."""
+
+
+class Library:
+    """The C functions with their types. Failing calls raise KernelError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        c = ctypes.CDLL(str(path))
+        c.edged_api_version.restype = c_int32
+        if c.edged_api_version() != API_VERSION:
+            raise BuildError(f"{path} has another interface than this version; remove it")
+        c.edged_kernels.restype, c.edged_kernels.argtypes = c_char_p, [c_char_p]
+        c.edged_open.restype = c_void_p
+        c.edged_open.argtypes = [POINTER(Config), POINTER(Tensor), c_int32, c_char_p, c_char_p]
+        c.edged_step.restype, c.edged_step.argtypes = c_int32, [c_void_p, POINTER(Step), c_char_p]
+        c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
+        c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
+        c.edged_matmul.restype = c_int32
+        c.edged_matmul.argtypes = [
+            POINTER(Tensor), c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_int64, c_void_p, c_char_p,
+            c_char_p,
+        ]  # fmt: skip
+        c.edged_dequantize.restype, c.edged_dequantize.argtypes = (
+            c_int32,
+            [POINTER(Tensor), c_int32, c_void_p, c_char_p],
+        )
+        c.edged_read_bandwidth.restype, c.edged_read_bandwidth.argtypes = (
+            c_double,
+            [c_void_p, c_int64, c_int32, c_int32],
+        )
+        self._c = c
+        self._error = ctypes.c_char * ERROR_BYTES
+
+    def kernels(self, name: str = "auto") -> str | None:
+        """The name of the kernels that a wish gives here; None: it cannot be met."""
+        found: bytes | None = self._c.edged_kernels(name.encode())
+        return found.decode() if found else None
+
+    def open(self, config: Config, tensors: ctypes.Array[Tensor], kernels: str) -> int:
+        """An engine's handle. The memory that `tensors` points to must outlive it."""
+        error = self._error()
+        handle: int | None = self._c.edged_open(config, tensors, len(tensors), kernels.encode(), error)
+        if not handle:
+            raise KernelError(_said(error))
+        return handle
+
+    def step(self, handle: int, step: Step) -> None:
+        """Computes one step."""
+        error = self._error()
+        self._check(self._c.edged_step(handle, step, error), error)
+
+    def memory(self, handle: int) -> tuple[int, int]:
+        """Bytes of the cache and of the buffers."""
+        return self._c.edged_memory(handle, 0), self._c.edged_memory(handle, 1)
+
+    def close(self, handle: int) -> None:
+        """Frees an engine."""
+        self._c.edged_close(handle)
+
+    def matmul(
+        self, tensor: Tensor, x: int, m: int, y: int, *, threads: int = 1, repeats: int = 1, copies: int = 1, stride:
+        int = 0,
+        kernels: str = "auto",
+    ) -> list[float]:  # fmt: skip
+        """One product of a packed matrix, `repeats` times; the seconds of each. `x`, `y`: addresses of float32."""
+        error, seconds = self._error(), (c_double * repeats)()
+        failed = self._c.edged_matmul(
+            tensor, x, m, y, threads, repeats, copies, stride, seconds, kernels.encode(), error
+        )
+        self._check(failed, error)
+        return list(seconds)
+
+    def dequantize(self, tensor: Tensor, row: int, out: int) -> None:
+        """One row of a packed matrix as float32 [cols] at the address `out`."""
+        error = self._error()
+        self._check(self._c.edged_dequantize(tensor, row, out, error), error)
+
+    def read_bandwidth(self, address: int, size: int, threads: int, repeats: int) -> float:
+        """Bytes a second at which threads together read this memory (median)."""
+        speed: float = self._c.edged_read_bandwidth(address, size, threads, repeats)
+        return speed
+
+    @staticmethod
+    def _check(failed: int, error: ctypes.Array[ctypes.c_char]) -> None:
+        if failed:
+            raise KernelError(_said(error))
+
+
+def _said(error: ctypes.Array[ctypes.c_char]) -> str:
+    return error.value.decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=1)
+def load_library() -> Library:
+    """The kernels of this installation, built on first use where they are missing. Raises BuildError without a
+    compiler."""
+    override = os.environ.get("KERNELS_LIBRARY")
+    if override:
+        return Library(Path(override))
+    name = f"_native-{fingerprint()}.so"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edged"
+    for folder in (HERE, cache):
+        if (folder / name).is_file():
+            return Library(folder / name)
+    for folder in (HERE, cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return Library(build(folder / name))
+        except OSError:
+            continue
+    raise BuildError("the kernels are not built, and no folder for them can be written")

@@ -1,0 +1,175 @@
+#include "model.h"
+
+#include <cmath>
+#include <stdexcept>
+
+#include "half.h"
+
+namespace edged {
+namespace {
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+
+void require(bool holds, const std::string& what) {
+  if (!holds) refuse("this model's shape cannot be run: " + what);
+}
+
+const float* read_vector(const EdgedTensor& tensor, const std::string& name, int length, bool optional) {
+  if (!tensor.data) {
+    if (!optional) refuse("the tensor " + name + " is missing");
+    return nullptr;
+  }
+  if (tensor.kind != kF32 || tensor.rows != 1 || tensor.cols != length || tensor.bytes < (size_t)length * 4)
+    refuse("the tensor " + name + " should be " + std::to_string(length) + " float32 values");
+  const auto* values = (const float*)tensor.data;
+  for (int i = 0; i < length; i++)
+    if (!std::isfinite(values[i])) refuse("the tensor " + name + " has values that are not finite");
+  return values;
+}
+
+// Whether scales and minima, or the floats themselves, are numbers. Reads the matrix once.
+bool all_finite(const Matrix& m) {
+  if (m.kind == kF32) {
+    const auto* values = (const float*)m.data;
+    for (size_t i = 0; i < m.tile_bytes / 4 * m.tiles; i++)
+      if (!std::isfinite(values[i])) return false;
+    return true;
+  }
+  const unsigned exponent = m.kind == kBF16 ? 0x7f80 : 0x7c00;
+  const size_t length = is_float(m.kind) ? m.tile_bytes / 2 : m.kind == kQ4Min || m.kind == kQ8Min ? 16 : 8;
+  const size_t blocks = is_float(m.kind) ? m.tiles : (size_t)m.tiles * m.groups, stride = is_float(m.kind) ? m.tile_bytes : m.block_bytes;
+  for (size_t b = 0; b < blocks; b++) {
+    const auto* values = (const uint16_t*)(m.data + b * stride);
+    bool bad = false;
+    for (size_t i = 0; i < length; i++) bad |= (values[i] & exponent) == exponent;
+    if (bad) return false;
+  }
+  return true;
+}
+
+void check_config(const EdgedConfig& c) {
+  require(c.layers >= 1 && c.layers <= 1024, "layers must be 1 to 1024");
+  require(c.width >= 8 && c.width <= 65536 && c.width % 8 == 0, "width must be a multiple of 8 up to 65536");
+  require(c.ffn >= 1 && c.ffn <= 262144, "ffn must be 1 to 262144");
+  require(c.heads >= 1 && c.heads <= 1024 && c.kv_heads >= 1 && c.heads % c.kv_heads == 0, "heads must be a multiple of kv_heads");
+  require(c.heads / c.kv_heads <= kMaxLanes, "more than 48 heads share a key/value head");
+  require(c.head_dim >= 8 && c.head_dim <= 256 && c.head_dim % 8 == 0, "the head dimension must be a multiple of 8 from 8 to 256");
+  require(c.vocabulary >= 1 && c.vocabulary <= (1 << 21), "the vocabulary must be 1 to 2097152");
+  require(c.context >= 1 && c.context <= (1 << 20), "the context must be 1 to 1048576");
+  require(c.blocks >= 1 && c.blocks <= (1 << 22), "blocks must be 1 to 4194304");
+  require(c.max_rows >= 1 && c.max_rows <= 8192, "max_rows must be 1 to 8192");
+  require(c.threads >= 1 && c.threads <= 256, "threads must be 1 to 256");
+  require(c.rms_epsilon >= 0 && c.rms_epsilon < 1 && std::isfinite(c.embedding_scale), "the norm's epsilon is not a small number");
+  require(c.inverse_frequency != nullptr, "the rotary frequencies are missing");
+  for (int i = 0; i < c.head_dim / 2; i++) require(std::isfinite(c.inverse_frequency[i]), "a rotary frequency is not finite");
+}
+
+void fill_rotary(Model& model) {
+  const EdgedConfig& c = model.config;
+  const int half = c.head_dim / 2;
+  model.cosine.resize((size_t)c.context * half);
+  model.sine.resize((size_t)c.context * half);
+  for (int p = 0; p < c.context; p++)
+    for (int i = 0; i < half; i++) {
+      const float angle = (float)p * c.inverse_frequency[i];  // in float32, as the models were trained
+      model.cosine[(size_t)p * half + i] = (float)std::cos((double)angle);
+      model.sine[(size_t)p * half + i] = (float)std::sin((double)angle);
+    }
+}
+
+}  // namespace
+
+Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows, int cols) {
+  if (!tensor.data) refuse("the tensor " + name + " is missing");
+  if (tensor.rows != rows || tensor.cols != cols || rows < 1 || cols < 1)
+    refuse("the tensor " + name + " is " + std::to_string(tensor.rows) + " × " + std::to_string(tensor.cols) + ", but " +
+           std::to_string(rows) + " × " + std::to_string(cols) + " is needed");
+  if (tensor.kind < kF32 || tensor.kind > kQ8Min) refuse("the tensor " + name + " has an unknown kind");
+  Matrix m;
+  m.kind = (Kind)tensor.kind;
+  m.rows = rows;
+  m.cols = cols;
+  m.data = (const uint8_t*)tensor.data;
+  m.tiles = (rows + kTileRows - 1) / kTileRows;
+  if (is_float(m.kind)) {
+    m.tile_bytes = (size_t)cols * kTileRows * (m.kind == kF32 ? 4 : 2);
+  } else {
+    if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128) refuse("the tensor " + name + " has groups other than 32, 64 or 128");
+    m.group = tensor.group;
+    m.groups = (cols + m.group - 1) / m.group;
+    const size_t header = m.kind == kQ4Min || m.kind == kQ8Min ? 32 : 16;
+    m.block_bytes = header + (size_t)m.group * kTileRows / (m.kind == kQ4 || m.kind == kQ4Min ? 2 : 1);
+    m.tile_bytes = m.block_bytes * m.groups;
+  }
+  if (tensor.bytes / m.tile_bytes < (size_t)m.tiles) refuse("the tensor " + name + " is shorter than its shape");
+  if ((uintptr_t)m.data % 16) refuse("the tensor " + name + " is not aligned to 16 bytes");
+  if (!all_finite(m)) refuse("the tensor " + name + " has values that are not finite");
+  return m;
+}
+
+Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int count) {
+  check_config(config);
+  const EdgedConfig& c = config;
+  require(count == 3 + c.layers * kLayerTensors, "the number of tensors does not fit the number of layers");
+  Model model;
+  model.config = c;
+  model.embedding = read_matrix(tensors[0], "embedding", c.vocabulary, c.width);
+  model.head = tensors[1].data ? read_matrix(tensors[1], "head", c.vocabulary, c.width) : model.embedding;
+  model.final_norm = read_vector(tensors[2], "final norm", c.width, false);
+  const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  for (int i = 0; i < c.layers; i++) {
+    const EdgedTensor* t = tensors + 3 + i * kLayerTensors;
+    const std::string at = " of layer " + std::to_string(i);
+    Layer layer;
+    layer.attention_norm = read_vector(t[kAttentionNorm], "attention norm" + at, c.width, false);
+    layer.ffn_norm = read_vector(t[kFfnNorm], "ffn norm" + at, c.width, false);
+    layer.query_bias = read_vector(t[kQueryBias], "query bias" + at, q, true);
+    layer.key_bias = read_vector(t[kKeyBias], "key bias" + at, kv, true);
+    layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
+    layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, c.head_dim, true);
+    layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, c.head_dim, true);
+    layer.query = read_matrix(t[kQuery], "query" + at, q, c.width);
+    layer.key = read_matrix(t[kKey], "key" + at, kv, c.width);
+    layer.value = read_matrix(t[kValue], "value" + at, kv, c.width);
+    layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
+    layer.gate_up = read_matrix(t[kGateUp], "gate and up" + at, 2 * round_up(c.ffn, 32), c.width);
+    layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);
+    model.layers.push_back(layer);
+  }
+  fill_rotary(model);
+  return model;
+}
+
+void dequantize_row(const Matrix& w, int row, float* out) {
+  const uint8_t* tile = w.data + (size_t)(row / kTileRows) * w.tile_bytes;
+  const int r = row % kTileRows;
+  if (is_float(w.kind)) {
+    for (int k = 0; k < w.cols; k++) {
+      const size_t at = (size_t)k * kTileRows + r;
+      const uint16_t half = w.kind == kF32 ? 0 : ((const uint16_t*)tile)[at];
+      const uint32_t wide = (uint32_t)half << 16;
+      if (w.kind == kF32) out[k] = ((const float*)tile)[at];
+      if (w.kind == kF16) out[k] = half_to_float(half);
+      if (w.kind == kBF16) memcpy(out + k, &wide, 4);
+    }
+    return;
+  }
+  const bool four = w.kind == kQ4 || w.kind == kQ4Min, minimum = w.kind == kQ4Min || w.kind == kQ8Min;
+  for (int g = 0; g < w.groups; g++, tile += w.block_bytes) {
+    const auto* header = (const uint16_t*)tile;
+    const float scale = half_to_float(header[r]), low = minimum ? half_to_float(header[8 + r]) : 0.f;
+    const uint8_t* codes = tile + (minimum ? 32 : 16);
+    for (int i = 0, k = g * w.group; i < w.group && k < w.cols; i++, k++) {
+      int code;
+      if (four) {
+        code = codes[i / 8 * 32 + r * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
+        if (!minimum) code -= 8;
+      } else {
+        code = (int8_t)codes[i / 4 * 32 + r * 4 + i % 4];
+      }
+      out[k] = minimum ? scale * (float)code + low : scale * (float)code;
+    }
+  }
+}
+
+}  // namespace edged

@@ -1,0 +1,91 @@
+#include "probe.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace edged {
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+struct Product {
+  Matrix w;
+  Activations x;
+  float* y;
+  int threads;
+  const Kernels* kernels;
+  Scratch* scratch;
+};
+
+struct Reading {
+  const uint64_t* data;
+  int64_t words;
+  int threads;
+  std::atomic<uint64_t> sum;
+};
+
+}  // namespace
+
+void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int threads, int repeats, int copies, int64_t copy_stride,
+                 double* seconds, const Kernels& kernels) {
+  if (m < 1 || m > 8192 || threads < 1 || threads > 256 || repeats < 1 || copies < 1) throw std::invalid_argument("m, threads, repeats or copies out of range");
+  const Matrix matrix = read_matrix(w, "given", w.rows, w.cols);
+  ActivationRoom room(m, matrix.cols);
+  for (int i = 0; i < m; i++) {
+    const size_t at = (size_t)i * room.stride, group = at / kActivationGroup;
+    std::copy(x + (size_t)i * matrix.cols, x + (size_t)(i + 1) * matrix.cols, room.values.as<float>() + at);
+    kernels.quantize(x + (size_t)i * matrix.cols, matrix.cols, room.stride, room.codes.as<int8_t>() + at, room.scale.as<float>() + group,
+                     room.sum8.as<int32_t>() + group, room.sum.as<float>() + group);
+  }
+  Threads pool(threads);
+  std::vector<std::unique_ptr<Scratch>> scratch;
+  for (int t = 0; t < threads; t++) scratch.push_back(std::make_unique<Scratch>());
+  for (int r = 0; r < repeats; r++) {
+    struct Work {
+      Product product;
+      std::vector<std::unique_ptr<Scratch>>* scratch;
+    } work{{matrix, room.view(m), y, threads, &kernels, nullptr}, &scratch};
+    work.product.w.data += (size_t)(r % copies) * (size_t)copy_stride;
+    const double start = now();
+    pool.run(
+        [](void* context, int thread) {
+          auto& [p, scratches] = *static_cast<Work*>(context);
+          const int begin = (int)((int64_t)p.w.tiles * thread / p.threads), end = (int)((int64_t)p.w.tiles * (thread + 1) / p.threads);
+          if (begin < end)
+            p.kernels->matmul(p.w, p.x, begin, end, p.y + (size_t)begin * kTileRows, (size_t)p.w.tiles * kTileRows, false, *(*scratches)[thread]);
+        },
+        &work);
+    if (seconds) seconds[r] = now() - start;
+  }
+}
+
+double read_bandwidth(const void* data, int64_t bytes, int threads, int repeats) {
+  if (bytes < 64 || threads < 1 || threads > 256 || repeats < 1) return 0;
+  Reading reading{(const uint64_t*)data, bytes / 8, threads, {0}};
+  Threads pool(threads);
+  std::vector<double> seconds;
+  for (int r = 0; r < repeats; r++) {
+    const double start = now();
+    pool.run(
+        [](void* context, int thread) {
+          auto& r = *static_cast<Reading*>(context);
+          const int64_t begin = r.words * thread / r.threads, end = r.words * (thread + 1) / r.threads;
+          uint64_t sums[8] = {};
+          int64_t i = begin;
+          for (; i + 8 <= end; i += 8) {
+            __builtin_prefetch(r.data + i + 256);
+            for (int j = 0; j < 8; j++) sums[j] += r.data[i + j];
+          }
+          for (uint64_t s : sums) r.sum += s;
+        },
+        &reading);
+    seconds.push_back(now() - start);
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
+  return (double)bytes / seconds[seconds.size() / 2];
+}
+
+}  // namespace edged

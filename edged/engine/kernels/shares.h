@@ -1,0 +1,52 @@
+// Who computes what in a phase: each thread starts with an equal, contiguous part and takes it in pieces; who is done early takes
+// pieces of the others' parts. A contiguous part keeps the memory streams long; the taking keeps a delayed thread from delaying all.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace edged {
+
+struct Share {
+  int begin, end;
+};
+
+// Thread's equal part of n things.
+inline Share share(int n, int thread, int threads) {
+  return {(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
+}
+
+class Shares {
+ public:
+  Shares(int phases, int threads) : threads_(threads), taken_((size_t)phases * threads) {}
+
+  // Before a step: nothing is taken.
+  void reset() {
+    for (auto& one : taken_) one.count.store(0, std::memory_order_relaxed);
+  }
+
+  // The next piece of at most `piece` of the n things of a phase; false when all are taken.
+  bool take(int phase, int thread, int n, int piece, Share& out) {
+    for (int i = 0; i < threads_; i++) {
+      const int owner = (thread + i) % threads_;
+      const Share part = share(n, owner, threads_);
+      std::atomic<int>& count = taken_[(size_t)phase * threads_ + owner].count;
+      if (part.begin + count.load(std::memory_order_relaxed) >= part.end) continue;
+      const int begin = part.begin + count.fetch_add(piece, std::memory_order_relaxed);
+      if (begin >= part.end) continue;
+      out = {begin, std::min(begin + piece, part.end)};
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  struct alignas(64) Taken {
+    std::atomic<int> count{0};
+  };
+  const int threads_;
+  std::vector<Taken> taken_;
+};
+
+}  // namespace edged

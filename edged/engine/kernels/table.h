@@ -1,0 +1,105 @@
+// The words that kernels and forward pass share: matrices as packed on disk, activations, and the table of functions that each
+// instruction set fills in.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace edged {
+
+constexpr int kTileRows = 8;         // rows interleaved in one tile
+constexpr int kActivationGroup = 32; // activations share a scale over this many k
+constexpr int kBlockTokens = 32;     // tokens in one block of the key/value cache
+constexpr int kChunkBlocks = 4;      // attention partial results end every 4 blocks (128 tokens), alone or in company
+
+// How a matrix's weights are stored. The numbers are part of the packed format.
+enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6 };
+
+inline bool is_float(Kind kind) { return kind <= kBF16; }
+
+// A matrix w [rows, cols], cut into tiles of 8 rows. A tile holds for each group of k: 8 fp16 scales, 8 fp16 minima where the kind has
+// them, then the codes: 32 bytes for 8 k (4 bits: byte r*4+j is row r, k+j in the low nibble, k+4+j in the high one) or 4 k (8 bits).
+// Float tiles hold 8 rows' weights side by side for each k. Rows beyond the last and k beyond the last are packed as zeros.
+struct Matrix {
+  Kind kind = kF32;
+  int rows = 0, cols = 0, group = 0;
+  const uint8_t* data = nullptr;
+  int tiles = 0, groups = 0;            // groups: of `group` k in a row
+  size_t block_bytes = 0, tile_bytes = 0;  // of one group, of one tile
+};
+
+// m rows of activations [m, k], as floats and as int8 in groups of 32; either may be missing where no matrix asks for it.
+struct Activations {
+  const float* values = nullptr;    // [m, stride]
+  const int8_t* codes = nullptr;    // [m, stride]
+  const float* scale = nullptr;     // [m, stride / 32]
+  const int32_t* sum8 = nullptr;    // [m, stride / 32]: 8 × the sum of a group's codes
+  const float* sum = nullptr;       // [m, stride / 32]: scale × the sum of a group's codes
+  int m = 0, stride = 0;            // stride in elements, a multiple of 128, zero beyond k
+};
+
+// A thread's room for unpacked weights and for sums between blocks of k.
+struct Scratch {
+  alignas(64) uint8_t codes[2][32 * 256];    // 2 tiles × 32 groups × (8 rows × 32 k)
+  alignas(64) float scale[2][32 * 8], minimum[2][32 * 8];
+  alignas(64) float sums[2][128][8];         // 2 tiles × 128 rows of activations
+};
+
+// Attention of query rows over one sequence's cache, for one key/value head.
+struct Attend {
+  const float* query = nullptr;       // row r, head h: query + r * query_stride + h * dim; already scaled by log2(e)/√dim
+  size_t query_stride = 0;
+  int rows = 0, heads = 0, dim = 0;   // heads: query heads that share this key/value head
+  int position = 0;                   // of the first row; row r sees tokens 0 … position + r
+  const uint16_t* cache = nullptr;    // this layer's and head's first block: keys [dim, 32], then values [32, dim], fp16
+  size_t block_stride = 0;            // from one block to the next, in halves
+  const int32_t* blocks = nullptr;    // the sequence's block table
+  int chunk_begin = 0, chunk_end = 0; // chunks of 128 tokens to visit
+  float* out = nullptr;               // merged result, row r, head h: out + r * out_stride + h * dim (when `partial` is null)
+  size_t out_stride = 0;
+  float* partial = nullptr;           // one row and one chunk only: per head dim sums, maximum, total: [heads, dim + 8]
+};
+
+// A thread's room for attention; sized once for (lanes, dim).
+struct AttendScratch {
+  float *keys, *values;      // a block as float32: [dim, 32], [32, dim]
+  float *scores;             // [lanes, 32]
+  float *sums, *totals, *maxima, *lane_totals;  // of the chunk: [lanes, dim], [lanes, 8], [lanes]; and merged
+  float *merged, *merged_total, *merged_maximum;
+};
+
+constexpr int kMaxLanes = 48;  // query rows × heads in one piece of attention
+
+struct Kernels {
+  const char* name;
+  // One row: out = x / rms(x) * weight.
+  void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
+  // One row of k values (zeros up to stride) to int8 groups.
+  void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* sum8, float* sum);
+  // y[i, (tile − begin)·8 …] = or += x[i] · w[tile]ᵀ for tiles [begin, end).
+  void (*matmul)(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
+  // One head x[2*half]: rotates (x[i], x[i+half]).
+  void (*rotate)(float* x, const float* cosine, const float* sine, int half);
+  // out = silu(gate) * up.
+  void (*swiglu)(const float* gate, const float* up, int n, float* out);
+  void (*add)(float* x, const float* y, int n);
+  void (*scale)(float* x, float factor, int n);
+  // One token's key and value of one head into slot `slot` of a block.
+  void (*store_kv)(const float* key, const float* value, int dim, uint16_t* block, int slot);
+  void (*attend)(const Attend& work, AttendScratch& scratch);
+  // Merges the partial results of one head, chunk by chunk: partial[c * stride …].
+  void (*merge)(const float* partial, size_t stride, int chunks, int dim, float* out);
+  // Whether all n values are finite.
+  bool (*finite)(const float* x, int n);
+};
+
+// The tables that this build has; null where the processor's family is another.
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();
+const Kernels* vnni_kernels();
+const Kernels* neon_kernels();
+const Kernels* dotprod_kernels();
+
+// The best table that this processor runs, or the one of that name (null: not here).
+const Kernels* choose_kernels(const char* name);
+
+}  // namespace edged

@@ -1,0 +1,109 @@
+#include "threads.h"
+
+#include <chrono>
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace edged {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// How long a thread spins for the next run: longer than a sampler needs between two tokens, short enough not to heat an idle board.
+constexpr auto kSpin = std::chrono::microseconds(300);
+constexpr int kSpinsBeforeYield = 4000;  // at a barrier: then another process probably holds the missing thread's core
+
+// Gives the thread a core of its own among those that the process may use. Best effort: a refusal costs speed alone.
+void pin(int thread) {
+#if defined(__linux__)
+  cpu_set_t allowed, one;
+  if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+  int seen = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET(cpu, &allowed) || seen++ != thread) continue;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+    return;
+  }
+#else
+  (void)thread;
+#endif
+}
+
+}  // namespace
+
+Threads::Threads(int count) : count_(count) {
+  for (int t = 1; t < count_; t++) others_.emplace_back([this, t] { serve(t); });
+}
+
+Threads::~Threads() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    turn_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (auto& thread : others_) thread.join();
+}
+
+void Threads::run(void (*function)(void*, int), void* context) {
+  function_ = function;
+  context_ = context;
+  turn_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst)) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  function(context, 0);
+  barrier();
+}
+
+void Threads::barrier() {
+  if (count_ == 1) return;
+  const unsigned now = passed_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    passed_.store(now + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; passed_.load(std::memory_order_acquire) == now; spins++) {
+    if (spins < kSpinsBeforeYield)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+void Threads::serve(int thread) {
+  pin(thread);
+  unsigned seen = 0;
+  for (;;) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    for (int spins = 1; turn_.load(std::memory_order_acquire) == seen; spins++) {
+      pause();
+      if (spins % 64 || std::chrono::steady_clock::now() < until) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return turn_.load(std::memory_order_seq_cst) != seen; });
+      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    seen++;
+    if (stop_) return;
+    function_(context_, thread);
+    barrier();
+  }
+}
+
+}  // namespace edged

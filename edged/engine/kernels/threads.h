@@ -1,0 +1,41 @@
+// Threads that run one function together and meet at barriers. The caller is thread 0; the others spin briefly for the next run and
+// then sleep. One run at a time (the engine's lock sees to it).
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace edged {
+
+class Threads {
+ public:
+  explicit Threads(int count);
+  ~Threads();
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  int count() const { return count_; }
+  // Calls function(context, thread) on every thread and returns when all have returned.
+  void run(void (*function)(void* context, int thread), void* context);
+  // Waits, inside run, until every thread has come here.
+  void barrier();
+
+ private:
+  void serve(int thread);
+
+  const int count_;
+  std::vector<std::thread> others_;
+  void (*function_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  bool stop_ = false;
+  alignas(64) std::atomic<unsigned> turn_{0};  // of runs
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  alignas(64) std::atomic<int> arrived_{0};  // at the barrier
+  alignas(64) std::atomic<unsigned> passed_{0};
+};
+
+}  // namespace edged

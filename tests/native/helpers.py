@@ -1,0 +1,121 @@
+"""What the native tests share: packed matrices in memory, plain references in float64, tiny checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edged.engine.backends.native_model import NativeModel
+from edged.engine.kernels.library import Tensor, load_library
+from edged.models.pack import pack_path
+from edged.models.packed import open_packed
+from edged.models.tiles import Codes, Kind, quantize, tile_codes, tile_floats
+
+ALL_KERNELS = [name for name in ("vnni", "avx2", "dotprod", "neon", "portable") if load_library().kernels(name)]
+
+
+class Packed:
+    """One matrix packed in memory, with the float32 values that its codes stand for."""
+
+    def __init__(self, values: np.ndarray, kind: Kind, group: int = 32) -> None:
+        self.rows, self.cols = values.shape
+        if kind.is_float:
+            self.values, data = _floats(values, kind)
+        else:
+            codes = quantize(values, kind, group)
+            self.values, data = dequantized(codes, kind, group), tile_codes(codes, kind, group)
+        self._room = np.zeros(len(data) + 128, np.uint8)
+        start = -self._room.ctypes.data % 64
+        self._room[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        self.tensor = Tensor(kind, self.rows, self.cols, group, self._room.ctypes.data + start, len(data))
+
+    def times(self, x: np.ndarray, kernels: str = "auto", threads: int = 1) -> np.ndarray:
+        """x [m, cols] · wᵀ by the kernels, float32 [m, rows]."""
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.full((x.shape[0], -(-self.rows // 8) * 8), np.nan, np.float32)
+        load_library().matmul(self.tensor, x.ctypes.data, x.shape[0], y.ctypes.data, threads=threads, kernels=kernels)
+        return y[:, : self.rows]
+
+    def row(self, index: int) -> np.ndarray:
+        """A row as the embedding reads it."""
+        out = np.empty(self.cols, np.float32)
+        load_library().dequantize(self.tensor, index, out.ctypes.data)
+        return out
+
+
+def _floats(values: np.ndarray, kind: Kind) -> tuple[np.ndarray, bytes]:
+    if kind is Kind.F16:
+        stored = values.astype(np.float16)
+        return stored.astype(np.float32), tile_floats(stored)
+    if kind is Kind.BF16:
+        bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return (bits.astype(np.uint32) << 16).view(np.float32), tile_floats(bits)
+    return values.astype(np.float32), tile_floats(values.astype(np.float32))
+
+
+def dequantized(codes: Codes, kind: Kind, group: int) -> np.ndarray:
+    """What coded rows stand for, float32 [rows, cols]."""
+    wide = codes.codes.astype(np.float32) - (8 if kind is Kind.Q4 else 0)
+    cols = wide.shape[1]
+    values = np.repeat(codes.scale.astype(np.float32), group, 1)[:, :cols] * wide
+    if codes.minimum is not None:
+        values = values + np.repeat(codes.minimum.astype(np.float32), group, 1)[:, :cols]
+    return values
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """Activations as the kernels see them: int8 in groups of 32, as float64 again."""
+    m, k = x.shape
+    padded = np.zeros((m, -(-k // 32) * 32), np.float32)
+    padded[:, :k] = x
+    groups = padded.reshape(m, -1, 32)
+    top = np.abs(groups).max(2, keepdims=True)
+    inverse = np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32)
+    codes = np.rint(groups * inverse)
+    return (codes.astype(np.float64) * (top / np.float32(127))).reshape(m, -1)[:, :k]
+
+
+def open_model(folder: Path, **options: Any) -> NativeModel:
+    """A packed folder in memory with a small cache."""
+    return NativeModel(open_packed(folder), **{"context": 256, "blocks": 64, "threads": 2, **options})
+
+
+def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) -> Any:
+    """Saves a tiny random transformers model of a family into `folder` and returns it."""
+    import torch
+    import transformers as tf
+
+    classes = {
+        "llama": (tf.LlamaConfig, tf.LlamaForCausalLM),
+        "mistral": (tf.MistralConfig, tf.MistralForCausalLM),
+        "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM),
+        "qwen3": (tf.Qwen3Config, tf.Qwen3ForCausalLM),
+    }
+    make_config, make_model = classes[family]
+    figures = {
+        "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 203, "max_position_embeddings": 512, "tie_word_embeddings": False, "initializer_range": 0.06,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **changes,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = make_model(make_config(**figures)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.normal_(1, 0.2)
+            if name.endswith(".bias"):
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(folder)
+    return model
+
+
+def pack_tiny(tmp: Path, family: str, bits: int | None = None, **changes: Any) -> tuple[Any, Path]:
+    """A tiny checkpoint and its packed folder."""
+    model = tiny_checkpoint(tmp / "checkpoint", family, **changes)
+    pack_path(tmp / "checkpoint", tmp / "packed", bits=bits)
+    return model, tmp / "packed"
+
+
+__all__ = ["ALL_KERNELS", "Packed", "dequantized", "open_model", "pack_tiny", "rounded", "tiny_checkpoint"]

@@ -1,0 +1,213 @@
+// Holds every instruction set that this processor runs against plain C++: a static program, cross-compiled for Arm and run under
+// qemu-user by test_arm.py. Prints one line a table and exits 1 at the first difference.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "half.h"
+#include "model.h"
+#include "table.h"
+
+using namespace edged;
+
+namespace {
+
+std::mt19937 random_bits(7);
+float uniform() { return (float)(random_bits() % 20001) / 10000.f - 1.f; }
+
+void expect(bool holds, const char* table, const std::string& what) {
+  if (holds) return;
+  printf("%s: %s differs\n", table, what.c_str());
+  exit(1);
+}
+
+std::vector<float> values(size_t n, float size = 1) {
+  std::vector<float> v(n);
+  for (auto& x : v) x = uniform() * size;
+  return v;
+}
+
+// A packed matrix of random codes with small scales.
+struct Packed {
+  std::vector<uint8_t> room;
+  Matrix matrix;
+  Packed(Kind kind, int rows, int cols, int group) {
+    const bool four = kind == kQ4 || kind == kQ4Min, minimum = kind == kQ4Min || kind == kQ8Min;
+    const size_t header = minimum ? 32 : 16, tiles = (rows + 7) / 8, groups = (cols + group - 1) / group;
+    const size_t block = header + (size_t)group * 8 / (four ? 2 : 1);
+    const size_t bytes = is_float(kind) ? tiles * 8 * cols * (kind == kF32 ? 4 : 2) : tiles * groups * block;
+    room.resize(bytes + 64);
+    uint8_t* data = room.data() + (64 - (uintptr_t)room.data() % 64) % 64;
+    for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)random_bits();
+    if (is_float(kind)) {
+      for (size_t i = 0; i < tiles * 8 * cols; i++) {
+        const float x = uniform();
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        if (kind == kF32) ((float*)data)[i] = x;
+        if (kind == kF16) ((uint16_t*)data)[i] = float_to_half(x);
+        if (kind == kBF16) ((uint16_t*)data)[i] = (uint16_t)(bits >> 16);
+      }
+    } else {
+      for (size_t b = 0; b < tiles * groups; b++)
+        for (size_t i = 0; i < header / 2; i++) ((uint16_t*)(data + b * block))[i] = float_to_half(uniform() * 0.1f);
+    }
+    matrix = read_matrix({kind, rows, cols, group, data, bytes}, "random", rows, cols);
+  }
+};
+
+struct Rows {
+  std::vector<float> floats, scale, sum;
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sum8;
+  int m, stride;
+  Rows(const Kernels& k, const std::vector<float>& x, int m_, int cols) : m(m_), stride(round_up(cols, 128)) {
+    const size_t all = (size_t)m * stride;
+    floats.resize(all);
+    codes.resize(all);
+    scale.resize(all / 32);
+    sum.resize(all / 32);
+    sum8.resize(all / 32);
+    for (int i = 0; i < m; i++) {
+      const size_t at = (size_t)i * stride;
+      memcpy(&floats[at], &x[(size_t)i * cols], (size_t)cols * 4);
+      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &sum8[at / 32], &sum[at / 32]);
+    }
+  }
+  Activations view(int rows) const { return {floats.data(), codes.data(), scale.data(), sum8.data(), sum.data(), rows, stride}; }
+};
+
+std::vector<float> times(const Kernels& k, const Packed& w, const Rows& x, int m) {
+  const size_t width = (size_t)w.matrix.tiles * 8;
+  std::vector<float> y(width * m);
+  auto scratch = std::make_unique<Scratch>();
+  k.matmul(w.matrix, x.view(m), 0, w.matrix.tiles, y.data(), width, false, *scratch);
+  return y;
+}
+
+bool near(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+  float most = 1e-6f, off = 0;
+  for (size_t i = 0; i < a.size(); i++) {
+    most = std::max(most, std::fabs(b[i]));
+    off = std::max(off, std::fabs(a[i] - b[i]));
+  }
+  return off <= tolerance * most;
+}
+
+void check_products(const Kernels& k, const Kernels& plain) {
+  for (int kind = kF32; kind <= kQ8Min; kind++)
+    for (auto [rows, cols, group] : {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}}) {
+      const Packed w((Kind)kind, rows, cols, group);
+      const auto x = values((size_t)40 * cols);
+      const Rows mine(k, x, 40, cols), theirs(plain, x, 40, cols);
+      expect(mine.codes == theirs.codes && mine.sum8 == theirs.sum8, k.name, "quantize");
+      const std::string what = "product of kind " + std::to_string(kind) + ", " + std::to_string(rows) + " x " + std::to_string(cols);
+      const auto all = times(k, w, mine, 40);
+      expect(near(all, times(plain, w, theirs, 40), 2e-5f), k.name, what);
+      for (int m : {1, 2, 3, 4, 7, 17}) {
+        const auto some = times(k, w, mine, m);
+        expect(!memcmp(some.data(), all.data(), some.size() * 4), k.name, what + " among other rows");
+      }
+    }
+}
+
+void check_elementwise(const Kernels& k, const Kernels& plain) {
+  const auto x = values(200, 5), y = values(200, 5);
+  std::vector<float> a(200), b(200);
+  k.rms_norm(x.data(), y.data(), 197, 1e-5f, a.data());
+  plain.rms_norm(x.data(), y.data(), 197, 1e-5f, b.data());
+  expect(near(a, b, 1e-5f), k.name, "rms_norm");
+  k.swiglu(x.data(), y.data(), 200, a.data());
+  plain.swiglu(x.data(), y.data(), 200, b.data());
+  expect(near(a, b, 1e-5f), k.name, "swiglu");
+  a = b = x;
+  k.rotate(a.data(), y.data(), y.data() + 90, 90);
+  plain.rotate(b.data(), y.data(), y.data() + 90, 90);
+  expect(near(a, b, 1e-5f), k.name, "rotate");
+  std::vector<float> bad = x;
+  expect(k.finite(bad.data(), 200), k.name, "finite");
+  bad[77] = NAN;
+  expect(!k.finite(bad.data(), 200), k.name, "finite");
+}
+
+struct AttendRoom {
+  std::vector<float> floats;
+  AttendScratch scratch;
+  explicit AttendRoom(int dim) : floats((size_t)(2 * dim * 32 + kMaxLanes * (32 + 2 * dim + 12))) {
+    float* at = floats.data();
+    const auto take = [&at](size_t n) { return (at += n) - n; };
+    const size_t d = (size_t)dim, lanes = kMaxLanes;
+    scratch.keys = take(d * 32);
+    scratch.values = take(d * 32);
+    scratch.scores = take(lanes * 32);
+    scratch.sums = take(lanes * d);
+    scratch.merged = take(lanes * d);
+    scratch.totals = take(lanes * 8);
+    scratch.maxima = take(lanes);
+    scratch.lane_totals = take(lanes);
+    scratch.merged_total = take(lanes);
+    scratch.merged_maximum = take(lanes);
+  }
+};
+
+void check_attention(const Kernels& k) {
+  for (int dim : {8, 64, 80, 256}) {
+    const int tokens = 300, heads = 3, blocks = 10;
+    const auto keys = values((size_t)tokens * dim), all_values = values((size_t)tokens * dim), query = values((size_t)heads * dim);
+    std::vector<uint16_t> cache((size_t)blocks * dim * 64);
+    std::vector<int32_t> table;
+    for (int b = 0; b < blocks; b++) table.push_back((b * 7 + 3) % blocks);
+    for (int t = 0; t < tokens; t++)
+      k.store_kv(&keys[(size_t)t * dim], &all_values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
+    std::vector<float> expected((size_t)heads * dim), out = expected;
+    for (int h = 0; h < heads; h++) {
+      std::vector<double> weight(tokens);
+      double total = 0;
+      for (int t = 0; t < tokens; t++) {
+        double score = 0;
+        for (int d = 0; d < dim; d++) score += (double)query[h * dim + d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
+        total += weight[t] = std::exp2(score);
+      }
+      for (int d = 0; d < dim; d++) {
+        double sum = 0;
+        for (int t = 0; t < tokens; t++) sum += weight[t] * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
+        expected[h * dim + d] = (float)(sum / total);
+      }
+    }
+    AttendRoom room(dim);
+    Attend work;
+    work.query = query.data();
+    work.query_stride = work.out_stride = (size_t)heads * dim;
+    work.rows = 1;
+    work.heads = heads;
+    work.dim = dim;
+    work.position = tokens - 1;
+    work.cache = cache.data();
+    work.block_stride = (size_t)dim * 64;
+    work.blocks = table.data();
+    work.chunk_end = (tokens + 127) / 128;
+    work.out = out.data();
+    k.attend(work, room.scratch);
+    expect(near(out, expected, 1e-4f), k.name, "attention over heads of " + std::to_string(dim));
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Kernels& plain = *portable_kernels();
+  for (const char* name : {"portable", "neon", "dotprod", "avx2", "vnni"}) {
+    const Kernels* table = choose_kernels(name);
+    if (!table) continue;
+    check_products(*table, plain);
+    check_elementwise(*table, plain);
+    check_attention(*table);
+    printf("%s: as plain C++\n", name);
+  }
+  return 0;
+}

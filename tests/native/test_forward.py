@@ -1,0 +1,132 @@
+"""The forward pass against transformers, and numbers that hold in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edged.engine.backends.native_model import NativeModel, Part
+from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
+    "heads of 8": ("llama", {"head_dim": 8}),
+    "heads of 80": ("llama", {"head_dim": 80, "hidden_size": 72}),
+    "heads of 256": ("llama", {"head_dim": 256}),
+    "one key/value head": ("llama", {"num_key_value_heads": 1}),
+    "as many key/value heads": ("llama", {"num_key_value_heads": 4}),
+    "mistral": ("mistral", {"head_dim": 24}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+}
+
+
+def _reference(model: Any, tokens: list[int]) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_unquantized_logits_agree_with_transformers(tmp_path: Path, name: str) -> None:
+    """Prompt in one step, in pieces, and token by token over the cache: within 1e-3 of transformers."""
+    family, changes = FAMILIES[name]
+    reference, folder = pack_tiny(tmp_path, family, **changes)
+    tokens = np.random.default_rng(1).integers(0, 203, 150).tolist()
+    expected = _reference(reference, tokens)
+    with open_model(folder, threads=2) as model:
+        whole = model.step([Part(tokens, 0, range(10, 16), every=True)])
+        assert _relative(whole, expected) < 1e-3
+        pieces = [model.step([Part(tokens[at : at + 33], at, range(20, 26), every=True)]) for at in range(0, 150, 33)]
+        assert np.array_equal(np.concatenate(pieces), whole)
+        single = [model.step([Part([token], at, range(30, 36))]) for at, token in enumerate(tokens)]
+        assert np.array_equal(np.concatenate(single), whole)
+
+
+@pytest.mark.parametrize("kernels", ALL_KERNELS)
+def test_every_instruction_set_agrees(tmp_path: Path, kernels: str) -> None:
+    """The same figures from each, up to rounding."""
+    reference, folder = pack_tiny(tmp_path, "qwen3")
+    tokens = list(range(40))
+    with open_model(folder, kernels=kernels) as model:
+        assert _relative(model.step([Part(tokens, 0, [5, 9], every=True)]), _reference(reference, tokens)) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in 4 bits with two key/value heads."""
+    return pack_tiny(tmp_path_factory.mktemp("small"), "llama", bits=4, max_position_embeddings=2048)[1]
+
+
+def _greedy(model: NativeModel, prompt: list[int], count: int, blocks: list[int]) -> tuple[list[int], np.ndarray]:
+    logits = model.step([Part(prompt, 0, blocks)])
+    tokens, rows = [], [logits[0]]
+    for at in range(count):
+        tokens.append(int(logits[0].argmax()))
+        logits = model.step([Part(tokens[-1:], len(prompt) + at, blocks)])
+        rows.append(logits[0])
+    return tokens, np.stack(rows)
+
+
+@pytest.mark.parametrize("kernels", ALL_KERNELS)
+def test_numbers_hold_in_any_company(small: Path, kernels: str) -> None:
+    """Alone, among others in changing chunks, with 1, 2 and 3 threads, and across chunks of attention: the same bits."""
+    random = np.random.default_rng(7)
+    prompts = [random.integers(0, 203, size).tolist() for size in (1, 5, 31, 32, 33, 64, 100, 250, 300, 600)]
+    steps = 6
+    options = {"context": 1024, "blocks": 160, "max_rows": 700, "kernels": kernels}
+    with open_model(small, threads=1, **options) as model:
+        alone = [_greedy(model, prompt, steps, list(range(20)))[1] for prompt in prompts]
+    for threads in (1, 2, 3):
+        with open_model(small, threads=threads, **options) as model:
+            order = random.permutation(160).tolist()
+            tables = [[order.pop() for _ in range((len(prompt) + steps + 31) // 32 + 1)] for prompt in prompts]
+            done = [0] * len(prompts)
+            texts = [list(prompt) for prompt in prompts]
+            seen: list[list[np.ndarray]] = [[] for _ in prompts]
+            while any(len(rows) <= steps for rows in seen):
+                parts, who = [], []
+                budget = int(random.integers(1, 90))
+                for index in random.permutation(len(prompts)):
+                    todo = texts[index][done[index] :][:budget]
+                    if not todo or len(seen[index]) > steps:
+                        continue
+                    complete = done[index] + len(todo) == len(texts[index])
+                    parts.append(Part(todo, done[index], tables[index], silent=not complete))
+                    who.append((index, len(todo), complete))
+                    budget -= len(todo)
+                logits = iter(model.step(parts))
+                for index, count, complete in who:
+                    done[index] += count
+                    if complete:
+                        seen[index].append(next(logits).copy())
+                        texts[index].append(int(seen[index][-1].argmax()))
+            for index in range(len(prompts)):
+                assert np.array_equal(alone[index], np.stack(seen[index])), (threads, index)
+
+
+def test_a_shared_prefix_gives_the_same_numbers(small: Path) -> None:
+    """Two sequences whose first blocks are the same blocks: as if each had computed them."""
+    random = np.random.default_rng(3)
+    prefix, first, second = (random.integers(0, 203, size).tolist() for size in (96, 20, 40))
+    with open_model(small) as model:
+        expected = [
+            model.step([Part(prefix + tail, 0, table)]) for tail, table in ((first, range(8)), (second, range(8, 16)))
+        ]
+        model.step([Part(prefix, 0, [20, 21, 22], silent=True)])
+        shared = model.step([Part(first, 96, [20, 21, 22, 30]), Part(second, 96, [20, 21, 22, 31, 32])])
+    assert np.array_equal(np.concatenate(expected), shared)
