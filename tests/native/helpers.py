@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 
 from edged.engine.backends.native_model import NativeModel
+from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import Tensor, load_library
 from edged.models.pack import pack_path
 from edged.models.packed import open_packed
 from edged.models.tiles import Codes, Kind, quantize, tile_codes, tile_floats
 
-ALL_KERNELS = [name for name in ("vnni", "avx2", "dotprod", "neon", "portable") if load_library().kernels(name)]
+
+def _kernels() -> list[str]:
+    """The instruction sets that run here; `portable` in name alone where nothing could be compiled (all is skipped)."""
+    try:
+        library = load_library()
+    except BuildError:
+        return ["portable"]
+    return [name for name in ("vnni", "avx2", "dotprod", "neon", "portable") if library.kernels(name)]
+
+
+ALL_KERNELS = _kernels()
 
 
 class Packed:
@@ -95,7 +106,8 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
     }
     make_config, make_model = classes[family]
     figures = {
-        "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
         "vocab_size": 203, "max_position_embeddings": 512, "tie_word_embeddings": False, "initializer_range": 0.06,
         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **changes,
     }  # fmt: skip

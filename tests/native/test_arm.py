@@ -1,4 +1,4 @@
-"""The Arm kernels, cross-compiled into one static program and run under qemu-user as a Cortex-A72 and with dot products."""
+"""The Arm kernels, cross-compiled into one static program and run under qemu-user, as a Cortex-A72 and with sdot."""
 
 from __future__ import annotations
 

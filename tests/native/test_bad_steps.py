@@ -1,4 +1,4 @@
-"""What the engine refuses: an exception from Python with a sentence, never a crash in C++, and the model goes on working."""
+"""What the engine refuses: an exception with a sentence, never a crash in C++, and the model goes on working."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_steps_that_cannot_be_run_are_refused(folder: Path, parts: list[Part]) -
 
 @pytest.mark.parametrize(
     "options",
-    [{"context": 0}, {"context": 1 << 21}, {"blocks": 0}, {"blocks": 1 << 23}, {"threads": -1}, {"threads": 1000}, {"max_rows": 0},
-     {"max_rows": 10**6}, {"kernels": "sse"}],
+    [{"context": 0}, {"context": 1 << 21}, {"blocks": 0}, {"blocks": 1 << 23}, {"threads": -1}, {"threads": 1000},
+     {"max_rows": 0}, {"max_rows": 10**6}, {"kernels": "sse"}],
 )  # fmt: skip
 def test_absurd_options_are_refused(folder: Path, options: dict[str, int]) -> None:
     """Before anything is allocated."""
@@ -142,7 +142,7 @@ def test_a_closed_model_says_so(folder: Path) -> None:
 
 
 def test_the_backend_keeps_the_protocol(folder: Path) -> None:
-    """Slots grow and run together with the same logits as alone; a refused slice gets its error and the others their logits."""
+    """Slots run together with the same logits as alone; a refused slice gets its error, the others their logits."""
     model = open_model(folder, blocks=20)
     backend = NativeBackend(model, slots=2)
     tokens = [list(range(50)), list(range(100, 190))]

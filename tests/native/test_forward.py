@@ -84,7 +84,7 @@ def _greedy(model: NativeModel, prompt: list[int], count: int, blocks: list[int]
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
 def test_numbers_hold_in_any_company(small: Path, kernels: str) -> None:
-    """Alone, among others in changing chunks, with 1, 2 and 3 threads, and across chunks of attention: the same bits."""
+    """Alone, in company in changing chunks, with 1, 2 and 3 threads, and across chunks of attention: the same bits."""
     random = np.random.default_rng(7)
     prompts = [random.integers(0, 203, size).tolist() for size in (1, 5, 31, 32, 33, 64, 100, 250, 300, 600)]
     steps = 6

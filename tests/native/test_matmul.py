@@ -1,4 +1,4 @@
-"""Matrix products of packed weights against plain float64 ones, for odd shapes, every kind and every instruction set here."""
+"""Matrix products of packed weights against plain float64 ones: odd shapes, every kind, every instruction set."""
 
 from __future__ import annotations
 

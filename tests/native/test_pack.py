@@ -18,7 +18,8 @@ from edged.models.tiles import Kind, quantize
 from tests.native.helpers import dequantized, open_model, pack_tiny, tiny_checkpoint
 
 TYPES = {
-    "Q4_0": gguf.GGMLQuantizationType.Q4_0, "Q4_1": gguf.GGMLQuantizationType.Q4_1, "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "Q4_0": gguf.GGMLQuantizationType.Q4_0, "Q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
     "F16": gguf.GGMLQuantizationType.F16, "BF16": gguf.GGMLQuantizationType.BF16, "F32": gguf.GGMLQuantizationType.F32,
 }  # fmt: skip
 WIDTH, FFN, VOCABULARY, DIM = 64, 96, 50, 16
@@ -67,7 +68,7 @@ def _unpacked(folder: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_gguf_values_are_kept_bit_for_bit(tmp_path: Path, kind: str, architecture: str) -> None:
-    """What the packed folder holds equals what the gguf package dequantizes; Llama's query and key rows in their own order."""
+    """What the folder holds equals what the gguf package dequantizes; Llama's query and key rows in their own order."""
     path = write_gguf(tmp_path / "model.gguf", kind, architecture)
     pack_path(path, tmp_path / "packed")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
