@@ -136,7 +136,7 @@ def _model_pull(arguments: argparse.Namespace) -> int:
     from edged.console import model_pull
 
     _, settings, _ = _configured(arguments)
-    return model_pull(arguments.source, Path(settings.state_dir) / "models", arguments.json)
+    return model_pull(arguments.source, settings, arguments.json)
 
 
 def _model_list(arguments: argparse.Namespace) -> int:

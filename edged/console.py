@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from edged.core.settings import SAMPLING, Settings
 from edged.models.catalog import catalog
 from edged.models.download import Progress
 from edged.models.fetch import pull
+from edged.models.locate import LocatedModel
+from edged.models.packed_cache import forget, packed_model
 from edged.models.store import Store, StoredModel
 
 _LINE_EVERY = 5.0  # seconds between two log lines of one piece of work
@@ -67,19 +70,32 @@ def _log_lines() -> Progress:
     return show
 
 
-def model_pull(source: str, root: Path, as_json: bool) -> int:
-    """`edged model pull`. Raises ModelError."""
+def model_pull(source: str, settings: Settings, as_json: bool) -> int:
+    """`edged model pull`: fetches, verifies, and packs for the native engine what that can run. Raises ModelError."""
+    root = Path(settings.state_dir) / "models"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EdgedError(f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir") from None
     with progress_bar() as progress:
         model = pull(source, Store(root), progress)
+        _pack(model, root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
     else:
         print(f"{model.name} is here: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
     return 0
+
+
+def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress) -> None:
+    """Packs a stored model ahead of its first use. What cannot be packed is told when it is loaded."""
+    if settings.model.backend == "torch" or _kernels()[0] is None:
+        return
+    located = LocatedModel(model.name, model.path, model.digest, "gguf", model.size)
+    if model.path.is_dir():
+        located = replace(located, format="checkpoint")
+    with suppress(ModelError):
+        packed_model(located, settings.model.bits, root, lambda what: progress(0, None, what))
 
 
 def model_list(root: Path, as_json: bool) -> int:
@@ -124,6 +140,7 @@ def model_remove(name: str, root: Path, as_json: bool) -> int:
     store = Store(root)
     model = _kept(store, name)
     store.remove(model)
+    forget(store.root, model.digest)
     print(json.dumps(_document(model), ensure_ascii=False) if as_json else f"{model.name} is removed")
     return 0
 
@@ -143,7 +160,8 @@ def doctor(settings: Settings, device: str, as_json: bool) -> int:
     store = Store(Path(settings.state_dir) / "models")
     entry = catalog().get(settings.model.source)
     kept = store.find(settings.model.source)
-    advice = examine(settings, device, kept.size if kept else entry.size if entry else None)
+    kernels, why = _kernels()
+    advice = examine(settings, device, kept.size if kept else entry.size if entry else None, kernels, why)
     if as_json:
         print(json.dumps({"advice": msgspec.to_builtins(advice)}, ensure_ascii=False))
     else:
@@ -156,6 +174,16 @@ def doctor(settings: Settings, device: str, as_json: bool) -> int:
             if fact.mend:
                 console.print(f"     [dim]→[/] {escape(fact.mend)}")
     return 1 if any(fact.status == "fail" for fact in advice) else 0
+
+
+def _kernels() -> tuple[str | None, str]:
+    """The native engine's kernels that run here, or None and why there are none."""
+    from edged.engine.backends.native_open import kernels_here
+
+    try:
+        return kernels_here(), ""
+    except ModelError as error:
+        return None, str(error).rstrip(".")
 
 
 def _document(model: StoredModel) -> dict[str, Any]:
@@ -192,6 +220,8 @@ def generate(arguments: argparse.Namespace, settings: Settings) -> int:
     request = Request(
         turns=() if arguments.raw else (Turn("user", text),), raw=text if arguments.raw else None, sampling=sampling
     )
+    if model.info.fallback:
+        print(f"edged: the torch backend computes: {model.info.fallback}", file=sys.stderr)
     for piece in model.generate(request):
         if isinstance(piece, Chunk):
             if not arguments.json:

@@ -355,6 +355,8 @@ class Daemon:
         info = self._supervisor.info
         if info is not None:
             self._log.info("model loaded", model=info.name, computes=info.quantization, backend=info.backend)
+            if info.fallback:
+                self._log.warning("the native engine does not compute this model", reason=info.fallback)
         if self._draining is None:
             self._desk.hand_out()
 

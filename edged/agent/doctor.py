@@ -16,15 +16,18 @@ from edged.link.session import Session
 CONNECT_WITHIN = 8.0
 
 
-def examine(settings: Settings, device: str, model_bytes: int | None) -> list[Advice]:
-    """Every fact, in the order to show them. Takes a second; eight where the broker is silent."""
+def examine(settings: Settings, device: str, model_bytes: int | None, kernels: str | None, why: str) -> list[Advice]:
+    """Every fact, in the order to show them. Takes a second; eight where the broker is silent.
+
+    `kernels`: the native engine's kernels that run here; None where there are none, and `why`.
+    """
     board = describe()
     sampler = Sampler(_existing(Path(settings.state_dir)))
     sampler.read()  # the processor's share is measured between two readings
     reading = sampler.read()
     return [
         *doctor(board, reading, limits=limits_for(board), model_bytes=model_bytes),
-        _engine(),
+        _engine(kernels, why),
         _state_dir(Path(settings.state_dir)),
         _broker(settings, device),
     ]
@@ -35,15 +38,17 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def _engine() -> Advice:
-    if importlib.util.find_spec("torch") is not None:
-        return Advice("engine", "ok", "the torch backend is installed")
-    return Advice(
-        "engine",
-        "fail",
-        "the torch backend is not installed",
-        "Install it: pip install 'edged[torch]' (CPU build first).",
-    )
+def _engine(kernels: str | None, why: str) -> Advice:
+    torch = importlib.util.find_spec("torch") is not None
+    if kernels is not None:
+        other = (
+            "the torch backend is installed for what it cannot run" if torch else "the torch backend is not installed"
+        )
+        return Advice("engine", "ok", f"the native engine computes with its {kernels} kernels; {other}")
+    mend = "Install a C++ compiler (apt-get install g++) and edged again: the native engine is several times faster."
+    if torch:
+        return Advice("engine", "warn", f"the torch backend computes: {why}", mend)
+    return Advice("engine", "fail", f"nothing can compute: {why}, and the torch backend is not installed", mend)
 
 
 def _state_dir(path: Path) -> Advice:

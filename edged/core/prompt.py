@@ -87,7 +87,8 @@ class Started(msgspec.Struct, frozen=True):
 class ModelInfo(msgspec.Struct, frozen=True):
     """What is loaded. `quantization` says what computes (`float32 (from q4_1)`), `digest` is `sha256:` + 64 hex digits.
 
-    `context` is the number of tokens a sequence may have, `slots` how many sequences are computed in turns.
+    `context` is the number of tokens a sequence may have, `slots` how many sequences are computed at a time. `fallback`
+    says why the native engine does not compute this, where that was not asked for.
     """
 
     name: str
@@ -98,3 +99,4 @@ class ModelInfo(msgspec.Struct, frozen=True):
     context: int
     slots: int
     weights_bytes: int
+    fallback: str = ""

@@ -14,7 +14,7 @@ from edged.core.prompt import Chunk, Final, ModelInfo, Reason, Request, Sampling
 from edged.engine.backends.base import Backend, ComputeError, Logits
 from edged.engine.chat import PromptEncoder
 from edged.engine.sampler import SEEDS, BadLogitsError
-from edged.engine.scheduler import Scheduler
+from edged.engine.scheduler import Scheduler, Work
 from edged.engine.sequence import Sequence
 from edged.models.tokenizer import TextCodec
 
@@ -38,9 +38,9 @@ class Engine:
         self._codec = codec
         self._encoder = encoder
         self._clock = clock
-        self._scheduler = Scheduler(backend.slots, backend.open, backend.close)
+        self._scheduler = Scheduler(backend)
         self._sequences: dict[str, Sequence] = {}
-        self._begun: list[Sequence] = []  # a batch that was announced and is computed by the next step
+        self._begun: list[Work] = []  # a batch that was announced and is computed by the next step
 
     @property
     def busy(self) -> bool:
@@ -77,7 +77,7 @@ class Engine:
             sequence.cancelled = True
 
     def step(self) -> Events:
-        """One bounded piece of work: a chunk of a prompt (at most 256 tokens), or one token for each that decodes.
+        """One bounded piece of work: one token for each that decodes, and a chunk of a prompt.
 
         A step that begins a sequence only says so (`Started`): should its first work end the process, it is known whose
         work that was.
@@ -85,15 +85,15 @@ class Engine:
         events: Events = []
         for sequence in [sequence for sequence in self._sequences.values() if sequence.cancelled]:
             events += self._retire(sequence, "cancelled")
-        batch = [s for s in self._begun or self._scheduler.schedule() if s.key in self._sequences]
+        batch = [work for work in self._begun or self._scheduler.schedule() if work.sequence.key in self._sequences]
         self._begun = []
-        if fresh := [sequence for sequence in batch if not sequence.started]:
+        if fresh := [work.sequence for work in batch if not work.sequence.started]:
             self._begun = batch
             return events + [self._start(sequence) for sequence in fresh]
-        slices = [sequence.slice() for sequence in batch]
-        results = self._backend.run(slices) if slices else []
-        for sequence, work, result in zip(batch, slices, results, strict=True):
-            sequence.computed += len(work.tokens)
+        results = self._backend.run([work.sequence.slice(work.tokens) for work in batch]) if batch else []
+        for work, result in zip(batch, results, strict=True):
+            sequence = work.sequence
+            sequence.computed += work.tokens
             if isinstance(result, ComputeError):
                 events += self._retire(sequence, "failed")
             elif sequence.computed == len(sequence.tokens):

@@ -1,31 +1,38 @@
 """Who is computed next.
 
 - Only the best priority class that has sequences is served.
-- Within it, sequences take turns: a chunk of one prompt, then one token for each that decodes, and so on; prompts take
-  turns chunk by chunk.
+- Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
+  shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
+- What the cache still has of a prompt's beginning is taken from there just before its first chunk.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,
   one of the same class after its quantum; it goes to the end of the line and is computed again later from its tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
+from edged.engine.backends.base import MAX_SLICE, SLICE_BESIDE, Backend
 from edged.engine.sequence import Sequence
 
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
-class Scheduler:
-    """The sequences and their slots. `open_slot` and `close_slot` make and drop a cache, at most `slots` at once."""
+@dataclass(frozen=True)
+class Work:
+    """The next `tokens` tokens of a sequence, to be computed in this step."""
 
-    def __init__(self, slots: int, open_slot: Callable[[], int], close_slot: Callable[[int], None]) -> None:
-        self._slots = slots
-        self._open = open_slot
-        self._close = close_slot
+    sequence: Sequence
+    tokens: int
+
+
+class Scheduler:
+    """The sequences and their slots in a backend, at most `backend.slots` at once."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._line: list[Sequence] = []  # all sequences; those without a slot wait in this order
-        self._prefilled_last = False
 
     def __len__(self) -> int:
         return len(self._line)
@@ -43,8 +50,8 @@ class Scheduler:
         """Every sequence."""
         return list(self._line)
 
-    def schedule(self) -> list[Sequence]:
-        """The sequences to compute one slice of: one that prefills, or all of the class that decode; [] without any."""
+    def schedule(self) -> list[Work]:
+        """What to compute next: all of the best class that decode and one of it that prefills; [] without any."""
         if not self._line:
             return []
         best = min(sequence.request.priority for sequence in self._line)
@@ -52,22 +59,29 @@ class Scheduler:
         self._give_slots([sequence for sequence in members if sequence.slot is None])
         running = [sequence for sequence in members if sequence.slot is not None]
         prefilling = [sequence for sequence in running if sequence.prefilling]
-        decoding = [sequence for sequence in running if not sequence.prefilling]
-        self._prefilled_last = bool(prefilling) and not (decoding and self._prefilled_last)
-        if not self._prefilled_last:
-            return decoding
-        self._to_the_end(prefilling[0])
-        return prefilling[:1]
+        work = [Work(sequence, 1) for sequence in running if not sequence.prefilling]
+        if prefilling:
+            work.append(self._prefill(prefilling[0], SLICE_BESIDE if work else MAX_SLICE))
+        return work
+
+    def _prefill(self, sequence: Sequence, most: int) -> Work:
+        assert sequence.slot is not None  # noqa: S101 only those with a slot run
+        if sequence.computed == 0:
+            sequence.computed = self._backend.reuse(sequence.slot, sequence.tokens)
+            if not sequence.started:
+                sequence.cached = sequence.computed
+        self._to_the_end(sequence)
+        return Work(sequence, min(most, len(sequence.tokens) - sequence.computed))
 
     def _give_slots(self, waiting: list[Sequence]) -> None:
         for sequence in waiting:
-            if self._open_slots() >= self._slots:
+            if self._open_slots() >= self._backend.slots:
                 loser = self._loser(sequence.request.priority)
                 if loser is None:
                     return
                 self._release(loser)
                 self._to_the_end(loser)
-            sequence.slot = self._open()
+            sequence.slot = self._backend.open()
             sequence.served = 0
 
     def _loser(self, priority: int) -> Sequence | None:
@@ -82,7 +96,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
-            self._close(sequence.slot)
+            self._backend.close(sequence.slot)
             sequence.slot = None
             sequence.computed = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 
 from edged.core.prompt import Final, Reason, Request, Usage
-from edged.engine.backends.base import MAX_SLICE, Slice
+from edged.engine.backends.base import Slice
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler
 
@@ -22,6 +22,7 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0
+        self.cached = 0  # tokens of the prompt that the cache held when it began
         self.slot: int | None = None
         self.served = 0
         self.started = False
@@ -41,10 +42,10 @@ class Sequence:
         """The number of tokens chosen so far."""
         return len(self.tokens) - self.prompt_length
 
-    def slice(self) -> Slice:
-        """What to compute next: the newest token, or a chunk of those before."""
+    def slice(self, count: int) -> Slice:
+        """The next `count` tokens to compute."""
         assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
-        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + MAX_SLICE])
+        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count])
 
     def final(self, reason: Reason, now: float) -> Final:
         """The outcome at time `now`."""
@@ -53,7 +54,7 @@ class Sequence:
         return Final(
             reason=reason,
             text=self.stream.text,
-            usage=Usage(prompt_tokens=self.prompt_length, completion_tokens=self.completion),
+            usage=Usage(self.prompt_length, self.cached, self.completion),
             seed=self.sampler.seed,
             prefill_ms=(first - began) * 1e3,
             decode_ms=(now - first) * 1e3,

@@ -14,6 +14,7 @@ from edged.models.checkpoint import check_folder
 from edged.models.download import Progress, Remote, download
 from edged.models.hub import hub_files
 from edged.models.locate import digest_of
+from edged.models.packed import is_packed
 from edged.models.store import PARTIAL, Store, StoredModel
 from edged.models.wheel import take_member, wheel_remote
 
@@ -108,6 +109,8 @@ def _take(path: Path, store: Store, progress: Progress, digest: str | None) -> S
         raise ModelError(
             "missing", f"There is no model {path}: give a name of the catalog ({names}), hf:…, an address or a path."
         )
+    if is_packed(path):
+        raise ModelError("unsupported", f"{path} is packed already; name the folder itself as model.source.")
     if path.is_dir():
         check_folder(path)
     else:

@@ -10,22 +10,26 @@ from edged.core.errors import ModelError
 from edged.models.catalog import catalog
 from edged.models.checkpoint import check_folder
 from edged.models.digest import file_sha256, folder_sha256
+from edged.models.packed import is_packed, packed_digest
 from edged.models.store import Store
 
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """A model whose bytes were just verified. `path` is a GGUF file or a checkpoint folder, `size` in bytes."""
+    """A model whose bytes were just verified. `path` is a GGUF file or a folder, `size` in bytes.
+
+    Of a packed folder only the manifest was read; who opens it verifies the rest by that (`PackedModel.verify`).
+    """
 
     name: str
     path: Path
     digest: str
-    format: Literal["gguf", "checkpoint"]
+    format: Literal["gguf", "checkpoint", "packed"]
     size: int
 
 
 def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
-    """Finds a model and verifies it: a catalog name, `sha256:…` or `hf:…` in the store, a GGUF file or a folder.
+    """Finds a model and verifies it: a catalog name, `sha256:…` or `hf:…` in the store, a GGUF file, a folder.
 
     `digest` (`sha256:` + 64 hex digits) must match where it is given. Reads the whole model once.
     Raises ModelError `missing` (pull it), `tampered` (remove and pull it), `unsupported` or `bad_model`.
@@ -67,14 +71,16 @@ def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
 
 
 def digest_of(path: Path) -> str:
-    """The digest of a model file or checkpoint folder, `sha256:` + 64 hex digits."""
+    """The digest of a model file, checkpoint folder or packed folder, `sha256:` + 64 hex digits."""
+    if is_packed(path):
+        return packed_digest(path)
     return f"sha256:{folder_sha256(path) if path.is_dir() else file_sha256(path)}"
 
 
 def _describe(name: str, path: Path, digest: str) -> LocatedModel:
     if path.is_dir():
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return LocatedModel(name, path, digest, "checkpoint", size)
+        return LocatedModel(name, path, digest, "packed" if is_packed(path) else "checkpoint", size)
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import ModelError
+from edged.models.digest import file_sha256
 from edged.models.gguf_file import open_gguf
 from edged.models.pack_shapes import RandomSource
 from edged.models.pack_sources import CheckpointSource, GgufSource, Source, widen
@@ -24,6 +26,7 @@ from edged.models.packed import (
     WEIGHTS,
     Manifest,
     TensorInfo,
+    is_packed,
     matrix_names,
     vector_names,
     write_manifest,
@@ -77,17 +80,28 @@ def pack(
     try:
         work.mkdir(parents=True)
         digest = write_weights(work / WEIGHTS, infos, _data(source, infos, progress))
-        manifest = Manifest(source.name, _name(infos), source_digest, digest, source.shape, infos)
         source.write_tokenizer(work)
+        files = {path.name: f"sha256:{file_sha256(path)}" for path in sorted(work.iterdir()) if path.name != WEIGHTS}
+        manifest = Manifest(source.name, _name(infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos)
         write_manifest(work / MANIFEST, manifest)
-        if destination.exists():
-            destination.rmdir()
-        work.rename(destination)
+        _put_in_place(work, destination)
     except OSError as error:
         raise ModelError("no_disk", f"The packed model could not be written to {destination} ({error}).") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _put_in_place(work: Path, destination: Path) -> None:
+    """Renames a finished folder; one that another process finished meanwhile is as good."""
+    if destination.exists():
+        with suppress(OSError):
+            destination.rmdir()
+    try:
+        work.rename(destination)
+    except OSError:
+        if not is_packed(destination):
+            raise
 
 
 def pack_path(

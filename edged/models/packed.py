@@ -19,10 +19,11 @@ from typing import Any, Final
 import msgspec
 
 from edged.core.errors import ModelError
+from edged.models.digest import file_sha256
 from edged.models.families import FAMILIES, Shape, check_shape
 from edged.models.tiles import GROUPS, Kind, packed_bytes
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
 GGUF_TOKENIZER: Final = "tokenizer.gguf"
@@ -53,12 +54,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a packed folder holds. `quantization` names it for people; digests are `sha256:` + 64 hex digits."""
+    """What a packed folder holds. `quantization` names it for people; digests are `sha256:` + 64 hex digits.
+
+    `files`: the digest of each file beside the manifest, the weights among them. So the manifest's own digest stands
+    for the whole model.
+    """
 
     name: str
     quantization: str
     source_digest: str
-    weights_digest: str
+    files: Mapping[str, str]
     shape: Shape
     tensors: Mapping[str, TensorInfo]
 
@@ -81,12 +86,25 @@ class PackedModel:
         return self._places.get(name)
 
     def verify(self) -> None:
-        """Reads all weights once. Raises ModelError `tampered` where they are not what was packed."""
-        found = "sha256:" + hashlib.sha256(self.data).hexdigest()
-        if found != self.manifest.weights_digest:
-            raise ModelError(
-                "tampered", f"The weights in {self.folder} are not those that were packed; pack the model again."
-            )
+        """Reads all files once. Raises ModelError `tampered` where one is not what was packed."""
+        for name, wanted in self.manifest.files.items():
+            found = hashlib.sha256(self.data).hexdigest() if name == WEIGHTS else _sha256(self.folder / name)
+            if f"sha256:{found}" != wanted:
+                raise ModelError(
+                    "tampered", f"{name} in {self.folder} is not what was packed; pack the model again with edged pack."
+                )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return "missing"
+
+
+def packed_digest(folder: Path) -> str:
+    """The digest of a packed model: of its manifest, which holds those of all other files."""
+    return f"sha256:{file_sha256(folder / MANIFEST)}"
 
 
 def padded_ffn(shape: Shape) -> int:
@@ -202,8 +220,11 @@ def _read_manifest(path: Path) -> Manifest:
         if not (1 <= rows <= 1 << 24 and 1 <= cols <= 1 << 24) or (group not in GROUPS and not info.kind.is_float):
             raise ValueError(f"tensor {name} has an absurd shape")
         tensors[name] = info
-    texts = [str(document[key]) for key in ("name", "quantization", "source_digest", "weights_digest")]
-    return Manifest(texts[0], texts[1], texts[2], texts[3], check_shape(shape), tensors)
+    texts = [str(document[key]) for key in ("name", "quantization", "source_digest")]
+    files = msgspec.convert(document["files"], dict[str, str])
+    if WEIGHTS not in files or any(Path(name).name != name for name in files):
+        raise ValueError("its list of files is wrong")
+    return Manifest(texts[0], texts[1], texts[2], files, check_shape(shape), tensors)
 
 
 def _read_header(data: mmap.mmap) -> dict[str, tuple[int, int]]:

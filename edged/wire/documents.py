@@ -139,6 +139,8 @@ def _model(model: ModelState) -> dict[str, Any]:
             "backend": model.info.backend,
             "context": model.info.context,
         }
+        if model.info.fallback:
+            document["fallback"] = model.info.fallback
     if model.doing:
         document["doing"] = model.doing
     if model.error_code is not None:

@@ -54,7 +54,7 @@ def test_mosquitto_pub_is_answered_with_chunks_and_one_final(real: tuple[Device,
     assert any("seq" in document for document in replies)
     assert 1 == sum(bool(document.get("final")) for document in replies)
     assert {"stop", "length"} >= {final["reason"]}
-    assert "bfloat16 (from q4_1)" == final["receipt"]["quantization"] or "float32" in final["receipt"]["quantization"]
+    assert ("q4_1", "native") == (final["receipt"]["quantization"], final["receipt"]["backend"])
 
 
 @pytest.mark.skipif(not shutil.which("mosquitto_rr"), reason="needs mosquitto-clients")

@@ -34,6 +34,7 @@ class FakeBackend:
         self.caches: dict[int, list[int]] = {}
         self.log: list[list[int]] = []  # the number of tokens of each slice of each run
         self.most_open = 0
+        self.kept: list[int] = []  # what `reuse` finds
         self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
 
     def open(self) -> int:
@@ -41,6 +42,11 @@ class FakeBackend:
         self.caches[slot] = []
         self.most_open = max(self.most_open, len(self.caches))
         return slot
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        assert self.caches[slot] == []
+        self.caches[slot] += self.kept[: len(tokens) - 1] if list(tokens[: len(self.kept)]) == self.kept else []
+        return len(self.caches[slot])
 
     def close(self, slot: int) -> None:
         del self.caches[slot]

@@ -22,7 +22,7 @@ GREEDY = Sampling(temperature=0, max_tokens=40)
 
 @pytest.fixture(scope="module")
 def model(tiny_gguf: Path) -> Model:
-    return load_model(tiny_gguf, threads=1)
+    return load_model(tiny_gguf, "torch", threads=1)
 
 
 def final(model: Model, prompt: str | Request, sampling: Sampling | None = None) -> Final:
@@ -50,8 +50,8 @@ def test_info(model: Model, tiny_gguf: Path) -> None:
     assert (info.context, info.slots) == (2048, MAX_SLOTS)
     assert info.digest.startswith("sha256:")
     assert info.weights_bytes > 100_000
-    assert load_model(tiny_gguf, context=100).info.context == 100
-    assert load_model(tiny_gguf, context=10**6).info.context == 2048  # no more than it was trained for
+    assert load_model(tiny_gguf, "torch", context=100).info.context == 100
+    assert load_model(tiny_gguf, "torch", context=10**6).info.context == 2048  # no more than it was trained for
 
 
 def test_logits_of_a_chunk_are_those_of_single_tokens(model: Model) -> None:
@@ -95,7 +95,7 @@ def test_preemption_gives_the_same_greedy_text(model: Model, monkeypatch: pytest
     """Two slots for six sequences: caches are dropped and computed again, the texts stay."""
     sampling = Sampling(temperature=0, max_tokens=100)
     expected = [final(model, f"Tell {index}", sampling).text for index in range(6)]
-    monkeypatch.setattr(model.engine._scheduler, "_slots", 2)
+    monkeypatch.setattr(model.engine._backend, "slots", 2)
     generators = [model.generate(f"Tell {index}", sampling) for index in range(6)]
     assert expected == [list(generator)[-1].text for generator in generators]
 
@@ -109,9 +109,9 @@ def test_kinds_of_prompts(model: Model) -> None:
 
 
 def test_p07_memory_is_admitted_before_it_is_used(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edged.engine.model.available_bytes", lambda: 90_000_000)
+    monkeypatch.setattr("edged.engine.load.available_bytes", lambda: 90_000_000)
     with pytest.raises(ModelError, match=r"needs [\d,]+ MB .* but 90 MB are free") as caught:
-        load_model(tiny_gguf)
+        load_model(tiny_gguf, "torch")
     assert caught.value.code == "no_memory"
     assert admit(10**9, 10**8, 10**9 + 2 * 10**8).slots == 1
     assert admit(10**9, 10**8, 10**9 + 6 * 10**8).slots == 4
@@ -120,9 +120,9 @@ def test_p07_memory_is_admitted_before_it_is_used(tiny_gguf: Path, monkeypatch: 
 
 def test_what_is_not_supported_says_so(tiny_gguf: Path) -> None:
     cases: list[tuple[dict[str, object], str]] = [
-        ({"bits": 4}, "4 bits wait for the native engine"),
-        ({"bits": 8}, "keeps its own quantization"),
-        ({"backend": "native"}, "not in this version yet"),
+        ({"backend": "torch", "bits": 4}, "4 bits are for the native engine"),
+        ({"backend": "torch", "bits": 8}, "keeps its own quantization"),
+        ({"backend": "onnx"}, "no backend 'onnx'"),
     ]
     for options, words in cases:
         with pytest.raises(ModelError, match=words) as caught:
@@ -134,7 +134,7 @@ def test_damaged_weights_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_gguf.read_bytes()[:-1000])
     with pytest.raises(ModelError) as caught:
-        load_model(cut)
+        load_model(cut, "torch")
     assert caught.value.code == "bad_model"
 
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_in_8_bits(tiny_checkpoint: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    rounded = load_model(tiny_checkpoint, threads=1)
+    rounded = load_model(tiny_checkpoint, "torch", threads=1)
     assert "qint8, head float32 (from float32)" == rounded.info.quantization
     assert 512 == rounded.info.context
     whole = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
@@ -165,12 +165,12 @@ def test_a_checkpoint_that_lacks_weights(tiny_checkpoint: Path, tmp_path: Path) 
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="lacks 1 weights") as caught:
-        load_model(folder)
+        load_model(folder, "torch")
     assert caught.value.code == "bad_model"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "klingon", "architectures": ["Klingon"]}))
     with pytest.raises(ModelError) as caught:
-        load_model(folder)
+        load_model(folder, "torch")
     assert caught.value.code == "unsupported"
 
 
@@ -230,7 +230,7 @@ def test_the_family_computes_what_transformers_computes(architecture: str, tiny_
     figures = {f"{architecture}.attention.key_length": 16, f"{architecture}.attention.value_length": 16}
     path = rewritten(tiny_gguf, tmp_path / f"{architecture}.gguf", change, architecture=architecture, **figures)
     tokens = [5 + index * 7 % 300 for index in range(300)]
-    ours = load_model(path).logits(tokens)
+    ours = load_model(path, "torch").logits(tokens)
     config = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name)
     config.head_dim = 16  # transformers does not read it for all of them
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32, config=config)
@@ -246,7 +246,7 @@ def test_the_real_file_computes_what_transformers_computes(real_gguf: Path) -> N
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = load_model(real_gguf, context=512)
+    model = load_model(real_gguf, "torch", context=512)
     text = (
         "The capital of Japan is Tokyo. It has 14 million inhabitants, and its history goes back to the year 1457. " * 6
     )
@@ -267,7 +267,7 @@ def test_the_real_file_computes_what_transformers_computes(real_gguf: Path) -> N
 
 @pytest.mark.real_model
 def test_the_capital_of_japan(real_gguf: Path) -> None:
-    model = load_model(real_gguf, context=512, threads=2)
+    model = load_model(real_gguf, "torch", context=512, threads=2)
     assert model.info.quantization == "bfloat16 (from q4_1)"
     answer = final(model, "What is the capital of Japan?", GREEDY)
     assert "Tokyo" in answer.text

@@ -87,7 +87,8 @@ def test_a_short_one_does_not_wait_for_a_long_one(engine: Engine, backend: FakeB
     assert engine.busy
 
 
-def test_prefill_and_decode_take_turns(engine: Engine, backend: FakeBackend) -> None:
+def test_a_prompt_is_computed_beside_running_replies_in_short_chunks(engine: Engine, backend: FakeBackend) -> None:
+    """Each step gives the running reply its token, so a long prompt never holds it up by more than a chunk."""
     engine.add("a", raw("x", max_tokens=100))
     engine.step()
     engine.step()
@@ -95,7 +96,21 @@ def test_prefill_and_decode_take_turns(engine: Engine, backend: FakeBackend) -> 
     backend.log.clear()
     for _ in range(1 + 4):  # the first step only says that b begins
         engine.step()
-    assert backend.log == [[256], [1], [254], [1]]
+    assert backend.log == [[1, 64]] * 4
+
+
+def test_what_the_cache_still_has_is_not_computed_again(engine: Engine, backend: FakeBackend, codec: TextCodec) -> None:
+    """`cached_tokens` counts it, and the text is the same as without."""
+    text = "the capital of France is the " * 20
+    engine.add("cold", raw(text, max_tokens=10))
+    cold = check(drain(engine)["cold"])
+    backend.kept = codec.encode(text, False)[:32]
+    backend.log.clear()
+    engine.add("warm", raw(text, max_tokens=10))
+    warm = check(drain(engine)["warm"])
+    assert (0, 32) == (cold.usage.cached_tokens, warm.usage.cached_tokens)
+    assert sum(map(sum, backend.log)) == warm.usage.prompt_tokens - 32 + 9
+    assert cold.text == warm.text
 
 
 def test_company_does_not_change_the_text(

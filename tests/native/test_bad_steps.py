@@ -12,7 +12,7 @@ from edged.core.errors import ModelError
 from edged.engine.backends.base import ComputeError, Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
-from edged.engine.backends.native_open import open_native, packed_folder
+from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
 from edged.models.pack import pack_path
 from edged.models.packed import PackedModel, open_packed
@@ -166,20 +166,11 @@ def test_the_backend_keeps_the_protocol(folder: Path) -> None:
     model.close()
 
 
-def test_a_model_is_packed_when_first_used(tmp_path: Path) -> None:
-    """Once; a damaged folder is made again; too little memory is said before anything is loaded."""
-    tiny_checkpoint(tmp_path / "checkpoint", "llama")
-    digest = "sha256:" + "a" * 64
-    first = packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
-    assert first.manifest.quantization == "q4_1"
-    (tmp_path / "checkpoint" / "model.safetensors").unlink()
-    again = packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
-    assert again.manifest == first.manifest
-    (again.folder / "manifest.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot be read"):
-        packed_folder(tmp_path / "checkpoint", digest, "auto", tmp_path / "cache")
+def test_memory_is_admitted_before_it_is_used(folder: Path) -> None:
+    """Too little is said before anything is loaded."""
+    packed = open_packed(folder)
     with pytest.raises(ModelError, match="are free"):
-        open_native(first, None, 1, lambda: 1000)
-    backend = open_native(first, 100, 1, lambda: 10**9)
+        open_native(packed, None, 1, lambda: 1000)
+    backend = open_native(packed, 100, 1, lambda: 10**9)
     assert (backend.context, backend.slots) == (100, 8)
     backend.model.close()

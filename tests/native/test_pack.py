@@ -145,7 +145,7 @@ def test_the_digest_finds_a_flipped_bit(tmp_path: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-100] ^= 1
     (folder / WEIGHTS).write_bytes(data)
-    with pytest.raises(ModelError, match="not those that were packed"):
+    with pytest.raises(ModelError, match="is not what was packed"):
         open_packed(folder).verify()
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Logits = npt.NDArray[np.float32]
 MAX_SLICE: Final = 256  # tokens of one sequence in one run
+SLICE_BESIDE: Final = 64  # the same where other sequences wait for their next token in that run
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Backend(Protocol):
 
     def open(self) -> int:
         """A new empty cache; its number."""
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Fills an empty cache with what is still there of an earlier sequence that began alike.
+
+        How many of `tokens` need not be computed: never all of them; 0 for a backend that keeps nothing.
+        """
 
     def close(self, slot: int) -> None:
         """Gives a cache's memory back."""

@@ -1,10 +1,8 @@
-"""Opens a model with the native engine: packs it when it is first used, admits its memory, maps it."""
+"""Opens a packed model with the native engine: admits its memory, maps it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final
 
 from edged.core.errors import ModelError
 from edged.engine.backends.native_backend import NativeBackend
@@ -12,43 +10,18 @@ from edged.engine.backends.native_model import BLOCK, NativeModel, block_bytes
 from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import KernelError, load_library
 from edged.engine.memory import admit
-from edged.models.pack import open_source, pack
-from edged.models.packed import FORMAT, PackedModel, is_packed, open_packed
-
-CHECKPOINT_BITS: Final = 4  # what `bits: auto` makes of a checkpoint
+from edged.models.packed import PackedModel
 
 
-def available() -> str | None:
-    """The name of the kernels that would run here; None where there are none and no compiler made any."""
+def kernels_here() -> str:
+    """The name of the kernels that would run here. Raises ModelError `unsupported` where there are none."""
     try:
-        return load_library().kernels()
-    except (BuildError, OSError):
-        return None
-
-
-def packed_folder(
-    path: Path, digest: str, bits: str | int, cache: Path, progress: Callable[[str], None] = lambda _: None
-) -> PackedModel:
-    """The packed folder of a verified GGUF file or checkpoint: itself, or one made in `cache`, named by digest and
-    bits.
-
-    A folder that is damaged is made again. Raises ModelError: `unsupported` where the torch backend should take the
-    model.
-    """
-    if is_packed(path):
-        return open_packed(path)
-    folder = cache / f"{digest.removeprefix('sha256:')[:32]}-{bits}-v{FORMAT}"
-    if is_packed(folder):
-        try:
-            return open_packed(folder)
-        except ModelError:
-            _remove(folder)
-    checkpoint = path.is_dir()
-    if not checkpoint and bits != "auto":
-        raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
-    wanted = (CHECKPOINT_BITS if bits == "auto" else int(bits)) if checkpoint else None
-    pack(open_source(path), folder, bits=wanted, source_digest=digest, progress=progress)
-    return open_packed(folder)
+        found = load_library().kernels()
+    except (BuildError, OSError) as error:
+        raise ModelError("unsupported", f"The native engine is not built here: {error}.") from error
+    if found is None:
+        raise ModelError("unsupported", "The native engine has no kernels for this processor.")
+    return found
 
 
 def open_native(
@@ -59,12 +32,7 @@ def open_native(
     kernels: str = "auto",
 ) -> NativeBackend:
     """Loads a packed model with as many slots as fit. Raises ModelError `unsupported`, `bad_model` or `no_memory`."""
-    try:
-        library = load_library()
-    except (BuildError, OSError) as error:
-        raise ModelError(
-            "unsupported", f"The native engine is not built here: {error}; use the torch backend."
-        ) from error
+    kernels_here()
     trained = packed.manifest.shape.context
     context = min(context or trained, trained)
     per_slot = -(-context // BLOCK)
@@ -72,15 +40,7 @@ def open_native(
     # One cache more than the slots, for Model.logits beside them.
     blocks = per_slot * (room.slots + 1)
     try:
-        model = NativeModel(
-            packed, context=context, blocks=blocks, threads=threads or 0, kernels=kernels, library=library
-        )
+        model = NativeModel(packed, context=context, blocks=blocks, threads=threads or 0, kernels=kernels)
     except KernelError as error:
         raise ModelError("bad_model", f"The model {packed.manifest.name} cannot be run: {error}.") from error
     return NativeBackend(model, room.slots)
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()

@@ -61,6 +61,9 @@ class TorchBackend:
         self._caches[self._next] = self._network.new_cache()
         return self._next
 
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:  # noqa: ARG002 nothing is kept here
+        return 0
+
     def close(self, slot: int) -> None:
         del self._caches[slot]
 
@@ -95,7 +98,7 @@ def open_torch(
     """Loads a model. Raises ModelError `unsupported`, `bad_model` or `no_memory` (before anything large is read)."""
     if bits in {4, "4"}:
         raise ModelError(
-            "unsupported", "4 bits wait for the native engine; set model.bits to 8 or auto with the torch backend."
+            "unsupported", "4 bits are for the native engine; set model.bits to 8 or auto with the torch backend."
         )
     _use_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

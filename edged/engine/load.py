@@ -1,0 +1,155 @@
+"""Loading: from what `model.source` says to a Model, with the backend that suits it and this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edged.core.errors import ModelError
+from edged.core.prompt import ModelInfo
+from edged.engine.backends.base import Backend
+from edged.engine.backends.native_open import kernels_here, open_native
+from edged.engine.chat import PromptEncoder
+from edged.engine.engine import Engine
+from edged.engine.memory import available_bytes, give_back
+from edged.engine.model import Model
+from edged.models.checkpoint import chat_template
+from edged.models.gguf_file import open_gguf
+from edged.models.locate import LocatedModel, locate
+from edged.models.packed import GGUF_TOKENIZER, open_packed
+from edged.models.packed_cache import packed_model
+from edged.models.store import Store
+from edged.models.template import ChatTemplate
+from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer_sources import codec_from_folder, codec_from_gguf, read_json
+
+MODELS: Final = Path("/var/lib/edged/models")
+_GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvhost-gpu")
+# What the torch backend may still run; other errors would meet it as well.
+_NOT_FOR_NATIVE: Final = frozenset({"unsupported", "no_disk"})
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What to load, and how."""
+
+    model: LocatedModel
+    bits: str | int
+    context: int | None
+    threads: int | None
+    models: Path
+    progress: Callable[[str], None]
+
+
+def load_model(
+    source: str | Path,
+    backend: str = "auto",
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    digest: str | None = None,
+    bits: str | int = "auto",
+    store_root: Path | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> Model:
+    """Loads what `model.source` takes, after verifying its bytes.
+
+    `backend` `auto`: the native engine, and torch for what that cannot run or where a GPU is (`ModelInfo.fallback` says
+    why). `context` None: what the model was trained for. `threads` None: as many as there are cores. `on_progress` gets
+    short texts. Raises ModelError `missing`, `tampered`, `unsupported`, `no_memory`, `no_disk` or `bad_model`.
+    """
+    progress = on_progress or (lambda _: None)
+    if backend not in {"auto", "native", "torch"}:
+        raise ModelError("unsupported", f"There is no backend {backend!r}; set model.backend to auto, native or torch.")
+    progress("verifying the model")
+    models = MODELS if store_root is None else store_root
+    found = locate(str(source), digest, Store(models))
+    codec, template = _texts(found)
+    order = _Order(found, bits, context, threads, models, progress)
+    computed, fallback = _open(order, backend)
+    give_back()
+    info = ModelInfo(
+        name=found.name,
+        digest=found.digest,
+        architecture=_architecture(found),
+        quantization=computed.quantization,
+        backend=computed.name,
+        context=computed.context,
+        slots=computed.slots,
+        weights_bytes=computed.weights_bytes,
+        fallback=fallback,
+    )
+    return Model(Engine(info, computed, codec, PromptEncoder(codec, template)), computed, codec)
+
+
+def _open(order: _Order, backend: str) -> tuple[Backend, str]:
+    """The backend, and why it is not the native one where nobody asked for another."""
+    if backend == "torch":
+        return _open_torch(order), ""
+    if backend == "native" or order.model.format == "packed":
+        return _open_native(order), ""
+    if _gpu():
+        return _open_torch(order), "this machine has a GPU"
+    try:
+        return _open_native(order), ""
+    except ModelError as error:
+        if error.code not in _NOT_FOR_NATIVE:
+            raise
+        reason = str(error)
+    order.progress(f"taking the torch backend: {reason}")
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError(
+            "unsupported", f"{reason} Only the torch backend may run it; install that: pip install 'edged[torch]'."
+        )
+    return _open_torch(order), reason
+
+
+def _open_native(order: _Order) -> Backend:
+    kernels_here()
+    order.progress("mapping the packed model")
+    packed = packed_model(order.model, order.bits, order.models, order.progress)
+    return open_native(packed, order.context, order.threads, available_bytes)
+
+
+def _open_torch(order: _Order) -> Backend:
+    if order.model.format == "packed":
+        raise ModelError("unsupported", "The torch backend reads no packed folders; set model.backend to native.")
+    order.progress("loading the torch backend")
+    try:
+        from edged.engine.backends.torch_backend import open_torch
+    except ImportError as error:
+        raise ModelError(
+            "unsupported", "The torch backend is not installed; run: pip install 'edged[torch]'."
+        ) from error
+    return open_torch(order.model, order.bits, order.context, order.threads, order.progress, available_bytes)
+
+
+def _gpu() -> bool:
+    """Whether torch is here and can compute on a GPU. torch is only imported where there may be one."""
+    if not any(Path(device).exists() for device in _GPU_DEVICES) or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _texts(found: LocatedModel) -> tuple[TextCodec, ChatTemplate | None]:
+    """The tokenizer and the chat template of a model."""
+    path = found.path / GGUF_TOKENIZER if found.format == "packed" else found.path
+    if path.is_file():
+        file = open_gguf(path)
+        codec, source = codec_from_gguf(file), file.get("tokenizer.chat_template")
+    else:
+        codec, source = codec_from_folder(found.path), chat_template(found.path)
+    return codec, ChatTemplate(source, codec.names) if isinstance(source, str) and source else None
+
+
+def _architecture(found: LocatedModel) -> str:
+    if found.format == "gguf":
+        return str(open_gguf(found.path).get("general.architecture", "unknown"))
+    if found.format == "packed":
+        return open_packed(found.path).manifest.shape.architecture
+    return str(read_json(found.path / "config.json").get("model_type", "unknown"))
