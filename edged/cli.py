@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     remove = verbs.add_parser("remove", help="delete a model that is kept")
     remove.add_argument("name", metavar="NAME|sha256:…")
     remove.set_defaults(run=_model_remove)
-    for verb in (pull, listing, shown, remove):
+    measuring = _measuring(commands)
+    for verb in (pull, listing, shown, remove, *measuring):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
     doctor = commands.add_parser("doctor", help="what this machine can do, and what to mend")
@@ -65,9 +66,55 @@ def parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=_completion)
-    for command in (run, check, generate, pull, listing, shown, remove, doctor):
+    for command in (run, check, generate, pull, listing, shown, remove, *measuring, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {config_file.DEFAULT_PATH}")
     return top
+
+
+def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
+    """The words of pack, bench and eval."""
+    pack = commands.add_parser("pack", help="make a packed folder, which the native engine maps as it is")
+    pack.add_argument(
+        "paths", nargs="+", metavar="SOURCE DEST", help="a model and a new folder; with --shape the folder"
+    )
+    pack.add_argument("--bits", type=int, choices=(4, 8), help="of what is not quantized yet (a checkpoint: 4)")
+    pack.add_argument("--group", type=int, choices=(32, 64, 128), default=32, help="weights that share a scale")
+    pack.add_argument("--shape", metavar="NAME", help="random weights of a known shape: qwen2.5-0.5b, smollm2-135m, …")
+    pack.set_defaults(run=_pack)
+
+    bench = commands.add_parser("bench", help="how fast a model is here, also against llama.cpp")
+    bench.add_argument("model", metavar="MODEL", help="anything that model.source takes")
+    bench.add_argument("--threads", type=_positive, metavar="N", help="default: model.threads")
+    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="measurements of each case (default 5)")
+    bench.add_argument("--kernels", default="auto", metavar="NAME", help="vnni, avx2, dotprod, neon or portable")
+    bench.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture as well")
+    bench.add_argument("--llama-bench", type=Path, metavar="FILE", help="this program in place of llama-cpp-python")
+    bench.set_defaults(run=_bench)
+
+    evaluate = commands.add_parser("eval", help="how well a model predicts a text, and what quantization cost")
+    evaluate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
+    evaluate.add_argument("file", metavar="FILE", help="a UTF-8 text")
+    evaluate.add_argument("--reference", metavar="MODEL", help="compare with this one, computed in float32 by torch")
+    evaluate.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    evaluate.add_argument("--window", type=_window, default=256, metavar="N", help="tokens of a window (default 256)")
+    evaluate.add_argument("--windows", type=_positive, metavar="N", help="at most so many windows")
+    evaluate.set_defaults(run=_eval)
+    for command in (bench, evaluate):
+        command.add_argument("--peer", choices=("llama.cpp",), help="measure this one in turn")
+        command.add_argument("--peer-python", default=sys.executable, metavar="FILE", help="a Python that has the peer")
+    return pack, bench, evaluate
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _window(text: str) -> int:
+    if not 2 <= _positive(text) <= 4096:
+        raise argparse.ArgumentTypeError("a window has 2 to 4096 tokens")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,6 +205,27 @@ def _model_remove(arguments: argparse.Namespace) -> int:
 
     _, settings, _ = _configured(arguments)
     return model_remove(arguments.name, Path(settings.state_dir) / "models", arguments.json)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from edged.measure.commands import pack_command
+
+    _, settings, _ = _configured(arguments)
+    return pack_command(arguments, Path(settings.state_dir) / "models")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from edged.measure.commands import bench_command
+
+    _, settings, _ = _configured(arguments)
+    return bench_command(arguments, settings, Path(settings.state_dir) / "models")
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from edged.measure.commands import eval_command
+
+    _, settings, _ = _configured(arguments)
+    return eval_command(arguments, settings, Path(settings.state_dir) / "models")
 
 
 def _completion(arguments: argparse.Namespace) -> int:

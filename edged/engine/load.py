@@ -19,7 +19,7 @@ from edged.engine.model import Model
 from edged.models.checkpoint import chat_template
 from edged.models.gguf_file import open_gguf
 from edged.models.locate import LocatedModel, locate
-from edged.models.packed import GGUF_TOKENIZER, open_packed
+from edged.models.packed import GGUF_TOKENIZER
 from edged.models.packed_cache import packed_model
 from edged.models.store import Store
 from edged.models.template import ChatTemplate
@@ -42,6 +42,7 @@ class _Order:
     threads: int | None
     models: Path
     progress: Callable[[str], None]
+    exact: bool
 
 
 def load_model(
@@ -54,12 +55,15 @@ def load_model(
     bits: str | int = "auto",
     store_root: Path | None = None,
     on_progress: Callable[[str], None] | None = None,
+    exact: bool = False,
 ) -> Model:
     """Loads what `model.source` takes, after verifying its bytes.
 
     `backend` `auto`: the native engine, and torch for what that cannot run or where a GPU is (`ModelInfo.fallback` says
     why). `context` None: what the model was trained for. `threads` None: as many as there are cores. `on_progress` gets
-    short texts. Raises ModelError `missing`, `tampered`, `unsupported`, `no_memory`, `no_disk` or `bad_model`.
+    short texts. `exact`: torch computes a GGUF file in float32, whatever that costs, as a reference.
+
+    Raises ModelError `missing`, `tampered`, `unsupported`, `no_memory`, `no_disk` or `bad_model`.
     """
     progress = on_progress or (lambda _: None)
     if backend not in {"auto", "native", "torch"}:
@@ -67,14 +71,14 @@ def load_model(
     progress("verifying the model")
     models = MODELS if store_root is None else store_root
     found = locate(str(source), digest, Store(models))
-    codec, template = _texts(found)
-    order = _Order(found, bits, context, threads, models, progress)
+    codec, template, architecture = _texts(found)
+    order = _Order(found, bits, context, threads, models, progress, exact)
     computed, fallback = _open(order, backend)
     give_back()
     info = ModelInfo(
         name=found.name,
         digest=found.digest,
-        architecture=_architecture(found),
+        architecture=architecture,
         quantization=computed.quantization,
         backend=computed.name,
         context=computed.context,
@@ -124,7 +128,9 @@ def _open_torch(order: _Order) -> Backend:
         raise ModelError(
             "unsupported", "The torch backend is not installed; run: pip install 'edged[torch]'."
         ) from error
-    return open_torch(order.model, order.bits, order.context, order.threads, order.progress, available_bytes)
+    return open_torch(
+        order.model, order.bits, order.context, order.threads, order.progress, available_bytes, exact=order.exact
+    )
 
 
 def _gpu() -> bool:
@@ -136,20 +142,15 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _texts(found: LocatedModel) -> tuple[TextCodec, ChatTemplate | None]:
-    """The tokenizer and the chat template of a model."""
+def _texts(found: LocatedModel) -> tuple[TextCodec, ChatTemplate | None, str]:
+    """The tokenizer, the chat template and the architecture's name of a model."""
     path = found.path / GGUF_TOKENIZER if found.format == "packed" else found.path
     if path.is_file():
         file = open_gguf(path)
         codec, source = codec_from_gguf(file), file.get("tokenizer.chat_template")
+        architecture = file.get("general.architecture", "unknown")
     else:
         codec, source = codec_from_folder(found.path), chat_template(found.path)
-    return codec, ChatTemplate(source, codec.names) if isinstance(source, str) and source else None
-
-
-def _architecture(found: LocatedModel) -> str:
-    if found.format == "gguf":
-        return str(open_gguf(found.path).get("general.architecture", "unknown"))
-    if found.format == "packed":
-        return open_packed(found.path).manifest.shape.architecture
-    return str(read_json(found.path / "config.json").get("model_type", "unknown"))
+        architecture = read_json(found.path / "config.json").get("model_type", "unknown")
+    template = ChatTemplate(source, codec.names) if isinstance(source, str) and source else None
+    return codec, template, str(architecture)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
-
-import psutil
 
 from edged.core.errors import ModelError
 
@@ -25,11 +25,18 @@ class Room:
 
 def available_bytes() -> int:
     """What the kernel says can be used without swapping, in bytes."""
-    return int(psutil.virtual_memory().available)
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        key, _, value = line.partition(":")
+        if key == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def admit(weights: int, cache: int, available: int) -> Room:
-    """Room for weights and caches of these bytes. Raises ModelError `no_memory` where one cache does not fit."""
+def admit(weights: int, cache: int, available: int, most: int = MAX_SLOTS) -> Room:
+    """Room for weights and at most `most` caches of these bytes.
+
+    Raises ModelError `no_memory` where one cache does not fit.
+    """
     needed = weights + cache + WORKING
     if needed > available:
         raise ModelError(
@@ -38,7 +45,7 @@ def admit(weights: int, cache: int, available: int) -> Room:
             f"context) but {_megabytes(available)} MB are free; set a smaller model.context or choose a smaller model.",
         )
     spare = SHARE * (available - weights - WORKING)
-    return Room(slots=max(1, min(MAX_SLOTS, int(spare // max(1, cache)))))
+    return Room(slots=max(1, min(most, int(spare // max(1, cache)))))
 
 
 def give_back() -> None:

@@ -17,12 +17,12 @@ from edged.models.tokenizer import TextCodec
 
 
 class Model:
-    """A model in memory. `engine` computes; use either it or `generate`, not both at once."""
+    """A model in memory. `engine` computes, on `backend`; use either it or `generate`, not both at once."""
 
     def __init__(self, engine: Engine, backend: Backend, codec: TextCodec) -> None:
         self.engine = engine
         self.codec = codec
-        self._backend = backend
+        self.backend = backend
         self._keys = count()
         self._inbox: dict[str, deque[Event]] = {}
 
@@ -36,9 +36,9 @@ class Model:
 
         Raises PromptRefused `invalid` for no tokens or ids out of range, `too_long` for more than the context.
         """
-        if not tokens or min(tokens) < 0 or max(tokens) >= self._backend.vocabulary:
+        if not tokens or min(tokens) < 0 or max(tokens) >= self.backend.vocabulary:
             raise PromptRefused(
-                "invalid", "tokens", f"Give at least one token, each from 0 to {self._backend.vocabulary - 1}."
+                "invalid", "tokens", f"Give at least one token, each from 0 to {self.backend.vocabulary - 1}."
             )
         if len(tokens) > self.info.context:
             raise PromptRefused(
@@ -46,17 +46,17 @@ class Model:
                 "too_long",
                 f"{len(tokens)} tokens do not fit the context of {self.info.context}; give fewer.",
             )
-        slot = self._backend.open()
+        slot = self.backend.open()
         try:
             rows = []
             for start in range(0, len(tokens), MAX_SLICE):
-                (result,) = self._backend.run([Slice(slot, start, tokens[start : start + MAX_SLICE])], every=True)
+                (result,) = self.backend.run([Slice(slot, start, tokens[start : start + MAX_SLICE])], every=True)
                 if isinstance(result, ComputeError):
                     raise PromptRefused("failed", "compute", f"The model cannot compute this: {result}.")
                 rows.append(result)
             return np.concatenate(rows)
         finally:
-            self._backend.close(slot)
+            self.backend.close(slot)
 
     def generate(
         self, prompt: str | Sequence[Turn] | Request, sampling: Sampling | None = None

@@ -24,6 +24,16 @@ MAX_TENSORS: Final = 100_000
 MAX_ARRAY: Final = 4_000_000
 MAX_STRING: Final = 16_000_000
 _STRING, _ARRAY = 8, 9
+# ggml's number → name, values and bytes of a block, for the types that the native engine reads: a worker that meets no
+# other does without the `gguf` package, which knows them all (and takes 5 MB).
+_TYPES: Final = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    8: ("Q8_0", 32, 34),
+    30: ("BF16", 1, 2),
+}
 # value type → struct format (little endian)
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -154,18 +164,25 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
 
 def _place(cursor: _Cursor) -> GgufTensor:
     """One tensor's entry; `offset` is still relative to the start of the data."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
     name = cursor.string()
     dimensions = cursor.scalar("I")
     if not 1 <= dimensions <= 4:
         raise ValueError(f"tensor {name!r} has {dimensions} dimensions")
     shape = tuple(cursor.scalar("Q") for _ in range(dimensions))[::-1]
-    kind = GGMLQuantizationType(cursor.scalar("I"))
-    block, block_bytes = GGML_QUANT_SIZES[kind]
+    kind, block, block_bytes = _block(cursor.scalar("I"))
     if min(shape) < 1 or prod(shape) > 1 << 40 or shape[-1] % block:
-        raise ValueError(f"tensor {name!r} has the shape {shape}, which does not fit {kind.name}")
-    return GgufTensor(name, shape, kind.name, cursor.scalar("Q"), prod(shape) // block * block_bytes)
+        raise ValueError(f"tensor {name!r} has the shape {shape}, which does not fit {kind}")
+    return GgufTensor(name, shape, kind, cursor.scalar("Q"), prod(shape) // block * block_bytes)
+
+
+def _block(number: int) -> tuple[str, int, int]:
+    """Name, values and bytes of a block of ggml's type `number`."""
+    if number in _TYPES:
+        return _TYPES[number]
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    kind = GGMLQuantizationType(number)
+    return kind.name, *GGML_QUANT_SIZES[kind]
 
 
 class _Cursor:

@@ -64,7 +64,7 @@ def test_logits_of_a_chunk_are_those_of_single_tokens(model: Model) -> None:
 
 def one_by_one(model: Model, tokens: list[int]) -> np.ndarray:
     """The logits after each token, computed through the cache as decoding does: float32 [tokens, vocabulary]."""
-    backend = model._backend
+    backend = model.backend
     slot = backend.open()
     rows = [backend.run([Slice(slot, index, [token])])[0] for index, token in enumerate(tokens)]
     backend.close(slot)

@@ -4,6 +4,7 @@ blocks."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -70,6 +71,7 @@ class NativeModel:
         self.blocks = blocks
         self.max_rows = max_rows
         self.threads = threads or usable_cores()
+        self.inside = 0.0  # seconds spent in C++ so far
         self._library = library or load_library()
         self.kernels = self._library.kernels(kernels) or kernels
         self._bytes = np.frombuffer(packed.data, np.uint8)  # keeps the mapping alive as long as the engine
@@ -117,7 +119,9 @@ class NativeModel:
             blocks=tables.ctypes.data, block_count=len(tables), wanted=wanted.ctypes.data, wanted_count=len(wanted),
             logits=logits.ctypes.data, logits_stride=stride,
         )  # fmt: skip
+        begun = time.perf_counter()
         self._library.step(self._handle, step)
+        self.inside += time.perf_counter() - begun
         return logits[:, : self.vocabulary]
 
     def memory(self) -> tuple[int, int]:

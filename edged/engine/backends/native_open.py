@@ -9,7 +9,7 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import BLOCK, NativeModel, block_bytes
 from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import KernelError, load_library
-from edged.engine.memory import admit
+from edged.engine.memory import MAX_SLOTS, admit
 from edged.models.packed import PackedModel
 
 
@@ -30,13 +30,17 @@ def open_native(
     threads: int | None,
     available_bytes: Callable[[], int],
     kernels: str = "auto",
+    slots: int = MAX_SLOTS,
 ) -> NativeBackend:
-    """Loads a packed model with as many slots as fit. Raises ModelError `unsupported`, `bad_model` or `no_memory`."""
+    """Loads a packed model with as many slots as fit, at most `slots`.
+
+    Raises ModelError `unsupported`, `bad_model` or `no_memory`.
+    """
     kernels_here()
     trained = packed.manifest.shape.context
     context = min(context or trained, trained)
     per_slot = -(-context // BLOCK)
-    room = admit(packed.weights_bytes, per_slot * block_bytes(packed), available_bytes())
+    room = admit(packed.weights_bytes, per_slot * block_bytes(packed), available_bytes(), slots)
     # One cache more than the slots, for Model.logits beside them.
     blocks = per_slot * (room.slots + 1)
     try:

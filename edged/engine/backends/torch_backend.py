@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
-import psutil
 import torch
 
 from edged.core.errors import ModelError
@@ -94,8 +94,12 @@ def open_torch(
     threads: int | None,
     progress: Callable[[str], None],
     available: Callable[[], int],
+    exact: bool = False,
 ) -> TorchBackend:
-    """Loads a model. Raises ModelError `unsupported`, `bad_model` or `no_memory` (before anything large is read)."""
+    """Loads a model; `exact` keeps a GGUF file of the Llama family in float32.
+
+    Raises ModelError `unsupported`, `bad_model` or `no_memory` (before anything large is read).
+    """
     if bits in {4, "4"}:
         raise ModelError(
             "unsupported", "4 bits are for the native engine; set model.bits to 8 or auto with the torch backend."
@@ -108,7 +112,7 @@ def open_torch(
         if bits != "auto":
             raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
         file = open_gguf(model.path)
-        backend = _llama(file, context, device, progress, available)
+        backend = _llama(file, context, device, progress, available, exact)
         if backend is not None:
             return backend
     from edged.engine.backends.torch_hub import open_hub
@@ -117,14 +121,19 @@ def open_torch(
 
 
 def _llama(
-    file: GgufFile, context: int | None, device: str, progress: Callable[[str], None], available: Callable[[], int]
+    file: GgufFile,
+    context: int | None,
+    device: str,
+    progress: Callable[[str], None],
+    available: Callable[[], int],
+    exact: bool,
 ) -> TorchBackend | None:
     shape = llama_shape(file, context)
     if shape is None:
         return None
     context = min(context or shape.context, shape.context)
     count = weight_count(file)
-    dtype = torch.float32 if 4 * count <= SMALL else torch.bfloat16
+    dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
     width = dtype.itemsize
     room = admit(count * width, shape.cache_values * width * context, available())
     network = read_network(file, shape, context, dtype, device, progress)
@@ -133,8 +142,14 @@ def _llama(
     return TorchBackend(network, quantization, shape.vocabulary, context, room.slots, count * width, device)
 
 
+def physical_cores() -> int:
+    """Cores without their second threads, which only wait for each other in matrix products."""
+    siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return len({path.read_text("ascii") for path in siblings}) or os.cpu_count() or 1
+
+
 def _use_threads(threads: int | None) -> None:
-    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+    torch.set_num_threads(threads or physical_cores())
     try:
         torch.set_num_interop_threads(1)
     except RuntimeError:  # only the first call in a process may set it

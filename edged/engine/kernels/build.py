@@ -97,6 +97,8 @@ def build(output: Path, *, machine: str | None = None, extra: tuple[str, ...] = 
         try:
             _run([*cxx, "-shared", "-pthread", *extra, *map(str, objects), "-o", str(whole)])
             whole.replace(output)
+            for stale in set(output.parent.glob("_native-*.so")) - {output}:
+                stale.unlink(missing_ok=True)
         finally:
             whole.unlink(missing_ok=True)
     return output

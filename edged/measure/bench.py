@@ -1,0 +1,159 @@
+"""`edged bench`: every case a few times, the peer's turn right after ours, and what to show of it.
+
+Medians over the rounds. The ratio is taken pair by pair and its median shown: on a shared machine two neighbours in
+time are alike, two averages need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from edged.core.errors import ModelError
+from edged.engine.backends.native_backend import NativeBackend
+from edged.measure import speed
+from edged.measure.footprint import footprint
+from edged.measure.peer import LlamaBench, LlamaPeer
+from edged.measure.random_gguf import write_random_gguf
+from edged.models.locate import LocatedModel
+from edged.models.pack_shapes import SHAPES
+from edged.models.packed import PackedModel
+from edged.models.tiles import Kind
+
+Peer = LlamaPeer | LlamaBench
+
+
+@dataclass(frozen=True)
+class PeerOrder:
+    """Which peer: `llama-cpp-python` in `python`, or the program `llama_bench` where one is given."""
+
+    python: str
+    llama_bench: Path | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case's medians. `ratios` of all pairs, above 1 where ours is faster; empty without a peer."""
+
+    name: str
+    unit: str
+    ours: float
+    peer: float | None = None
+    ratios: tuple[float, ...] = ()
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the pairs."""
+        return median(self.ratios) if self.ratios else None
+
+
+@dataclass
+class Result:
+    """All that a run found."""
+
+    about: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+
+def bench(
+    model: LocatedModel,
+    packed: PackedModel,
+    models: Path,
+    *,
+    threads: int | None,
+    rounds: int,
+    kernels: str,
+    peer: PeerOrder | None,
+    work: Path,
+    progress: Callable[[str], None],
+) -> Result:
+    """Runs everything. `work` is a folder for a peer's random weights. Raises ModelError."""
+    progress("memory")
+    about = _about(packed) | {"memory": _memory(model, models)}
+    backend = speed.open_for_bench(packed, threads, kernels)
+    about |= {"threads": backend.model.threads, "kernels": backend.model.kernels}
+    opened = _open_peer(model, packed, peer, backend, work, progress) if peer else None
+    result = Result(about)
+    try:
+        for case in speed.cases(backend):
+            progress(case.name)
+            result.rows.append(_row(case, opened, rounds))
+        result.rows.append(_outside(backend, rounds))
+    finally:
+        if opened is not None:
+            about["peer"] = opened.about
+            opened.close()
+    progress("read bandwidth")
+    about |= _limit(packed, backend.model.threads, result.rows[0].ours)
+    return result
+
+
+def _about(packed: PackedModel) -> dict[str, Any]:
+    manifest = packed.manifest
+    return {
+        "model": manifest.name,
+        "quantization": manifest.quantization,
+        "weights_bytes": packed.weights_bytes,
+        "token_bytes": speed.token_bytes(packed),
+    }
+
+
+def _memory(model: LocatedModel, models: Path) -> dict[str, int] | None:
+    """What a worker takes; None for weights that have no tokenizer."""
+    if model.format == "packed" and model.name in SHAPES:
+        return None
+    return footprint(str(model.path), models, 2048)
+
+
+def _open_peer(
+    model: LocatedModel,
+    packed: PackedModel,
+    order: PeerOrder,
+    backend: NativeBackend,
+    work: Path,
+    progress: Callable[[str], None],
+) -> Peer:
+    path = model.path
+    if packed.manifest.name in SHAPES:
+        progress("random weights for the peer")
+        bits = 8 if packed.manifest.tensors["embedding"].kind in {Kind.Q8, Kind.Q8_MIN} else 4
+        path = write_random_gguf(packed.manifest.name, work / "peer.gguf", bits)
+    elif model.format != "gguf":
+        raise ModelError("unsupported", "llama.cpp runs GGUF files; give the GGUF file itself, or a packed --shape.")
+    progress("loading the peer")
+    if order.llama_bench is not None:
+        return LlamaBench(order.llama_bench, path, backend.model.threads)
+    return LlamaPeer(path, backend.model.threads, 4096, order.python)
+
+
+def _row(case: speed.Case, peer: Peer | None, rounds: int) -> Row:
+    ours, theirs = [], []
+    case.run()  # memory is touched and caches are warm from here on
+    if peer is not None and case.peer is not None:
+        peer.ask(*case.peer)
+    for _ in range(rounds):
+        ours.append(case.run())
+        found = peer.ask(*case.peer) if peer is not None and case.peer is not None else None
+        if found is not None:
+            theirs.append(found)
+    if not theirs:
+        return Row(case.name, case.unit, median(ours))
+    ratios = tuple(one / other for one, other in zip(ours, theirs, strict=True))
+    return Row(case.name, case.unit, median(ours), median(theirs), ratios)
+
+
+def _outside(backend: NativeBackend, rounds: int) -> Row:
+    ids = np.random.default_rng(0).integers(0, backend.vocabulary, 256).tolist()
+    return Row("a step outside C++", "ms", median(speed.outside_ms(backend, ids) for _ in range(rounds)))
+
+
+def _limit(packed: PackedModel, threads: int, decode: float) -> dict[str, float]:
+    """The memory's limit for decode: how fast a plain loop reads, over the bytes a token needs."""
+    bandwidth = speed.read_bandwidth(threads)
+    limit = bandwidth / speed.token_bytes(packed)
+    return {"read_bytes_per_second": bandwidth, "limit_tokens_per_second": limit, "fraction_of_limit": decode / limit}

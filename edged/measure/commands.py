@@ -1,0 +1,155 @@
+"""The commands `edged pack`, `edged bench` and `edged eval`: words in, tables or one JSON document out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from edged.core.errors import BadValue, EdgedError
+from edged.core.settings import Settings
+from edged.engine import Model, load_model
+from edged.engine.backends.native_model import usable_cores
+from edged.engine.backends.native_open import kernels_here
+from edged.measure import bench_report
+from edged.measure.bench import PeerOrder, bench
+from edged.measure.peer import LlamaPeer
+from edged.measure.quality import Predictor, Quality, evaluate, windows
+from edged.models.locate import locate
+from edged.models.pack import open_source, pack, pack_shape
+from edged.models.packed import is_packed, open_packed
+from edged.models.packed_cache import CHECKPOINT_BITS, packed_model
+from edged.models.store import Store
+
+
+def doing(what: str) -> None:
+    """One line that is written over on a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+
+
+def pack_command(arguments: argparse.Namespace, models: Path) -> int:
+    """`edged pack`. Raises EdgedError."""
+    wanted = 1 if arguments.shape else 2
+    if len(arguments.paths) != wanted:
+        raise BadValue("edged pack", "takes SOURCE DEST, or --shape NAME DEST")
+    destination = Path(arguments.paths[-1])
+    if arguments.shape:
+        pack_shape(arguments.shape, destination, bits=arguments.bits or 4, group=arguments.group, progress=doing)
+    else:
+        _pack(arguments, destination, models)
+    packed = open_packed(destination)
+    about = {
+        "path": str(destination),
+        "name": packed.manifest.name,
+        "quantization": packed.manifest.quantization,
+        "size_bytes": packed.weights_bytes,
+        "digest": locate(str(destination), None, Store(models)).digest,
+    }
+    if arguments.json:
+        print(json.dumps(about, ensure_ascii=False))
+    else:
+        print(f"{destination} holds {about['name']} as {about['quantization']}, {packed.weights_bytes / 1e6:.0f} MB")
+    return 0
+
+
+def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> None:
+    found = locate(arguments.paths[0], None, Store(models))
+    if found.format == "packed":
+        raise EdgedError(f"{found.path} is packed already; give the model that it was made from")
+    bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
+    source = open_source(found.path)
+    pack(source, destination, bits=bits, group=arguments.group, source_digest=found.digest, progress=doing)
+
+
+def bench_command(arguments: argparse.Namespace, settings: Settings, models: Path) -> int:
+    """`edged bench`. Raises EdgedError."""
+    kernels_here()
+    found = locate(arguments.model, None, Store(models))
+    packed = packed_model(found, "auto", models, doing)
+    peer = PeerOrder(arguments.peer_python, arguments.llama_bench) if arguments.peer else None
+    with tempfile.TemporaryDirectory(prefix="edged-bench-") as work:
+        result = bench(
+            found,
+            packed,
+            models,
+            threads=arguments.threads or settings.model.threads,
+            rounds=arguments.rounds,
+            kernels=arguments.kernels,
+            peer=peer,
+            work=Path(work),
+            progress=doing,
+        )
+    if arguments.plot:
+        arguments.plot.write_text(bench_report.picture(result), "utf-8")
+    if arguments.json:
+        print(json.dumps(bench_report.document(result), ensure_ascii=False))
+    else:
+        bench_report.show(result)
+    return 0
+
+
+def eval_command(arguments: argparse.Namespace, settings: Settings, models: Path) -> int:
+    """`edged eval`. Raises EdgedError."""
+    try:
+        text = Path(arguments.file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgedError(f"{arguments.file} cannot be read as UTF-8 text ({error})") from None
+    model = _load(arguments.model, arguments.backend, settings, models)
+    cut = windows(model.codec.encode(text, False), arguments.window, arguments.windows)
+    named: dict[str, Predictor] = {_name(model): model}
+    reference = _reference(arguments.reference, model, settings, models) if arguments.reference else None
+    with ExitStack() as stack:
+        if arguments.peer:
+            path = locate(arguments.model, None, Store(models)).path
+            threads = settings.model.threads or usable_cores()
+            peer = LlamaPeer(path, threads, arguments.window, arguments.peer_python)
+            stack.callback(peer.close)
+            named[str(peer.about["name"])] = peer
+        found = evaluate(cut, named, reference, doing)
+    if arguments.json:
+        document = {"tokens": len(cut) * (arguments.window - 1), "models": [quality.document() for quality in found]}
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        _show(found, len(cut), arguments.window)
+    return 0
+
+
+def _reference(source: str, model: Model, settings: Settings, models: Path) -> tuple[str, Predictor]:
+    """The reference: computed exactly by torch, but for a packed folder, which only the native engine reads."""
+    exact = _load(source, "native" if is_packed(Path(source)) else "torch", settings, models)
+    if exact.codec.vocabulary != model.codec.vocabulary:
+        raise EdgedError("the reference has another vocabulary; give a model of the same family")
+    return f"reference: {_name(exact)}", exact
+
+
+def _name(model: Model) -> str:
+    return f"{model.info.name}, {model.info.backend}, {model.info.quantization}"
+
+
+def _load(source: str, backend: str, settings: Settings, models: Path) -> Model:
+    return load_model(
+        source, backend, threads=settings.model.threads, store_root=models, on_progress=doing, exact=backend == "torch"
+    )
+
+
+def _show(found: Sequence[Quality], count: int, window: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "perplexity", "against the reference", "mean KL", "top-1", box=None, header_style="bold")
+    for quality in found:
+        cells = [f"{quality.perplexity.value:.3f} ({quality.perplexity.low:.3f} – {quality.perplexity.high:.3f})"]
+        if quality.ratio and quality.kl and quality.top1:
+            ratio, kl, top = quality.ratio, quality.kl, quality.top1
+            cells.append(f"{ratio.value - 1:+.2%} ({ratio.low - 1:+.2%} – {ratio.high - 1:+.2%})")
+            cells.append(f"{kl.value:.5f} ({kl.low:.5f} – {kl.high:.5f})")
+            cells.append(f"{top.value:.4f} ({top.low:.4f} – {top.high:.4f})")
+        table.add_row(quality.name, *cells)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[dim]{count} windows of {window} tokens; 95 % intervals in parentheses[/]")

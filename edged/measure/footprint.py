@@ -1,0 +1,71 @@
+"""What a worker takes in memory: a process of its own that loads a model, answers one prompt and counts.
+
+    python -m edged.measure.footprint SOURCE MODELS CONTEXT
+
+prints JSON, all in bytes: `resident`, `peak`, `weights` (the mapped file, or what the backend holds), `cache`, and
+`above`: what of `resident` is neither. The cache counts as it is resident: the kernel may back what was touched by huge
+pages, which is more than the blocks in use.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import edged.worker.main  # noqa: F401 what a worker imports counts
+from edged.core.errors import ModelError
+from edged.core.prompt import Request, Sampling
+from edged.engine import load_model
+from edged.engine.backends.native_backend import NativeBackend
+from edged.models.packed import WEIGHTS
+
+TOKENS: Final = 64
+
+
+def footprint(source: str, models: Path, context: int) -> dict[str, int]:
+    """Measures a model in a fresh process. Raises ModelError where that fails."""
+    command = [sys.executable, "-m", "edged.measure.footprint", source, str(models), str(context)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ModelError("failed", f"The memory could not be measured: {result.stderr.strip()[-300:]}")
+    found: dict[str, int] = json.loads(result.stdout)
+    return found
+
+
+def _main(source: str, models: Path, context: int) -> None:
+    model = load_model(source, store_root=models, context=context)
+    for _ in model.generate(Request(raw="Once upon a time", sampling=Sampling(temperature=0, max_tokens=TOKENS))):
+        pass
+    if not isinstance(model.backend, NativeBackend):
+        raise ModelError("unsupported", "Memory is counted for the native engine alone.")
+    maps = _mappings()
+    resident = sum(size for _, _, size in maps)
+    weights = sum(size for name, _, size in maps if name.endswith(f"/{WEIGHTS}"))
+    reserved, _ = model.backend.model.memory()
+    cache = max((size for name, room, size in maps if not name and room >= reserved), default=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures = {"resident": resident, "peak": peak, "weights": weights, "cache": cache}
+    print(json.dumps({**figures, "above": resident - weights - cache}))
+
+
+def _mappings() -> list[tuple[str, int, int]]:
+    """This process's mappings: the file's path ("" where there is none), bytes reserved, bytes in memory."""
+    found: list[tuple[str, int, int]] = []
+    name, room = "", 0
+    for line in Path("/proc/self/smaps").read_text("utf-8", "replace").splitlines():
+        key, _, rest = line.partition(":")
+        if "-" in key.split(" ", 1)[0]:
+            name = [*line.split(maxsplit=5), ""][5]
+        elif key == "Size":
+            room = int(rest.split()[0]) * 1024
+        elif key == "Rss":
+            found.append((name, room, int(rest.split()[0]) * 1024))
+    return found
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,170 @@
+"""What `edged bench` measures: one case at a time on an open backend, each a number with a unit.
+
+Speeds are tokens a second. Tokens are random ids from a fixed seed: speed does not depend on which they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from edged.core.prompt import Sampling
+from edged.engine.backends.base import MAX_SLICE, Backend, ComputeError, Logits, Slice
+from edged.engine.backends.native_backend import NativeBackend
+from edged.engine.backends.native_open import open_native
+from edged.engine.kernels.library import load_library
+from edged.engine.memory import available_bytes
+from edged.engine.sampler import Sampler
+from edged.models.packed import PackedModel
+
+DECODE_TOKENS: Final = 64
+BATCH_STEPS: Final = 16
+START: Final = 16  # tokens in each cache before decoding is timed
+BATCHES: Final = (1, 2, 4, 8, 16)
+PREFILLS: Final = (128, 512, 2048)
+SHARED, PROMPT = 500, 512  # tokens of a prompt that a warm cache has, and all of them
+BUFFER: Final = 400_000_000  # bytes read to measure the memory: far more than any cache of a processor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. `peer` is what the other engine is asked to do for the same, None where it is not asked."""
+
+    name: str
+    unit: str
+    run: Callable[[], float]
+    peer: tuple[str, int] | None = None
+
+
+def open_for_bench(packed: PackedModel, threads: int | None, kernels: str) -> NativeBackend:
+    """The model with room for the largest case. Raises ModelError."""
+    context = min(packed.manifest.shape.context, max(PREFILLS) + START)
+    return open_native(packed, context, threads, available_bytes, kernels, slots=max(BATCHES))
+
+
+def cases(backend: Backend) -> list[Case]:
+    """All that fit the model's context, in the order to show them."""
+    ids = np.random.default_rng(0).integers(0, backend.vocabulary, 4096).tolist()
+    found = [Case("decode", "tokens/s", partial(decode, backend, ids), ("decode", DECODE_TOKENS))]
+    for length in PREFILLS:
+        if length <= backend.context:
+            run = partial(prefill, backend, ids[:length])
+            found.append(Case(f"prefill {length}", "tokens/s", run, ("prefill", length)))
+    for count in BATCHES:
+        if 1 < count <= backend.slots:
+            run = partial(batch, backend, ids, count)
+            found.append(Case(f"decode × {count}", "tokens/s", run, ("batch", count)))
+    if backend.context >= PROMPT:
+        found += [
+            Case("first token, cold", "ms", partial(first_token, backend, ids, 0)),
+            Case(f"first token, {SHARED} of {PROMPT} shared", "ms", partial(first_token, backend, ids, SHARED)),
+        ]
+    return found
+
+
+def decode(backend: Backend, ids: Sequence[int]) -> float:
+    """One sequence, one token a step, behind START tokens."""
+    return batch(backend, ids, 1, DECODE_TOKENS)
+
+
+def batch(backend: Backend, ids: Sequence[int], count: int, steps: int = BATCH_STEPS) -> float:
+    """`count` sequences, one token each a step: all their tokens a second."""
+    slots = [backend.open() for _ in range(count)]
+    try:
+        for number, slot in enumerate(slots):
+            _run(backend, [Slice(slot, 0, ids[number : number + START])])
+        begun = time.perf_counter()
+        for step in range(steps):
+            _run(backend, [Slice(slot, START + step, [ids[step]]) for slot in slots])
+        return count * steps / (time.perf_counter() - begun)
+    finally:
+        for slot in slots:
+            backend.close(slot)
+
+
+def prefill(backend: Backend, ids: Sequence[int]) -> float:
+    """A prompt computed in the engine's chunks, from nothing."""
+    slot = backend.open()
+    try:
+        begun = time.perf_counter()
+        _chunks(backend, slot, 0, ids)
+        return len(ids) / (time.perf_counter() - begun)
+    finally:
+        backend.close(slot)
+
+
+def first_token(backend: Backend, ids: Sequence[int], shared: int) -> float:
+    """Milliseconds until the logits after a prompt of PROMPT tokens, of which another had the first `shared`."""
+    fresh = np.random.default_rng(time.perf_counter_ns()).integers(0, backend.vocabulary, PROMPT).tolist()
+    earlier = [*ids[:shared], *fresh[shared:]]
+    if shared:
+        slot = backend.open()
+        _chunks(backend, slot, 0, earlier)
+        backend.close(slot)
+        fresh = fresh[::-1]
+    prompt = [*ids[:shared], *fresh[shared:]]
+    slot = backend.open()
+    try:
+        begun = time.perf_counter()
+        kept = backend.reuse(slot, prompt)
+        _chunks(backend, slot, kept, prompt)
+        return (time.perf_counter() - begun) * 1e3
+    finally:
+        backend.close(slot)
+
+
+def long_context(backend: Backend, ids: Sequence[int], context: int) -> float:
+    """Decode behind `context` tokens."""
+    slot = backend.open()
+    try:
+        _chunks(backend, slot, 0, [ids[index % len(ids)] for index in range(context)])
+        begun = time.perf_counter()
+        for step in range(DECODE_TOKENS):
+            _run(backend, [Slice(slot, context + step, [ids[step]])])
+        return DECODE_TOKENS / (time.perf_counter() - begun)
+    finally:
+        backend.close(slot)
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second at which a plain loop reads memory, right now."""
+    room = np.ones(BUFFER // 8, np.float64)
+    return load_library().read_bandwidth(room.ctypes.data, room.nbytes, threads, 5)
+
+
+def token_bytes(packed: PackedModel) -> int:
+    """Bytes of weights that a decoded token reads: all, but for an embedding that is not the head as well."""
+    tensors = packed.manifest.tensors
+    return packed.weights_bytes - (tensors["embedding"].size if "head" in tensors else 0)
+
+
+def outside_ms(backend: NativeBackend, ids: Sequence[int]) -> float:
+    """Milliseconds of a decode step that are not spent in C++: the run's bookkeeping and choosing a token."""
+    slot, sampler = backend.open(), Sampler(Sampling(seed=0), ())
+    try:
+        _run(backend, [Slice(slot, 0, ids[:START])])
+        begun, inside = time.perf_counter(), backend.model.inside
+        for step in range(DECODE_TOKENS):
+            sampler.pick(_run(backend, [Slice(slot, START + step, [ids[step]])])[0][-1])
+        return (time.perf_counter() - begun - (backend.model.inside - inside)) / DECODE_TOKENS * 1e3
+    finally:
+        backend.close(slot)
+
+
+def _chunks(backend: Backend, slot: int, start: int, ids: Sequence[int]) -> None:
+    for begin in range(start, len(ids), MAX_SLICE):
+        _run(backend, [Slice(slot, begin, ids[begin : begin + MAX_SLICE])])
+
+
+def _run(backend: Backend, slices: Sequence[Slice]) -> list[Logits]:
+    results = []
+    for result in backend.run(slices):
+        if isinstance(result, ComputeError):
+            raise result
+        results.append(result)
+    return results

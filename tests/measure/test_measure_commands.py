@@ -1,0 +1,136 @@
+"""`edged pack`, `bench` and `eval` as people type them, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from edged.measure.random_gguf import write_random_gguf
+from edged.models.gguf_file import open_gguf
+from tests.native.conftest import kernels_missing
+from tests.tiny import WORDS, make_checkpoint, make_gguf
+
+pytestmark = pytest.mark.skipif(kernels_missing() is not None, reason=f"no kernels: {kernels_missing()}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("measure")
+    make_gguf(made / "tiny.gguf")
+    return made
+
+
+def edged(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "EDGED_STATE_DIR": str(folder)}
+    command = [sys.executable, "-m", "edged.cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def document(result: subprocess.CompletedProcess[str]) -> dict:
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_pack_a_file_and_serve_it(folder: Path) -> None:
+    """The packed folder is a model; a second pack into it is refused, and so are words that do not fit."""
+    packed = document(edged(folder, "pack", str(folder / "tiny.gguf"), str(folder / "packed"), "--json"))
+    assert ("q8_0", True) == (packed["quantization"], packed["digest"].startswith("sha256:"))
+    answer = document(edged(folder, "generate", str(folder / "packed"), "hi", "--max-tokens", "4", "--json"))
+    assert (4, "q8_0") == (answer["usage"]["completion_tokens"], answer["quantization"])
+    for words, said in (
+        (("pack", str(folder / "tiny.gguf"), str(folder / "packed")), "exists already"),
+        (("pack", str(folder / "packed"), str(folder / "again")), "packed already"),
+        (("pack", str(folder / "tiny.gguf")), "takes SOURCE DEST"),
+        (("pack", "--shape", "gpt-9", str(folder / "again")), "There is no shape gpt-9"),
+    ):
+        result = edged(folder, *words)
+        assert result.returncode in {1, 2}
+        assert said in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_pack_a_checkpoint_with_bits_and_group(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint")
+    packed = document(
+        edged(
+            tmp_path,
+            "pack",
+            str(tmp_path / "checkpoint"),
+            str(tmp_path / "p"),
+            "--bits",
+            "8",
+            "--group",
+            "64",
+            "--json",
+        )
+    )
+    assert packed["quantization"] == "q8_0"
+    manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
+    assert {64} == {group for kind, _, _, group in manifest["tensors"].values() if kind == "q8"}
+
+
+def test_bench_measures_every_case(folder: Path) -> None:
+    """With a picture, and a stand-in for llama-bench as the peer: what is asked of it is paired with ours."""
+    stand_in = folder / "llama-bench"
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport json\n"
+        "print(json.dumps([{'avg_ts': 0.5, 'build_commit': 'abc', 'cpu_info': 'a processor'}]))\n"
+    )
+    stand_in.chmod(0o755)
+    words = ("bench", str(folder / "tiny.gguf"), "--rounds", "2", "--threads", "1", "--json", "--peer", "llama.cpp")
+    found = document(edged(folder, *words, "--llama-bench", str(stand_in), "--plot", str(folder / "plot.svg")))
+    cases = {case["name"]: case for case in found["cases"]}
+    assert {"decode", "prefill 128", "prefill 512", "prefill 2048", "decode × 16", "first token, cold"} <= cases.keys()
+    assert all(case["value"] > 0 for case in cases.values())
+    assert cases["decode"]["peer"] == 0.5
+    assert len(cases["decode"]["ratios"]) == 2
+    assert "peer" not in cases["decode × 16"]
+    assert found["peer"]["name"] == "llama-bench abc"
+    assert 0 < found["fraction_of_limit"]
+    assert found["memory"]["above"] > 10_000_000
+    assert ET.fromstring((folder / "plot.svg").read_text()).tag.endswith("svg")
+
+
+def test_bench_says_what_is_missing(folder: Path) -> None:
+    result = edged(folder, "bench", str(folder / "tiny.gguf"), "--peer", "llama.cpp", "--peer-python", "/no/python")
+    assert result.returncode == 1
+    assert "/no/python cannot be started" in result.stderr
+    result = edged(folder, "bench", "nothing")
+    assert (result.returncode, "There is no model nothing" in result.stderr) == (1, True)
+
+
+def test_eval_against_a_reference(folder: Path) -> None:
+    """The 8-bit file against its own values in float32: nearly the same, and not exactly."""
+    text = folder / "text.txt"
+    text.write_text(" ".join(WORDS[index * 7 % len(WORDS)] for index in range(600)))
+    words = ("eval", str(folder / "tiny.gguf"), str(text), "--window", "64")
+    found = document(edged(folder, *words, "--reference", str(folder / "tiny.gguf"), "--json"))
+    reference, model = found["models"]
+    assert "torch" in reference["name"]
+    assert "native" in model["name"]
+    assert 0 < model["kl"]["value"] < 0.05
+    assert model["top1"]["value"] > 0.9
+    assert abs(model["ratio"]["value"] - 1) < 0.05
+    assert model["kl"]["low"] <= model["kl"]["value"] <= model["kl"]["high"]
+    shown = edged(folder, *words)
+    assert shown.returncode == 0
+    assert "perplexity" in shown.stdout
+    short = edged(folder, "eval", str(folder / "tiny.gguf"), str(text), "--window", "4000")
+    assert (short.returncode, "give a longer one" in short.stderr) == (1, True)
+    assert edged(folder, "eval", str(folder / "tiny.gguf"), "/no/file").returncode == 1
+
+
+def test_random_weights_for_a_peer(tmp_path: Path) -> None:
+    """A whole GGUF file with every tensor of the shape in the wished type."""
+    file = open_gguf(write_random_gguf("smollm2-135m", tmp_path / "peer.gguf", 4))
+    assert {tensor.type for tensor in file.tensors.values()} == {"Q4_0", "F32"}
+    assert file.tensors["blk.29.ffn_down.weight"].shape == (576, 1536)
+    assert file.get("llama.rope.freq_base") == pytest.approx(1e5, rel=1e-3)
