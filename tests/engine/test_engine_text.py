@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edged.core.prompt import Sampling
 from edged.engine.detokenizer import TextStream
-from edged.engine.sampler import BadLogitsError, Sampler, candidates
+from edged.engine.sampler import BadLogitsError, Sampler, candidates, draw
 
 
 def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
@@ -46,11 +46,33 @@ def test_candidates_are_the_reference(
     random = np.random.default_rng(seed)
     logits = (random.standard_normal(size) * 3).round(1).astype(np.float32)  # rounded: with ties
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    check_candidates(logits, sampling)
+
+
+def check_candidates(logits: np.ndarray, sampling: Sampling) -> None:
     tokens, weights = candidates(logits, sampling)
     expected = reference(logits, sampling)
-    assert set(expected) == set(tokens.tolist())
-    found = dict(zip(tokens.tolist(), (weights / weights.sum()).tolist(), strict=True))
-    assert all(abs(found[token] - share) < 1e-9 for token, share in expected.items())
+    chosen = list(range(len(logits))) if tokens is None else tokens.tolist()
+    assert sorted(expected) == chosen
+    found = dict(zip(chosen, (weights / weights.sum(dtype=np.float64)).tolist(), strict=True))
+    assert all(abs(found[token] - share) < 1e-6 for token, share in expected.items())
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(40, 1.0), (5000, 0.9), (0, 0.9), (0, 0.5), (1, 1.0)])
+def test_candidates_of_a_long_vocabulary(spread: float, top_k: int, top_p: float) -> None:
+    """Where only a part is looked at, and where (a flat one) that is not enough."""
+    logits = (np.random.default_rng(1).standard_normal(20_000) * spread).astype(np.float32)
+    check_candidates(logits, Sampling(temperature=0.7, top_k=top_k, top_p=top_p))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=1200).filter(any), st.floats(0, 1, exclude_max=True))
+def test_a_draw_falls_where_the_running_sum_says(weights: list[int], chance: float) -> None:
+    """Whole numbers, so that sums are exact: against the plain search through all of them."""
+    ends = np.cumsum(weights)
+    expected = int(np.searchsorted(ends, chance * float(ends[-1]), side="right"))
+    assert draw(np.asarray(weights, np.float32), chance) == expected
 
 
 def test_draws_follow_the_distribution() -> None:
