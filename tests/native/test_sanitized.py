@@ -1,0 +1,51 @@
+"""The native tests and a bounded fuzzing, with the kernels under address and undefined-behaviour sanitizers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edged.engine.kernels.build import SANITIZE, build, compiler
+from tests.native.conftest import HERE
+
+FUZZ_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which the sanitized library is loaded in place of the usual one."""
+    library = build(tmp_path_factory.mktemp("sanitized") / "kernels.so", extra=SANITIZE)
+    command = [*compiler(), "-print-file-name=libasan.so"]
+    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no address sanitizer")
+    # Python itself leaks by design; what it allocated at start is not ours to judge.
+    return {
+        **os.environ,
+        "KERNELS_LIBRARY": str(library),
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
+
+
+@pytest.mark.slow
+def test_native_tests_under_sanitizers(sanitized: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", str(HERE)]
+    result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["gguf", "packed", "checkpoint"])
+def test_parsers_under_fuzzing(sanitized: dict[str, str], tmp_path: Path, what: str) -> None:
+    command = [sys.executable, "-m", "tests.native.fuzz", what, str(tmp_path), str(FUZZ_SECONDS)]
+    result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    tried, opened = map(int, result.stdout.split())
+    assert tried > 100
+    assert opened < tried
