@@ -25,6 +25,7 @@ from edged.worker import frames
 
 _PROGRESS_EVERY = 0.5  # seconds
 _DOING_EVERY = 2.0
+_WRITE_EVERY = 0.02  # of one sequence: a frame for each token would cost the agent time that the model needs
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +38,8 @@ class Worker:
         self._model: Model | None = None
         self._progressed = 0.0
         self._said = 0.0
+        self._wrote: dict[str, float] = {}  # when a sequence's text was last handed on
+        self._held: dict[str, Chunk] = {}  # text that waits for its time
 
     def run(self) -> None:
         """Serve until the agent goes away."""
@@ -117,15 +120,29 @@ class Worker:
     def _step(self, model: Model) -> None:
         for key, output in model.engine.step():
             if isinstance(output, Chunk):
-                self._send(frames.Wrote(key, output.at, output.text))
+                self._hold(key, output)
             elif isinstance(output, Final):
+                self._held.pop(key, None)  # the final carries it
+                self._wrote.pop(key, None)
                 self._send(frames.Ended(key, output))
             elif isinstance(output, Started):
                 self._send(frames.Began(key))
         now = time.monotonic()
+        self._write(now)
         if now - self._progressed > _PROGRESS_EVERY:
             self._progressed = now
             self._send(frames.Progress())
+
+    def _hold(self, key: str, chunk: Chunk) -> None:
+        before = self._held.get(key)
+        self._held[key] = chunk if before is None else Chunk(before.at, before.text + chunk.text)
+
+    def _write(self, now: float) -> None:
+        """Hands on the text whose time has come; a sequence's first at once."""
+        for key in [key for key in self._held if now - self._wrote.get(key, 0.0) >= _WRITE_EVERY]:
+            chunk = self._held.pop(key)
+            self._wrote[key] = now
+            self._send(frames.Wrote(key, chunk.at, chunk.text))
 
     def _send(self, frame: frames.FromWorker) -> None:
         try:

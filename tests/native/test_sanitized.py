@@ -15,19 +15,25 @@ from tests.native.conftest import HERE
 FUZZ_SECONDS = 30
 
 
+def _file(name: str) -> str:
+    command = [*compiler(), f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"the compiler has no {name}")
+    return path
+
+
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which the sanitized library is loaded in place of the usual one."""
     library = build(tmp_path_factory.mktemp("sanitized") / "kernels.so", extra=SANITIZE)
-    command = [*compiler(), "-print-file-name=libasan.so"]
-    runtime = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(runtime).is_absolute():
-        pytest.skip("the compiler has no address sanitizer")
+    # The C++ runtime as well: the sanitizer looks for what throws when it starts, before any library of ours is loaded.
+    runtimes = [_file(name) for name in ("libasan.so", "libstdc++.so")]
     # Python itself leaks by design; what it allocated at start is not ours to judge.
     return {
         **os.environ,
         "KERNELS_LIBRARY": str(library),
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
