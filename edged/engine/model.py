@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -167,6 +168,6 @@ def _architecture(found: LocatedModel) -> str:
 
 def _request(prompt: str | Sequence[Turn] | Request, sampling: Sampling | None) -> Request:
     if isinstance(prompt, Request):
-        return prompt if sampling is None else Request(prompt.turns, prompt.raw, sampling, prompt.priority)
+        return prompt if sampling is None else msgspec.structs.replace(prompt, sampling=sampling)
     turns = (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
     return Request(turns=turns, sampling=sampling or Sampling())
