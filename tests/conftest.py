@@ -14,7 +14,7 @@ import pytest
 from tests.support import ROOT, Broker, Client, Device, mosquitto, running
 
 # What the embedded broker can show; the rules of retained messages and of take-over it cannot.
-EMBEDDED = {"test_promises.py", "test_bad_input.py", "test_real_model.py"}
+EMBEDDED = {"test_promises.py", "test_bad_input.py", "test_real_model.py", "test_format_prompts.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,13 +13,14 @@ from typing import Protocol
 
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.replies import Replies
-from edged.core.prompt import Final, ModelInfo, Reason, Usage
+from edged.core.prompt import Failure, Final, ModelInfo, Reason, Usage
 from edged.wire import replies as wire
 from edged.worker import frames
 
 CHUNK_EVERY = 0.05  # seconds between two chunks of one answer
 MAX_GIVEN = 64  # sequences that the worker has at a time
 DEATHS_ALLOWED = 1
+_NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
 _SMOOTHING = 0.3  # weight of the newest answer in the running means
 
 
@@ -292,9 +293,8 @@ class Desk:
     def _ended(self, ticket: Ticket, final: Final) -> None:
         ticket.text = final.text
         if final.reason == "failed":
-            self._fail(
-                ticket, "failed", "engine", "the model could not compute this prompt; send it again or change it"
-            )
+            why = final.failure or _NOT_COMPUTED
+            self._fail(ticket, "failed", why.code, why.message)
         else:
             reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason
             self._close(ticket, reason, final.usage, final)

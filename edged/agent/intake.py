@@ -132,8 +132,10 @@ class Intake:
         turns = prompt.turns
         if settings.generation.system is not None and turns[0].role != "system":
             turns = (Turn("system", settings.generation.system), *turns)
-        sampling = settings.generation.sampling(prompt.sampling, settings.limits)
-        request = Request(turns=turns, sampling=sampling, priority=prompt.priority)
+        # A format says itself where the output ends: the device's own stop texts are for free text.
+        overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
+        sampling = settings.generation.sampling(overrides, settings.limits)
+        request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
         stream = prompt.stream if prompt.stream is not None else message.response_topic is None
         return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None))
 

@@ -39,9 +39,31 @@ class Sampling(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
 
+class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
+    """The output is one JSON value that obeys this schema, given as JSON text."""
+
+    text: str
+
+
+class Choice(msgspec.Struct, frozen=True, tag="choice"):
+    """The output is exactly one of these texts."""
+
+    choices: tuple[str, ...]
+
+
+class Regex(msgspec.Struct, frozen=True, tag="regex"):
+    """The whole output matches this regular expression."""
+
+    pattern: str
+
+
+Format = JsonSchema | Choice | Regex
+
+
 class Request(msgspec.Struct, frozen=True):
     """What an engine is asked to do: chat turns (the chat template is applied) or, with `raw`, a text as it is.
 
+    `format` None: free text; else the output obeys it or the prompt fails, and `sampling.stop` must be empty.
     `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
     """
 
@@ -49,6 +71,7 @@ class Request(msgspec.Struct, frozen=True):
     raw: str | None = None
     sampling: Sampling = Sampling()
     priority: int = DEFAULT_PRIORITY
+    format: Format | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -66,8 +89,15 @@ class Chunk(msgspec.Struct, frozen=True):
     text: str
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """Why a sequence failed: a code, and a sentence for a person that says what to do."""
+
+    code: str
+    message: str
+
+
 class Final(msgspec.Struct, frozen=True):
-    """How a sequence ended. `seed` is the one that was used.
+    """How a sequence ended. `seed` is the one that was used. `failure` says more where the reason is `failed`.
 
     `prefill_ms` is from the first prompt token computed to the first token sampled, `decode_ms` from there to the end.
     """
@@ -78,6 +108,7 @@ class Final(msgspec.Struct, frozen=True):
     seed: int
     prefill_ms: float
     decode_ms: float
+    failure: Failure | None = None
 
 
 class Started(msgspec.Struct, frozen=True):

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Chunk, Final, ModelInfo, Reason, Request, Sampling, Started
+from edged.core.prompt import Chunk, Failure, Final, ModelInfo, Reason, Request, Sampling, Started
 from edged.engine.backends.base import Backend, ComputeError, Logits
 from edged.engine.chat import PromptEncoder
+from edged.engine.constraint import ConstraintError, FormatCompiler
 from edged.engine.sampler import SEEDS, BadLogitsError
 from edged.engine.scheduler import Scheduler, Work
 from edged.engine.sequence import Sequence
@@ -37,6 +38,7 @@ class Engine:
         self._backend = backend
         self._codec = codec
         self._encoder = encoder
+        self._formats = FormatCompiler(codec)
         self._clock = clock
         self._scheduler = Scheduler(backend)
         self._sequences: dict[str, Sequence] = {}
@@ -67,7 +69,10 @@ class Engine:
             )
         if max(prompt) >= self._backend.vocabulary:
             raise PromptRefused("invalid", "prompt", "The prompt has tokens that the model does not know; change it.")
-        self._sequences[key] = sequence = Sequence(key, request, prompt)
+        if request.format is not None and request.sampling.stop:
+            raise PromptRefused("invalid", "format", "Give either a format or stop texts, not both.")
+        constraint = None if request.format is None else self._formats.compile(request.format)
+        self._sequences[key] = sequence = Sequence(key, request, prompt, constraint)
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> None:
@@ -108,9 +113,11 @@ class Engine:
     def _sample(self, sequence: Sequence, logits: Logits) -> Events:
         """Chooses a sequence's next token, hands its text on, and retires the sequence that ends here."""
         try:
-            token = sequence.sampler.pick(logits[-1])
+            token = sequence.choose(logits[-1])
         except BadLogitsError:
             return self._retire(sequence, "failed")
+        except ConstraintError as error:
+            return self._retire(sequence, "failed", error.failure)
         sequence.tokens.append(token)
         sequence.served += 1
         if sequence.first is None:
@@ -118,7 +125,7 @@ class Engine:
         if token in self._codec.stops:
             return self._retire(sequence, "stop")
         events = self._hand_on(sequence, sequence.stream.push(self._codec.token_bytes(token)))
-        if sequence.stream.stopped:
+        if sequence.stream.stopped or sequence.complete:
             return events + self._retire(sequence, "stop")
         if sequence.completion >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.info.context:
             return events + self._retire(sequence, "length")
@@ -127,11 +134,13 @@ class Engine:
     def _hand_on(self, sequence: Sequence, text: str) -> Events:
         return [(sequence.key, Chunk(at=len(sequence.stream.text) - len(text), text=text))] if text else []
 
-    def _retire(self, sequence: Sequence, reason: Reason) -> Events:
+    def _retire(self, sequence: Sequence, reason: Reason, failure: Failure | None = None) -> Events:
         events = self._hand_on(sequence, sequence.stream.finish())
+        if (disobeyed := sequence.verdict(reason)) is not None:
+            reason, failure = "failed", disobeyed
         self._scheduler.retire(sequence)
         del self._sequences[sequence.key]
-        return [*events, (sequence.key, sequence.final(reason, self._clock()))]
+        return [*events, (sequence.key, sequence.final(reason, self._clock(), failure))]
 
 
 def check_sampling(sampling: Sampling) -> None:

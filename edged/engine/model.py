@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -95,6 +96,6 @@ class Model:
 
 def _request(prompt: str | Sequence[Turn] | Request, sampling: Sampling | None) -> Request:
     if isinstance(prompt, Request):
-        return prompt if sampling is None else Request(prompt.turns, prompt.raw, sampling, prompt.priority)
+        return prompt if sampling is None else msgspec.structs.replace(prompt, sampling=sampling)
     turns = (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
     return Request(turns=turns, sampling=sampling or Sampling())

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
 
-from edged.core.prompt import Final, Reason, Request, Usage
+import numpy as np
+import numpy.typing as npt
+
+from edged.core.prompt import Failure, Final, Reason, Request, Usage
 from edged.engine.backends.base import Slice
+from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler
 
@@ -16,7 +20,7 @@ class Sequence:
     `served` counts tokens chosen since the slot was given. `began` and `first` are seconds of the engine's clock.
     """
 
-    def __init__(self, key: str, request: Request, prompt: Tokens[int]) -> None:
+    def __init__(self, key: str, request: Request, prompt: Tokens[int], constraint: Constraint | None = None) -> None:
         self.key = key
         self.request = request
         self.prompt_length = len(prompt)
@@ -31,6 +35,7 @@ class Sequence:
         self.first: float | None = None
         self.sampler = Sampler(request.sampling, prompt)
         self.stream = TextStream(request.sampling.stop)
+        self.constraint = constraint
 
     @property
     def prefilling(self) -> bool:
@@ -47,7 +52,26 @@ class Sequence:
         assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
         return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count])
 
-    def final(self, reason: Reason, now: float) -> Final:
+    def choose(self, logits: npt.NDArray[np.float32]) -> int:
+        """The next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
+        if self.constraint is None:
+            return self.sampler.pick(logits)
+        token = self.sampler.pick(self.constraint.mask(logits))
+        self.constraint.accept(token)
+        return token
+
+    @property
+    def complete(self) -> bool:
+        """Whether a constraint allows nothing more."""
+        return self.constraint is not None and self.constraint.complete
+
+    def verdict(self, reason: Reason) -> Failure | None:
+        """Why a text that ends for this reason may not be shown as an answer: it does not obey its format."""
+        if self.constraint is None or reason not in {"stop", "length"}:
+            return None
+        return self.constraint.verdict(self.stream.text)
+
+    def final(self, reason: Reason, now: float, failure: Failure | None = None) -> Final:
         """The outcome at time `now`."""
         began = now if self.began is None else self.began
         first = now if self.first is None else self.first
@@ -58,4 +82,5 @@ class Sequence:
             seed=self.sampler.seed,
             prefill_ms=(first - began) * 1e3,
             decode_ms=(now - first) * 1e3,
+            failure=failure,
         )

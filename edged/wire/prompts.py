@@ -12,9 +12,10 @@ import msgspec
 
 from edged.core import fields as f
 from edged.core.errors import BadValue, EdgedError
-from edged.core.prompt import DEFAULT_PRIORITY, Turn
+from edged.core.prompt import DEFAULT_PRIORITY, Format, Turn
 from edged.core.settings import SAMPLING
 from edged.wire import strict_json
+from edged.wire.formats import check_format
 from edged.wire.topics import PROMPT_ID
 
 _SEARCHED = 4096  # bytes in which the id of a broken body is looked for
@@ -32,6 +33,7 @@ class Prompt(msgspec.Struct, frozen=True):
     named: bool
     turns: tuple[Turn, ...]
     sampling: dict[str, Any]
+    format: Format | None = None
     stream: bool | None = None
     priority: int = DEFAULT_PRIORITY
     deadline_ms: int | None = None
@@ -135,7 +137,7 @@ _PROMPT_KEYS: dict[str, f.Check] = {
     "priority": f.integer(0, 9),
     "deadline_ms": f.integer(1),
     "expires_at": timestamp,
-    "format": f.not_yet("constrain its output (format)"),
+    "format": check_format,
     "supersede": f.not_yet("replace waiting prompts (supersede)"),
     "model": f.not_yet("choose a model per prompt (model)"),
     "privacy": f.not_yet("know privacy marks (privacy)"),
@@ -148,6 +150,8 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         found = "both are there" if "prompt" in checked else "neither is there"
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
     turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
+    if "format" in checked and checked.get("stop"):
+        raise BadValue("stop", "cannot stand beside format, which says itself where the output ends; leave one out")
     if "system" in checked:
         turns = (Turn("system", checked["system"]), *turns)
     return Prompt(
@@ -155,6 +159,7 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         named="id" in checked,
         turns=turns,
         sampling={key: checked[key] for key in SAMPLING if key in checked},
+        format=checked.get("format"),
         stream=checked.get("stream"),
         priority=checked.get("priority", DEFAULT_PRIORITY),
         deadline_ms=checked.get("deadline_ms"),

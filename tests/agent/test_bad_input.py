@@ -28,7 +28,15 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "overflow": (b'{"id":"overflow","prompt":"x","temperature":1e999}', "too large"),
     "surrogate": (b'{"id":"surrogate","prompt":"\\ud800"}', "surrogate"),
     "model": (b'{"id":"model","prompt":"x","model":"other"}', "does not"),
-    "format": (b'{"id":"format","prompt":"x","format":{"type":"regex","pattern":"a"}}', "does not"),
+    "format": (b'{"id":"format","prompt":"x","format":{"type":"regex","patern":"a"}}', 'did you mean "pattern"'),
+    "schema": (
+        b'{"id":"schema","prompt":"x","format":{"type":"json_schema","schema":{"type":"string","minLenght":3}}}',
+        "minLength",
+    ),
+    "stop-too": (
+        b'{"id":"stop-too","prompt":"x","stop":["."],"format":{"type":"choice","choices":["a"]}}',
+        "beside format",
+    ),
     "negative": (b'{"id":"negative","prompt":"x","max_tokens":-1}', "max_tokens"),
     "zero": (b'{"id":"zero","prompt":"x","max_tokens":0}', "max_tokens"),
     "boolean": (b'{"id":"boolean","prompt":"x","max_tokens":true}', "max_tokens"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edged.core.prompt import Failure, Final, Usage
 from edged.worker import frames
 from tests.agent.bench import Bench
 
@@ -198,6 +199,15 @@ def test_a_sequence_that_the_engine_could_not_compute_is_failed_with_advice(benc
     (final,) = bench.replies.finals
     assert (final["reason"], final["text"]) == ("failed", "half")
     assert final["error"]["message"]
+
+
+def test_p08_an_answer_that_does_not_obey_its_format_is_failed_in_the_engines_words(bench: Bench) -> None:
+    seq = bench.accept("a")
+    failure = Failure("format_incomplete", "raise max_tokens")
+    bench.desk.heard(frames.Ended(str(seq), Final("failed", '{"a', Usage(2, 0, 3), 9, 1.0, 20.0, failure)))
+    (final,) = bench.replies.finals
+    assert (final["reason"], final["text"]) == ("failed", '{"a')
+    assert final["error"] == {"code": "format_incomplete", "message": "raise max_tokens"}
 
 
 def test_length_is_an_answer(bench: Bench) -> None:

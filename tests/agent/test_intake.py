@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edged.core.prompt import Turn
+from edged.core.prompt import Choice, Turn
 from edged.core.settings import Generation, Limits, Mqtt, Settings
 from tests.agent.bench import Bench, message
 
@@ -171,6 +171,15 @@ def test_a_prompt_with_a_system_turn_of_its_own_keeps_it(bench: Bench) -> None:
     first, second = bench.journal.open_entries()
     assert first.job.request.turns[0] == Turn("system", "Be kind.")
     assert second.job.request.turns == (Turn("system", "Be long."), Turn("user", "x"))
+
+
+def test_a_format_is_kept_and_sets_the_devices_stop_texts_aside(bench: Bench) -> None:
+    bench.settings = Settings(generation=Generation(stop=(".",), max_tokens=9))
+    wanted = {"type": "choice", "choices": ["yes.", "no."]}
+    bench.arrive(message({"id": "a", "prompt": "x", "format": wanted}), message({"id": "b", "prompt": "x"}))
+    first, second = (entry.job.request for entry in bench.journal.open_entries())
+    assert (first.format, first.sampling.stop, first.sampling.max_tokens) == (Choice(("yes.", "no.")), (), 9)
+    assert (second.format, second.sampling.stop) == (None, (".",))
 
 
 # ---- the same id again ----------------------------------------------------------------------------------------------

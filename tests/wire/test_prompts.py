@@ -152,7 +152,7 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
                 "2026-11-24T08:00:00.Z",
             ],
         ),
-        ("format", [], [{"type": "regex", "pattern": "a"}, {}, "json"]),
+        ("format", [{"type": "regex", "pattern": "a"}], [{}, "json", ["a"], None, {"type": "regexp", "pattern": "a"}]),
         ("supersede", [], ["key", ""]),
         ("model", [], ["other", ""]),
         ("privacy", [], ["local", {}]),
@@ -172,9 +172,9 @@ def test_every_key_is_in_the_table_above_or_tested_as_messages() -> None:
     assert {key for key, _, _ in tested} | {"messages"} == set(prompts._PROMPT_KEYS)
 
 
-@pytest.mark.parametrize("key", ["format", "supersede", "model", "privacy"])
+@pytest.mark.parametrize("key", ["supersede", "model", "privacy"])
 def test_p12_what_is_not_built_yet_is_refused_and_says_so(key: str) -> None:
-    """A privacy mark or a constraint is never accepted and ignored."""
+    """A privacy mark is never accepted and ignored."""
     assert "this version does not" in refusal({"id": "a", "prompt": "x", key: "local"})[1]
 
 

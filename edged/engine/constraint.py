@@ -1,0 +1,212 @@
+"""Constrained output: which tokens may come next, so that the text obeys a format.
+
+llguidance follows the text and gives a mask of the vocabulary for each token; what is not in the mask gets a logit of
+minus infinity before anything else looks at the logits. Whatever goes wrong fails the sequence: there is no way from
+here to free text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.core.errors import PromptRefused
+from edged.core.prompt import Choice, Failure, Format, JsonSchema
+from edged.engine import format_check
+from edged.models.tokenizer import TextCodec
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MASK_SECONDS = 1.0  # a single mask that takes longer ends the sequence
+_REMEMBERED: Final = 256  # verdicts on formats
+# A token may divide what the grammar forces (a choice) as the model likes it, not only as its tokenizer would.
+_HEAD: Final = '%llguidance {"no_forcing": true}\n'
+# One line of JSON with at most one space after a comma or colon: a model cannot lose itself in whitespace.
+_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# \u escapes are allowed only where a schema may need them for control characters, and never for printable ones:
+# a second spelling of a key would slip past what the schema says about that key.
+_NEEDS_ESCAPES: Final = re.compile(r'"pattern|\\u00[01]|\x7f')
+_PLAIN_ESCAPES: Final = 'nrbtf\\"'
+_STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
+_TOO_COMPLEX: Final = (
+    "it is too complex to be enforced; use shorter patterns, smaller counts and fewer conditions that must hold at once"
+)
+
+
+class ConstraintError(Exception):
+    """A constrained sequence cannot go on. `failure` is what its final says."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Constraint:
+    """What one sequence may write: `mask` and `accept` in turns, then `verdict` on the whole text.
+
+    `words` is the number of tokens that write something; the library's token after them stands for the end of the text,
+    in whose place all of the model's `stops` are allowed.
+    """
+
+    def __init__(self, compiled: LLMatcher, words: int, stops: frozenset[int], *, is_json: bool) -> None:
+        self._compiled = compiled
+        self._words = words
+        self._stops = stops
+        self._is_json = is_json
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the text obeys as it stands."""
+        return not self._compiled.is_error() and self._compiled.is_accepting()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text obeys and nothing more may follow."""
+        return self.satisfied and self._compiled.is_stopped()
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits [vocabulary] with minus infinity for what may not come next. Raises ConstraintError."""
+        masked: npt.NDArray[np.float32] = np.where(self.allowed(len(logits)), logits, np.float32(-np.inf))
+        return masked
+
+    def allowed(self, size: int) -> npt.NDArray[np.bool_]:
+        """Which of `size` tokens may come next; those that end the answer only where the text obeys as it is.
+
+        Raises ConstraintError where there is none, or where they are not found in time.
+        """
+        begun = time.perf_counter()
+        bits = self._compiled.compute_bitmask()
+        if self._compiled.is_error():  # such a mask would allow the end
+            raise _broken(f"llguidance says: {_first_line(self._compiled.get_error())}")
+        if time.perf_counter() - begun > MASK_SECONDS:
+            raise _broken(f"one token took longer than {MASK_SECONDS:g} s")
+        flags = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").astype(np.bool_)
+        found = np.zeros(size, np.bool_)
+        found[: self._words] = flags[: min(self._words, size)]
+        for stop in self._stops:
+            if stop < size:
+                found[stop] = flags[self._words] and self.satisfied
+        if not found.any():
+            raise _broken("the model has no token that could follow")
+        return found
+
+    def accept(self, token: int) -> None:
+        """Takes the chosen token. Raises ConstraintError for one that was not allowed."""
+        held = self.satisfied if token in self._stops else self._compiled.consume_token(token)
+        if not held:
+            raise _broken("a token was chosen that may not follow")
+
+    def verdict(self, text: str) -> Failure | None:
+        """Why the text, as it ended, does not obey; None where it does."""
+        if not self.satisfied:
+            message = (
+                "the answer ended before it was complete and does not obey the format; raise max_tokens, shorten the "
+                "prompt, or bound the format (maxLength, maxItems, additionalProperties: false)"
+            )
+            return Failure("format_incomplete", message)
+        if self._is_json and (wrong := _bad_keys(text)):
+            message = f"the answer {wrong}; set additionalProperties to false in the schema, or ask for it differently"
+            return Failure("format", message)
+        return None
+
+
+class FormatCompiler:
+    """Makes constraints for one model. The first one takes a moment: the library has to learn the vocabulary."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._view: LLTokenizer | None = None
+        self._verdicts: OrderedDict[str, str] = OrderedDict()
+
+    def compile(self, wanted: Format) -> Constraint:
+        """A constraint at the beginning of a text. Raises PromptRefused `invalid` with the code `format`."""
+        grammar = _grammar(wanted)
+        if not isinstance(wanted, Choice) and (wrong := self._complaint(grammar)):
+            raise _refused(wrong)
+        if self._view is None:
+            self._view = format_check.tokenizer(self._words())
+        compiled = format_check.matcher(self._view, grammar)
+        is_json = isinstance(wanted, JsonSchema)
+        constraint = Constraint(compiled, self._codec.vocabulary, self._codec.stops, is_json=is_json)
+        try:
+            constraint.allowed(self._codec.vocabulary)
+        except ConstraintError:
+            raise _refused(compiled.get_error() or "this model cannot write any text that obeys it") from None
+        return constraint
+
+    def _complaint(self, grammar: str) -> str:
+        """What is wrong with a grammar, "" for nothing; remembered, because finding out costs a process."""
+        if grammar in self._verdicts:
+            self._verdicts.move_to_end(grammar)
+            return self._verdicts[grammar]
+        try:
+            said = format_check.complaint(grammar)
+        except format_check.TooComplexError:
+            said = _TOO_COMPLEX
+        except (OSError, RuntimeError) as error:
+            raise PromptRefused("failed", "format", f"The format could not be checked ({error}); try again.") from None
+        self._verdicts[grammar] = said
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return said
+
+    def _words(self) -> list[bytes]:
+        """What each token writes, then the end. Stops write nothing; 0xFF is no UTF-8, and marks other things there."""
+        codec = self._codec
+        words = [b"" if token in codec.stops else codec.token_bytes(token) for token in range(codec.vocabulary)]
+        return [*(b"" if 0xFF in word else word for word in words), b""]
+
+
+def _grammar(wanted: Format) -> str:
+    """A format in the library's language."""
+    if isinstance(wanted, JsonSchema):
+        options: dict[str, Any] = {**_SPACING, "json_allow_general_unicode_escapes": False}
+        if not _NEEDS_ESCAPES.search(wanted.text):
+            options["json_allowed_escapes"] = _PLAIN_ESCAPES
+        return f"{_HEAD}start: %json {json.dumps({**json.loads(wanted.text), 'x-guidance': options})}"
+    if isinstance(wanted, Choice):  # as one terminal: "a" may then still become "ab"
+        return f"{_HEAD}start: CHOICE\nCHOICE: {' | '.join(json.dumps(choice) for choice in wanted.choices)}"
+    from llguidance import LLMatcher
+
+    described = json.loads(LLMatcher.grammar_from_regex(wanted.pattern))
+    return f"{_HEAD}{described['grammars'][0]['lark_grammar']}"
+
+
+def _bad_keys(text: str) -> str:
+    """What is wrong with the keys of a JSON text in words, "" for nothing: a key twice, or spelled with \\u escapes."""
+    if any(match[2] and "\\u" in match[1] for match in _STRING.finditer(text)):
+        return "spells a key with an escape"
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) != len(pairs):
+            repeated.append("has a key twice in one object")
+
+    try:
+        json.loads(text, object_pairs_hook=note, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        return "cannot be read as JSON"
+    return repeated[0] if repeated else ""
+
+
+def _broken(why: str) -> ConstraintError:
+    return ConstraintError(
+        Failure("format", f"the format could not be enforced to the end ({why}); make it simpler, or send it again")
+    )
+
+
+def _refused(why: str) -> PromptRefused:
+    return PromptRefused("invalid", "format", f"The format cannot be used: {_first_line(why)}; change it.")
+
+
+def _first_line(words: str) -> str:
+    """What the library says, without the place in a grammar that is not the requester's and without its long tail."""
+    first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", words).partition("\n")[0]
+    return first if len(first) <= 200 else first[:199] + "…"
