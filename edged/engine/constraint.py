@@ -208,5 +208,7 @@ def _refused(why: str) -> PromptRefused:
 
 def _first_line(words: str) -> str:
     """What the library says, without the place in a grammar that is not the requester's and without its long tail."""
+    if words.startswith("NoExtension"):
+        return "there is no text that obeys it"
     first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", words).partition("\n")[0]
     return first if len(first) <= 200 else first[:199] + "…"

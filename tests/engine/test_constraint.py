@@ -219,6 +219,7 @@ def test_p08_a_library_that_breaks_fails_the_sequence_alone(engine: Engine, monk
     bad, good = check(events["bad"]), check(events["good"])
     assert bad.failure is not None
     assert ("failed", "format", "stop") == (bad.reason, bad.failure.code, good.reason)
+    assert "llguidance says" in bad.failure.message
 
 
 def codec_token(engine: Engine, letter: str) -> int:
@@ -268,6 +269,27 @@ def test_the_mask_comes_first_and_covers_padding(codec: TextCodec) -> None:
 def test_keys_stand_once_in_one_spelling(text: str, says: str) -> None:
     assert says in module._bad_keys(text)
     assert bool(says) == bool(module._bad_keys(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"b":true, "b":true}', "format"),  # the library takes a key twice, so minProperties would not hold
+        ('{"a\\tb":true, "c":false}', None),
+        ('{"b":true', "format_incomplete"),
+    ],
+)
+def test_p08_the_whole_text_is_judged_at_the_end(
+    engine: Engine, backend: FakeBackend, codec: TextCodec, text: str, code: str | None
+) -> None:
+    wanted = request(schema({"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 2}))
+    written = [codec.encode(letter, specials=False)[0] for letter in text]
+    start = len(engine._encoder.encode(wanted))
+    backend.script = lambda cache: [*written, 2][len(cache) - start]
+    limited = request(wanted.format, max_tokens=len(written) + (code != "format_incomplete"))  # type: ignore[arg-type]
+    (final,) = run(engine, limited)
+    assert (text, code) == (final.text, final.failure and final.failure.code)
+    assert ("failed" if code else "stop") == final.reason
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -366,6 +388,11 @@ def test_p08_what_the_library_cannot_enforce_is_refused_by_name(engine: Engine, 
 def test_a_format_and_stop_texts_are_refused(engine: Engine) -> None:
     with pytest.raises(PromptRefused, match="not both"):
         engine.add("a", request(Choice(("a",)), stop=("a",)))
+
+
+def test_a_format_that_no_text_obeys_says_so(engine: Engine) -> None:
+    with pytest.raises(PromptRefused, match="there is no text that obeys it"):
+        engine.add("a", request(BOMBS["itself"]))
 
 
 def test_a_model_without_the_letters_is_refused(codec: TextCodec) -> None:
