@@ -78,16 +78,16 @@ inline void store_int8(int8_t* p, I8 a) {
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(x, x));
 }
 
-// 32 int8 weights: 8 rows of 4 consecutive k each; and 4 activations repeated for every row.
+// 32 int8 weights: 8 rows of 4 consecutive k each; and 4 activations of a group of 32, k … k + 3, repeated for every row.
 using W32 = __m256i;
 using A4 = __m256i;
 inline W32 load_w(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline void store_w(uint8_t* p, W32 w) { _mm256_storeu_si256((__m256i*)p, w); }
 inline W32 low_nibbles(W32 w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
 inline W32 high_nibbles(W32 w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
-inline A4 load_a(const int8_t* p) {
+inline A4 load_a(const int8_t* group, int k) {
   int32_t word;
-  memcpy(&word, p, 4);
+  memcpy(&word, group + k, 4);
   return _mm256_set1_epi32(word);
 }
 
