@@ -139,6 +139,15 @@ def test_a_closed_model_says_so(folder: Path) -> None:
     model.close()
     with pytest.raises(KernelError, match="closed"):
         model.step([Part([1], 0, [0])])
+    with pytest.raises(KernelError, match="closed"):
+        model.copy_block(0, 1)
+
+
+@pytest.mark.parametrize("blocks", [(-1, 0), (0, 64), (64, 0), (0, 2**31 - 1)])
+def test_a_block_outside_the_cache_is_not_copied(folder: Path, blocks: tuple[int, int]) -> None:
+    """KernelError, as for a step."""
+    with open_model(folder) as model, pytest.raises(KernelError, match="outside the cache"):
+        model.copy_block(*blocks)
 
 
 def test_the_backend_keeps_the_protocol(folder: Path) -> None:
@@ -150,8 +159,8 @@ def test_the_backend_keeps_the_protocol(folder: Path) -> None:
     together = backend.run([Slice(one, 0, tokens[0]), Slice(two, 0, tokens[1])])
     backend.close(one)
     one = backend.open()
-    assert backend.reuse(one, tokens[0]) == 32
-    assert np.array_equal(backend.run([Slice(one, 32, tokens[0][32:])])[0], together[0])
+    assert backend.reuse(one, tokens[0]) == 49
+    assert np.array_equal(backend.run([Slice(one, 49, tokens[0][49:])])[0], together[0])
     backend.close(two)
     two = backend.open()
     every = backend.run([Slice(two, 0, tokens[1])], every=True)[0]

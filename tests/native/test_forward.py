@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edged.engine.backends.base import Slice
+from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
 from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny
 
@@ -130,3 +132,32 @@ def test_a_shared_prefix_gives_the_same_numbers(small: Path) -> None:
         model.step([Part(prefix, 0, [20, 21, 22], silent=True)])
         shared = model.step([Part(first, 96, [20, 21, 22, 30]), Part(second, 96, [20, 21, 22, 31, 32])])
     assert np.array_equal(np.concatenate(expected), shared)
+
+
+@pytest.mark.parametrize("kernels", ALL_KERNELS)
+def test_a_prefix_shared_to_the_token_gives_the_same_numbers(small: Path, kernels: str) -> None:
+    """Sequences that begin alike up to any token, and a conversation's next turn: bits as in an empty cache."""
+    random = np.random.default_rng(5)
+    with open_model(small, kernels=kernels) as model, open_model(small, kernels=kernels) as other:
+        backend = NativeBackend(model, slots=4)
+        slot = backend.open()
+        text = random.integers(0, 203, 140).tolist()
+        backend.run([Slice(slot, 0, text)])  # still open: its full blocks are shared, its last one is not
+        for shared, total in ((0, 20), (1, 9), (31, 60), (32, 64), (33, 34), (100, 112), (127, 129), (128, 160)):
+            tokens = [*text[:shared], *random.integers(0, 203, total - shared).tolist()]
+            tokens[shared] = (text[shared] + 1) % 203
+            _check_against_an_empty_cache(other, backend, tokens, shared)
+        backend.close(slot)
+        turn = [*text, *random.integers(0, 203, 10).tolist()]
+        _check_against_an_empty_cache(other, backend, turn, 140)
+        _check_against_an_empty_cache(other, backend, turn, 149)  # computed a moment ago; the last token is left
+
+
+def _check_against_an_empty_cache(model: NativeModel, backend: NativeBackend, tokens: list[int], shared: int) -> None:
+    slot, fresh = backend.open(), NativeBackend(model, slots=1)
+    assert backend.reuse(slot, tokens) == shared
+    warm = [backend.run([Slice(slot, shared, tokens[shared:])])[0], backend.run([Slice(slot, len(tokens), [7])])[0]]
+    backend.close(slot)
+    slot = fresh.open()
+    assert np.array_equal(warm[0], fresh.run([Slice(slot, 0, tokens)])[0])
+    assert np.array_equal(warm[1], fresh.run([Slice(slot, len(tokens), [7])])[0])

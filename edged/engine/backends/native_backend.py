@@ -25,8 +25,7 @@ class _Slot:
 
 
 class NativeBackend:
-    """Slots are tables of blocks from one pool, which keeps full blocks of ended sequences for those that begin
-    alike."""
+    """Slots are tables of blocks from one pool, which keeps blocks of ended sequences for those that begin alike."""
 
     name = "native"
 
@@ -37,7 +36,7 @@ class NativeBackend:
         self.slots = slots
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
-        self.pool = BlockPool(model.blocks, BLOCK)
+        self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
         self._slots: dict[int, _Slot] = {}
         self._next = 0
 
@@ -48,8 +47,9 @@ class NativeBackend:
         return self._next
 
     def close(self, slot: int) -> None:
-        """Gives a cache's blocks back to the pool."""
-        self.pool.release(self._slots.pop(slot).table)
+        """Gives a cache's blocks back to the pool, which remembers what they hold."""
+        kept = self._slots.pop(slot)
+        self.pool.release(kept.table, kept.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """Fills an empty slot with what the cache still has of `tokens`; how many of them need not be computed."""

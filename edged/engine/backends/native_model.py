@@ -124,6 +124,12 @@ class NativeModel:
         self.inside += time.perf_counter() - begun
         return logits[:, : self.vocabulary]
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies the keys and values of one cache block into another."""
+        if self._handle is None:
+            raise KernelError("the model is closed")
+        self._library.copy_block(self._handle, source, target)
+
     def memory(self) -> tuple[int, int]:
         """Bytes of the cache (reserved; used as blocks are first written) and of the buffers."""
         if self._handle is None:

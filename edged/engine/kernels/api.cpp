@@ -53,6 +53,10 @@ int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error) {
   return guarded(error, [&] { engine->engine.step(*step); });
 }
 
+int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error) {
+  return guarded(error, [&] { engine->engine.copy_block(from, to); });
+}
+
 int64_t edged_memory(const EdgedEngine* engine, int32_t what) {
   return (int64_t)(what == 0 ? engine->engine.cache_bytes() : engine->engine.buffer_bytes());
 }

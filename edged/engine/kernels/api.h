@@ -10,7 +10,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 2;
+constexpr int32_t kApiVersion = 3;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
@@ -67,6 +67,8 @@ EDGED_API int32_t edged_api_version();
 EDGED_API const char* edged_kernels(const char* name);  // the table that "auto" or a name gives; null: none
 EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count, const char* kernels, char* error);
 EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error);
+// Copies all keys and values of one cache block into another, so that a sequence can go on from the middle of a shared block.
+EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
 EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
 

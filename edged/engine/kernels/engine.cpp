@@ -74,6 +74,18 @@ Engine::Engine(Model model, const Kernels& kernels)
   }
 }
 
+void Engine::copy_block(int from, int to) {
+  const EdgedConfig& c = model_.config;
+  for (const int block : {from, to})
+    require(block >= 0 && block < c.blocks, "block " + std::to_string(block) + " is outside the cache of " + std::to_string(c.blocks) + " blocks");
+  if (from == to) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (int i = 0; i < c.layers; i++) {
+    uint16_t* layer = cache_.as<uint16_t>() + (size_t)i * layer_stride_;
+    memcpy(layer + (size_t)to * block_stride_, layer + (size_t)from * block_stride_, block_stride_ * sizeof *layer);
+  }
+}
+
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + query_.bytes() + key_.bytes() + value_.bytes() + attended_.bytes() + partials_.bytes();
   all += narrow_.bytes() + wide_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;

@@ -54,6 +54,8 @@ class Engine {
   Engine(Model model, const Kernels& kernels);
   // Throws std::invalid_argument for a step that cannot be run; then nothing was computed. One caller at a time.
   void step(const EdgedStep& step);
+  // Throws std::invalid_argument for a block outside the cache.
+  void copy_block(int from, int to);
   size_t cache_bytes() const { return cache_.bytes(); }
   size_t buffer_bytes() const;
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
-API_VERSION: Final = 2
+API_VERSION: Final = 3
 ERROR_BYTES: Final = 512
 
 
@@ -82,6 +82,8 @@ class Library:
         c.edged_open.restype = c_void_p
         c.edged_open.argtypes = [POINTER(Config), POINTER(Tensor), c_int32, c_char_p, c_char_p]
         c.edged_step.restype, c.edged_step.argtypes = c_int32, [c_void_p, POINTER(Step), c_char_p]
+        c.edged_copy_block.restype = c_int32
+        c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_char_p]
         c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
         c.edged_matmul.restype = c_int32
@@ -117,6 +119,11 @@ class Library:
         """Computes one step."""
         error = self._error()
         self._check(self._c.edged_step(handle, step, error), error)
+
+    def copy_block(self, handle: int, source: int, target: int) -> None:
+        """Copies the keys and values of one cache block into another."""
+        error = self._error()
+        self._check(self._c.edged_copy_block(handle, source, target, error), error)
 
     def memory(self, handle: int) -> tuple[int, int]:
         """Bytes of the cache and of the buffers."""

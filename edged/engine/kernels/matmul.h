@@ -48,8 +48,8 @@ inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations&
         for (int l = 0; l < 4; l++, tile += 32) {
           const W32 both = load_w(tile), low = low_nibbles(both), high = high_nibbles(both);
           for (int m = 0; m < M; m++) {
-            const int8_t* a = codes + (size_t)m * x.stride + l * 8;
-            sum[m] = dot4(dot4(sum[m], low, load_a(a)), high, load_a(a + 4));
+            const int8_t* a = codes + (size_t)m * x.stride;
+            sum[m] = dot4(dot4(sum[m], low, load_a(a, l * 8)), high, load_a(a, l * 8 + 4));
           }
         }
         for (int line = 0; line < 3; line++) prefetch(tile + kAhead + line * 64);
@@ -60,7 +60,7 @@ inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations&
 #pragma GCC unroll 8
         for (int l = 0; l < 8; l++, tile += 32) {
           const W32 code = prepare8(load_w(tile));
-          for (int m = 0; m < M; m++) sum[m] = dot8(sum[m], code, load_a(codes + (size_t)m * x.stride + l * 4));
+          for (int m = 0; m < M; m++) sum[m] = dot8(sum[m], code, load_a(codes + (size_t)m * x.stride, l * 4));
         }
         for (int line = 0; line < 4; line++) prefetch(tile + kAhead + line * 64);
         for (int m = 0; m < M; m++) acc[m] = add_group<kind>(acc[m], rows8(sum[m]), scale, minimum, x, at + (size_t)m * x_groups);
@@ -123,7 +123,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
         W32 code[T];
         for (int t = 0; t < T; t++) code[t] = load_w(s.codes[t] + offset + l * 32);
         for (int m = 0; m < M; m++) {
-          const A4 a = load_a(codes + (size_t)m * x.stride + l * 4);
+          const A4 a = load_a(codes + (size_t)m * x.stride, l * 4);
           for (int t = 0; t < T; t++) sum[t][m] = dot4(sum[t][m], code[t], a);
         }
       }
@@ -138,7 +138,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
         W32 code[T];
         for (int t = 0; t < T; t++) code[t] = load_w(s.codes[t] + offset + l * 32);
         for (int m = 0; m < M; m++) {
-          const A4 a = load_a(codes + (size_t)m * x.stride + l * 4);
+          const A4 a = load_a(codes + (size_t)m * x.stride, l * 4);
           for (int t = 0; t < T; t++) sum[t][m] = dot8(sum[t][m], code[t], a);
         }
       }

@@ -68,7 +68,6 @@ inline void store_int8(int8_t* p, I8 x) { vst1_s8(p, vqmovn_s16(vcombine_s16(vqm
 struct W32 {
   int8x16_t a, b;
 };
-using A4 = int8x16_t;
 inline W32 load_w(const uint8_t* p) {
   return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + 16))};
 }
@@ -79,25 +78,42 @@ inline void store_w(uint8_t* p, W32 w) {
 inline W32 low_nibbles(W32 w) { return {vandq_s8(w.a, vdupq_n_s8(15)), vandq_s8(w.b, vdupq_n_s8(15))}; }
 inline int8x16_t high_nibbles(int8x16_t w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
 inline W32 high_nibbles(W32 w) { return {high_nibbles(w.a), high_nibbles(w.b)}; }
-inline A4 load_a(const int8_t* p) {
-  int32_t word;
-  memcpy(&word, p, 4);
-  return vreinterpretq_s8_s32(vdupq_n_s32(word));
-}
 
-constexpr int kBlockRows = 4;  // rows of activations beside two tiles' sums in registers
+// Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row, tile and group of 32 k: A72 56
+// with 4 and 38 with 2, A76 22 and 14).
+constexpr int kBlockRows = 2;
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 #ifdef EDGED_DOTPROD
+// sdot takes 4 activations out of a register of 16, so nothing is spread; `lane` is known when the loop over k is unrolled.
+struct A4 {
+  int8x16_t v;
+  int lane;
+};
+inline A4 load_a(const int8_t* group, int k) { return {vld1q_s8(group + k / 16 * 16), k / 4 % 4}; }
+inline int32x4_t dot_lane(int32x4_t s, int8x16_t w, A4 a) {
+  switch (a.lane) {
+    case 0: return vdotq_laneq_s32(s, w, a.v, 0);
+    case 1: return vdotq_laneq_s32(s, w, a.v, 1);
+    case 2: return vdotq_laneq_s32(s, w, a.v, 2);
+    default: return vdotq_laneq_s32(s, w, a.v, 3);
+  }
+}
 using Sum4 = I8;
 using Sum8 = I8;
 inline Sum4 no_sum4() { return splat_int(0); }
 inline Sum8 no_sum8() { return splat_int(0); }
-inline Sum8 dot8(Sum8 s, W32 w, A4 a) { return {vdotq_s32(s.a, w.a, a), vdotq_s32(s.b, w.b, a)}; }
+inline Sum8 dot8(Sum8 s, W32 w, A4 a) { return {dot_lane(s.a, w.a, a), dot_lane(s.b, w.b, a)}; }
 inline Sum4 dot4(Sum4 s, W32 w, A4 a) { return dot8(s, w, a); }
 inline I8 rows4(Sum4 s) { return s; }
 inline I8 rows8(Sum8 s) { return s; }
 #else
+using A4 = int8x16_t;
+inline A4 load_a(const int8_t* group, int k) {
+  int32_t word;
+  memcpy(&word, group + k, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
 // Each register: 2 rows × 4 k products. 8 × 15 × 127 = 15,240 fits int16; 8-bit products are added pairwise into int32 at once.
 struct Sum4 {
   int16x8_t v[4];

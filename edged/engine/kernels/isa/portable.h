@@ -146,7 +146,7 @@ inline W32 high_nibbles(W32 w) {
   for (auto& x : w.v) x >>= 4;
   return w;
 }
-inline A4 load_a(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+inline A4 load_a(const int8_t* group, int k) { return {{group[k], group[k + 1], group[k + 2], group[k + 3]}}; }
 
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles' sums in registers
 constexpr int kBias8 = 0;
