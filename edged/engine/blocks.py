@@ -57,12 +57,13 @@ class BlockPool:
         return len(self._empty) + len(self._idle)
 
     def reuse(self, table: Table, tokens: Sequence[int]) -> int:
-        """Fills an empty table with known blocks that hold the beginning of `tokens`; how many tokens that is.
+        """Fills a table on with known blocks that hold the beginning of `tokens`; how many tokens it then holds.
 
-        The last token is always left to be computed, because its logits are wanted.
+        The table is empty or holds full blocks of just this beginning. The last token is always left to be computed,
+        because its logits are wanted.
         """
-        digest = b""
-        for begin in range(0, (len(tokens) - 1) // self.size * self.size, self.size):
+        digest = table.digests[-1] if table.digests else b""
+        for begin in range(len(table.blocks) * self.size, (len(tokens) - 1) // self.size * self.size, self.size):
             after = _chain(digest, tokens[begin : begin + self.size])
             block = self._found.get(after)
             if block is None:

@@ -3,7 +3,8 @@
 - Only the best priority class that has sequences is served.
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
-- What the cache still has of a prompt's beginning is taken from there just before its first chunk.
+- What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
+  alike and arrive together, each computes a part for all.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,
   one of the same class after its quantum; it goes to the end of the line and is computed again later from its tokens.
 """
@@ -66,10 +67,11 @@ class Scheduler:
 
     def _prefill(self, sequence: Sequence, most: int) -> Work:
         assert sequence.slot is not None  # noqa: S101 only those with a slot run
-        if sequence.computed == 0:
-            sequence.computed = self._backend.reuse(sequence.slot, sequence.tokens)
-            if not sequence.started:
-                sequence.cached = sequence.computed
+        found = self._backend.reuse(sequence.slot, sequence.tokens) - sequence.computed
+        if found > 0:
+            sequence.computed += found
+            if sequence.completion == 0:
+                sequence.cached = min(sequence.cached + found, sequence.prompt_length - 1)
         self._to_the_end(sequence)
         return Work(sequence, min(most, len(sequence.tokens) - sequence.computed))
 

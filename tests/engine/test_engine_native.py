@@ -86,6 +86,21 @@ def test_a_shared_beginning_is_computed_once(tiny_gguf: Path, models: Path) -> N
     assert cached[1][0] >= cached[1][1] - 33
 
 
+def test_prompts_that_arrive_together_share_the_work(tiny_gguf: Path, models: Path) -> None:
+    """Eight at once with the same 600 tokens in front: those are computed once, in turns."""
+    model = load(tiny_gguf, models, threads=1)
+    sampling = Sampling(temperature=0, max_tokens=2)
+    text = " ".join(WORDS * 8)
+    generators = [model.generate(Request(raw=f"{text} {end}"), sampling) for end in WORDS[:8]]
+    finals = [list(generator)[-1] for generator in generators]
+    computed = [final.usage.prompt_tokens - final.usage.cached_tokens for final in finals]
+    assert sum(computed) < finals[0].usage.prompt_tokens + 8 * 40
+    alone = load(tiny_gguf, models, threads=1)
+    assert [final.text for final in finals] == [
+        list(alone.generate(Request(raw=f"{text} {end}"), sampling))[-1].text for end in WORDS[:8]
+    ]
+
+
 def test_what_is_loaded_says_how(tiny_gguf: Path, tiny_checkpoint: Path, models: Path) -> None:
     """A GGUF file keeps its bits, a checkpoint gets 4 or those that are asked for; a packed folder is what it is."""
     of_gguf = load(tiny_gguf, models).info

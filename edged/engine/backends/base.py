@@ -50,9 +50,9 @@ class Backend(Protocol):
         """A new empty cache; its number."""
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Fills an empty cache with what is still there of an earlier sequence that began alike.
+        """Fills a cache, which holds the beginning of `tokens` or nothing, on with what another sequence left there.
 
-        How many of `tokens` need not be computed: never all of them; 0 for a backend that keeps nothing.
+        How many of `tokens` it then holds, never all of them; 0 from a backend that keeps nothing.
         """
 
     def close(self, slot: int) -> None:

@@ -52,10 +52,10 @@ class NativeBackend:
         self.pool.release(kept.table, kept.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Fills an empty slot with what the cache still has of `tokens`; how many of them need not be computed."""
+        """As the protocol says. Goes on where the slot holds full blocks: another may have computed more meanwhile."""
         kept = self._slots[slot]
-        if kept.tokens:
-            return 0
+        if len(kept.tokens) % BLOCK or len(kept.table.blocks) * BLOCK != len(kept.tokens):
+            return len(kept.tokens)
         count = self.pool.reuse(kept.table, tokens)
         kept.tokens = list(tokens[:count])
         return count
