@@ -65,6 +65,7 @@ class Request(msgspec.Struct, frozen=True):
 
     `format` None: free text; else the output obeys it or the prompt fails, and `sampling.stop` must be empty.
     `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
+    `logprobs`: the final tells the log probability of each chosen token (for programs; the contract has no key for it).
     """
 
     turns: tuple[Turn, ...] = ()
@@ -72,6 +73,7 @@ class Request(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
     priority: int = DEFAULT_PRIORITY
     format: Format | None = None
+    logprobs: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -100,6 +102,7 @@ class Final(msgspec.Struct, frozen=True):
     """How a sequence ended. `seed` is the one that was used. `failure` says more where the reason is `failed`.
 
     `prefill_ms` is from the first prompt token computed to the first token sampled, `decode_ms` from there to the end.
+    `logprobs`, where they were asked for: the model's own log probability of each chosen token, in nats.
     """
 
     reason: Reason
@@ -109,6 +112,7 @@ class Final(msgspec.Struct, frozen=True):
     prefill_ms: float
     decode_ms: float
     failure: Failure | None = None
+    logprobs: tuple[float, ...] = ()
 
 
 class Started(msgspec.Struct, frozen=True):

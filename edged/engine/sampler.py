@@ -10,6 +10,7 @@ sums all of it one by one: the best are found among those above a bound, and a d
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from typing import Final
@@ -61,6 +62,12 @@ class Sampler:
         tokens, weights = candidates(logits, self._sampling)
         at = draw(weights, self._random.random())
         return at if tokens is None else int(tokens[at])
+
+
+def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+    """The log of the softmax at `token`, in nats."""
+    best = logits.max()
+    return float(logits[token] - best) - math.log(float(np.exp(logits - best).sum(dtype=np.float64)))
 
 
 def candidates(logits: npt.NDArray[np.float32], sampling: Sampling) -> tuple[npt.NDArray[np.int64] | None, Floats]:

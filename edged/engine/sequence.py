@@ -11,7 +11,7 @@ from edged.core.prompt import Failure, Final, Reason, Request, Usage
 from edged.engine.backends.base import Slice
 from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
-from edged.engine.sampler import Sampler
+from edged.engine.sampler import Sampler, logprob
 
 
 class Sequence:
@@ -36,6 +36,7 @@ class Sequence:
         self.sampler = Sampler(request.sampling, prompt)
         self.stream = TextStream(request.sampling.stop)
         self.constraint = constraint
+        self.logprobs: list[float] = []
 
     @property
     def prefilling(self) -> bool:
@@ -55,9 +56,12 @@ class Sequence:
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
         if self.constraint is None:
-            return self.sampler.pick(logits)
-        token = self.sampler.pick(self.constraint.mask(logits))
-        self.constraint.accept(token)
+            token = self.sampler.pick(logits)
+        else:
+            token = self.sampler.pick(self.constraint.mask(logits))
+            self.constraint.accept(token)
+        if self.request.logprobs:
+            self.logprobs.append(logprob(logits, token))
         return token
 
     @property
@@ -83,4 +87,5 @@ class Sequence:
             prefill_ms=(first - began) * 1e3,
             decode_ms=(now - first) * 1e3,
             failure=failure,
+            logprobs=tuple(self.logprobs),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edged.core.errors import PromptRefused
@@ -97,6 +98,22 @@ def test_a_prompt_is_computed_beside_running_replies_in_short_chunks(engine: Eng
     for _ in range(1 + 4):  # the first step only says that b begins
         engine.step()
     assert backend.log == [[1, 64]] * 4
+
+
+def test_log_probabilities_are_those_of_the_model(engine: Engine, backend: FakeBackend) -> None:
+    """Of the tokens chosen, before temperature and penalties; none where they were not asked for."""
+    rows: list[np.ndarray] = []
+    run = backend.run
+    backend.run = lambda slices, every=False: [rows.append(row) or row for row in run(slices, every)]
+    sampling = Sampling(temperature=0, max_tokens=6, repetition_penalty=1.5)
+    engine.add("a", Request(raw="x", sampling=sampling, logprobs=True))
+    asked = check(drain(engine)["a"])
+    logs = [row[0].astype(np.float64) - np.log(np.exp(row[0].astype(np.float64)).sum()) for row in rows]
+    assert len(asked.logprobs) == 6
+    assert all(abs(log.max() - found) < 1e-5 for log, found in zip(logs[:1], asked.logprobs[:1], strict=True))
+    assert all(abs(log - found).min() < 1e-5 for log, found in zip(logs, asked.logprobs, strict=True))
+    engine.add("b", Request(raw="x", sampling=sampling))
+    assert check(drain(engine)["b"]).logprobs == ()
 
 
 def test_what_the_cache_still_has_is_not_computed_again(engine: Engine, backend: FakeBackend, codec: TextCodec) -> None:

@@ -54,8 +54,8 @@ def sources() -> list[Path]:
 
 
 def fingerprint() -> str:
-    """Sixteen hex digits that change with any source, so that a stale library is never loaded."""
-    digest = hashlib.sha256()
+    """Sixteen hex digits that change with any source and the processor's family: no stale library is ever loaded."""
+    digest = hashlib.sha256(platform.machine().encode())
     for path in sorted([*HERE.glob("**/*.h"), *HERE.glob("*.cpp"), Path(__file__)]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
