@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ def show(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    about, console = result.about, Console(highlight=False)
+    about, console = result.about, Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(
         f"[bold]{about['model']}[/] {about['quantization']}, {about['weights_bytes'] / 1e6:.0f} MB, "
         f"{about['kernels']} kernels, {about['threads']} threads"

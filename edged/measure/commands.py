@@ -150,6 +150,6 @@ def _show(found: Sequence[Quality], count: int, window: int) -> None:
             cells.append(f"{kl.value:.5f} ({kl.low:.5f} – {kl.high:.5f})")
             cells.append(f"{top.value:.4f} ({top.low:.4f} – {top.high:.4f})")
         table.add_row(quality.name, *cells)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     console.print(f"[dim]{count} windows of {window} tokens; 95 % intervals in parentheses[/]")
