@@ -3,7 +3,8 @@
     .venv/bin/python scripts/mqtt_speed.py [ROUNDS]
 
 The client counts for itself: tokens after the first over the time from the first chunk to the final. Between two
-prompts, while the daemon is idle, the same decode is measured without it.
+prompts, while the daemon is idle, the same decode is measured without it. The time from the start of the daemon until
+its status is `online` is told as well.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ def main(rounds: int) -> None:
     FOLDER.mkdir(exist_ok=True)
     url, broker = start_broker()
     config = write_config(url, private=True)
+    asker = Asker(int(url.rsplit(":", 1)[1]))
+    begun = time.perf_counter()
     daemon = start([PYTHON, "-m", "edged.cli", "run", "--config", str(config)])
     try:
-        asker = Asker(int(url.rsplit(":", 1)[1]))
         asker.until_online()
+        say(f"online {time.perf_counter() - begun:.2f} s after the start (the first time it also fetches the model)")
         models = Path(FOLDER, "state", "models")
         backend = speed.open_for_bench(
             packed_model(locate(default_model(), None, Store(models)), "auto", models), None, "auto"
