@@ -64,7 +64,7 @@ struct Packed {
 struct Rows {
   std::vector<float> floats, scale, sum;
   std::vector<int8_t> codes;
-  std::vector<int32_t> sum8;
+  std::vector<int32_t> offset8;
   int m, stride;
   Rows(const Kernels& k, const std::vector<float>& x, int m_, int cols) : m(m_), stride(round_up(cols, 128)) {
     const size_t all = (size_t)m * stride;
@@ -72,14 +72,14 @@ struct Rows {
     codes.resize(all);
     scale.resize(all / 32);
     sum.resize(all / 32);
-    sum8.resize(all / 32);
+    offset8.resize(all / 32);
     for (int i = 0; i < m; i++) {
       const size_t at = (size_t)i * stride;
       memcpy(&floats[at], &x[(size_t)i * cols], (size_t)cols * 4);
-      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &sum8[at / 32], &sum[at / 32]);
+      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &offset8[at / 32], &sum[at / 32]);
     }
   }
-  Activations view(int rows) const { return {floats.data(), codes.data(), scale.data(), sum8.data(), sum.data(), rows, stride}; }
+  Activations view(int rows) const { return {floats.data(), codes.data(), scale.data(), offset8.data(), sum.data(), rows, stride}; }
 };
 
 std::vector<float> times(const Kernels& k, const Packed& w, const Rows& x, int m) {
@@ -105,7 +105,7 @@ void check_products(const Kernels& k, const Kernels& plain) {
       const Packed w((Kind)kind, rows, cols, group);
       const auto x = values((size_t)40 * cols);
       const Rows mine(k, x, 40, cols), theirs(plain, x, 40, cols);
-      expect(mine.codes == theirs.codes && mine.sum8 == theirs.sum8, k.name, "quantize");
+      expect(mine.codes == theirs.codes && mine.offset8 == theirs.offset8, k.name, "quantize");
       const std::string what = "product of kind " + std::to_string(kind) + ", " + std::to_string(rows) + " x " + std::to_string(cols);
       const auto all = times(k, w, mine, 40);
       expect(near(all, times(plain, w, theirs, 40), 2e-5f), k.name, what);

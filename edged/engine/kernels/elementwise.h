@@ -39,7 +39,7 @@ void rms_norm(const float* x, const float* weight, int n, float epsilon, float* 
   for (; i < n; i++) out[i] = x[i] * factor * weight[i];
 }
 
-void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* sum8, float* sum) {
+void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8, float* sum) {
   for (int g = 0; g < stride / kActivationGroup; g++, x += 32, codes += 32) {
     float tail[32];
     const float* from = x;
@@ -63,7 +63,7 @@ void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, in
     }
     const int32_t codes_sum = sum_lanes(total);
     scale[g] = most / 127.f;
-    sum8[g] = (int32_t)((uint32_t)codes_sum * 8u);
+    offset8[g] = (int32_t)(0u - (uint32_t)codes_sum * 8u);
     sum[g] = scale[g] * (float)codes_sum;
   }
 }

@@ -22,14 +22,14 @@ ActivationRoom::ActivationRoom(int rows, int width) : stride(round_up(width, 128
   values = Buffer(all * 4);
   codes = Buffer(all);
   scale = Buffer(all / 32 * 4);
-  sum8 = Buffer(all / 32 * 4);
+  offset8 = Buffer(all / 32 * 4);
   sum = Buffer(all / 32 * 4);
 }
 
 Activations ActivationRoom::view(int m, int from) const {
   const size_t at = (size_t)from * stride, group = at / kActivationGroup;
   return {values.as<float>() + at, codes.as<int8_t>() + at,      scale.as<float>() + group,
-          sum8.as<int32_t>() + group, sum.as<float>() + group, m, stride};
+          offset8.as<int32_t>() + group, sum.as<float>() + group, m, stride};
 }
 
 Engine::Engine(Model model, const Kernels& kernels)

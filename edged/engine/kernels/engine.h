@@ -13,12 +13,12 @@ namespace edged {
 
 // Room for m rows of activations as a matrix product wants them.
 struct ActivationRoom {
-  Buffer values, codes, scale, sum8, sum;
+  Buffer values, codes, scale, offset8, sum;
   int stride = 0;
   ActivationRoom() = default;
   ActivationRoom(int rows, int width);
   Activations view(int m, int from = 0) const;
-  size_t bytes() const { return values.bytes() + codes.bytes() + scale.bytes() + sum8.bytes() + sum.bytes(); }
+  size_t bytes() const { return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes(); }
 };
 
 // One token of a step.

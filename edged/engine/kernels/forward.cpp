@@ -60,7 +60,7 @@ void Forward::prepare_row(const float* row, int n, const Matrix& reader, Activat
     std::copy(row, row + n, room.values.as<float>() + offset);
   else
     engine.kernels_.quantize(row, n, room.stride, room.codes.as<int8_t>() + offset, room.scale.as<float>() + group,
-                             room.sum8.as<int32_t>() + group, room.sum.as<float>() + group);
+                             room.offset8.as<int32_t>() + group, room.sum.as<float>() + group);
 }
 
 void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
@@ -195,7 +195,7 @@ void Forward::gate(const Layer& layer, int index, int thread) {
         if (is_float(layer.down.kind))
           std::copy(row, row + columns, wide.values.as<float>() + at);
         else
-          k.quantize(row, columns, 32, wide.codes.as<int8_t>() + at, wide.scale.as<float>() + group, wide.sum8.as<int32_t>() + group,
+          k.quantize(row, columns, 32, wide.codes.as<int8_t>() + at, wide.scale.as<float>() + group, wide.offset8.as<int32_t>() + group,
                      wide.sum.as<float>() + group);
       }
     }

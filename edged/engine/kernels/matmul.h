@@ -19,11 +19,11 @@ constexpr int kStreamRows = 16;
 // (mapped files have small pages; 4096 decoded 1 to 6 % faster than 1536).
 constexpr int kAhead = 4096;
 
-// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows.
+// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The codes' 8 of kQ4 is off already: sums of
+// 4-bit codes run from start4(−8 · Σ x_codes) to rows4 of the same; whichever of the two is cheaper takes it off.
 template <Kind kind>
 inline F8 add_group(F8 acc, I8 dot, F8 scale, F8 minimum, const Activations& x, size_t at) {
-  if (kind == kQ4) dot = sub(dot, splat_int(x.sum8[at]));
-  if (!is_q4(kind) && kBias8) dot = sub(dot, splat_int(x.sum8[at] * (kBias8 / 8)));
+  if (!is_q4(kind) && kBias8) dot = add(dot, splat_int(x.offset8[at] * (kBias8 / 8)));
   acc = fma(mul(scale, splat(x.scale[at])), to_float(dot), acc);
   if (has_minimum(kind)) acc = fma(minimum, splat(x.sum[at]), acc);
   return acc;
@@ -43,7 +43,7 @@ inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations&
     for (int p = 0; p < parts; p++, at++, codes += kActivationGroup) {
       if (is_q4(kind)) {
         Sum4 sum[M];
-        for (int m = 0; m < M; m++) sum[m] = no_sum4();
+        for (int m = 0; m < M; m++) sum[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
 #pragma GCC unroll 4
         for (int l = 0; l < 4; l++, tile += 32) {
           const W32 both = load_w(tile), low = low_nibbles(both), high = high_nibbles(both);
@@ -53,7 +53,10 @@ inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations&
           }
         }
         for (int line = 0; line < 3; line++) prefetch(tile + kAhead + line * 64);
-        for (int m = 0; m < M; m++) acc[m] = add_group<kind>(acc[m], rows4(sum[m]), scale, minimum, x, at + (size_t)m * x_groups);
+        for (int m = 0; m < M; m++) {
+          const size_t here = at + (size_t)m * x_groups;
+          acc[m] = add_group<kind>(acc[m], rows4(sum[m], kind == kQ4 ? x.offset8[here] : 0), scale, minimum, x, here);
+        }
       } else {
         Sum8 sum[M];
         for (int m = 0; m < M; m++) sum[m] = no_sum8();
@@ -117,7 +120,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
     if (is_q4(kind)) {
       Sum4 sum[T][M];
       for (auto& tile : sum)
-        for (auto& one : tile) one = no_sum4();
+        for (int m = 0; m < M; m++) tile[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
 #pragma GCC unroll 8
       for (int l = 0; l < 8; l++) {
         W32 code[T];
@@ -128,7 +131,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
         }
       }
       for (int t = 0; t < T; t++)
-        for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m]);
+        for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
     } else {
       Sum8 sum[T][M];
       for (auto& tile : sum)

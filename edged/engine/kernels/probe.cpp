@@ -38,7 +38,7 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
     const size_t at = (size_t)i * room.stride, group = at / kActivationGroup;
     std::copy(x + (size_t)i * matrix.cols, x + (size_t)(i + 1) * matrix.cols, room.values.as<float>() + at);
     kernels.quantize(x + (size_t)i * matrix.cols, matrix.cols, room.stride, room.codes.as<int8_t>() + at, room.scale.as<float>() + group,
-                     room.sum8.as<int32_t>() + group, room.sum.as<float>() + group);
+                     room.offset8.as<int32_t>() + group, room.sum.as<float>() + group);
   }
   Threads pool(threads);
   std::vector<std::unique_ptr<Scratch>> scratch;

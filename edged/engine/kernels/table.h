@@ -32,7 +32,7 @@ struct Activations {
   const float* values = nullptr;    // [m, stride]
   const int8_t* codes = nullptr;    // [m, stride]
   const float* scale = nullptr;     // [m, stride / 32]
-  const int32_t* sum8 = nullptr;    // [m, stride / 32]: 8 × the sum of a group's codes
+  const int32_t* offset8 = nullptr;  // [m, stride / 32]: −8 × the sum of a group's codes
   const float* sum = nullptr;       // [m, stride / 32]: scale × the sum of a group's codes
   int m = 0, stride = 0;            // stride in elements, a multiple of 128, zero beyond k
 };
@@ -74,7 +74,7 @@ struct Kernels {
   // One row: out = x / rms(x) * weight.
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
   // One row of k values (zeros up to stride) to int8 groups.
-  void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* sum8, float* sum);
+  void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8, float* sum);
   // y[i, (tile − begin)·8 …] = or += x[i] · w[tile]ᵀ for tiles [begin, end).
   void (*matmul)(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
   // One head x[2*half]: rotates (x[i], x[i+half]).

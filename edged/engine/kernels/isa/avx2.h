@@ -99,11 +99,11 @@ constexpr int kBias8 = 128;  // 8-bit weights are multiplied as unsigned: code +
 inline W32 prepare8(W32 w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 using Sum4 = __m256i;
 using Sum8 = __m256i;
-inline Sum4 no_sum4() { return _mm256_setzero_si256(); }
+inline Sum4 start4(int32_t) { return _mm256_setzero_si256(); }  // starting at the offset was 5 % slower
 inline Sum8 no_sum8() { return _mm256_setzero_si256(); }
 inline Sum4 dot4(Sum4 s, W32 w, A4 a) { return _mm256_dpbusd_epi32(s, w, a); }
 inline Sum8 dot8(Sum8 s, W32 w, A4 a) { return _mm256_dpbusd_epi32(s, w, a); }
-inline I8 rows4(Sum4 s) { return {s}; }
+inline I8 rows4(Sum4 s, int32_t offset) { return add(I8{s}, splat_int(offset)); }
 inline I8 rows8(Sum8 s) { return {s}; }
 #else
 constexpr int kBias8 = 0;
@@ -111,7 +111,7 @@ inline W32 prepare8(W32 w) { return w; }
 // 8 × 2 × 15 × 127 = 30,480 fits an int16 lane: 4-bit sums are widened once a group.
 using Sum4 = __m256i;
 using Sum8 = __m256i;
-inline Sum4 no_sum4() { return _mm256_setzero_si256(); }
+inline Sum4 start4(int32_t) { return _mm256_setzero_si256(); }
 inline Sum8 no_sum8() { return _mm256_setzero_si256(); }
 // Sums grow one product after another. Without this GCC rebalances the additions into a tree, keeps a group's 32 products at once and
 // spills them: 47 of 171 instructions for four rows.
@@ -127,7 +127,7 @@ inline Sum8 dot8(Sum8 s, W32 w, A4 a) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
   return in_order(_mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 }
-inline I8 rows4(Sum4 s) { return {_mm256_madd_epi16(s, _mm256_set1_epi16(1))}; }
+inline I8 rows4(Sum4 s, int32_t offset) { return add(I8{_mm256_madd_epi16(s, _mm256_set1_epi16(1))}, splat_int(offset)); }
 inline I8 rows8(Sum8 s) { return {s}; }
 #endif
 

@@ -101,11 +101,11 @@ inline int32x4_t dot_lane(int32x4_t s, int8x16_t w, A4 a) {
 }
 using Sum4 = I8;
 using Sum8 = I8;
-inline Sum4 no_sum4() { return splat_int(0); }
+inline Sum4 start4(int32_t offset) { return splat_int(offset); }
 inline Sum8 no_sum8() { return splat_int(0); }
 inline Sum8 dot8(Sum8 s, W32 w, A4 a) { return {dot_lane(s.a, w.a, a), dot_lane(s.b, w.b, a)}; }
 inline Sum4 dot4(Sum4 s, W32 w, A4 a) { return dot8(s, w, a); }
-inline I8 rows4(Sum4 s) { return s; }
+inline I8 rows4(Sum4 s, int32_t) { return s; }
 inline I8 rows8(Sum8 s) { return s; }
 #else
 using A4 = int8x16_t;
@@ -121,7 +121,7 @@ struct Sum4 {
 struct Sum8 {
   int32x4_t v[4];
 };
-inline Sum4 no_sum4() { return {{vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)}}; }
+inline Sum4 start4(int32_t) { return {{vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0), vdupq_n_s16(0)}}; }
 inline Sum8 no_sum8() { return {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}}; }
 inline Sum4 dot4(Sum4 s, W32 w, A4 a) {
   s.v[0] = vmlal_s8(s.v[0], vget_low_s8(w.a), vget_low_s8(a));
@@ -138,8 +138,9 @@ inline Sum8 dot8(Sum8 s, W32 w, A4 a) {
   return s;
 }
 inline I8 rows8(Sum8 s) { return {vpaddq_s32(s.v[0], s.v[1]), vpaddq_s32(s.v[2], s.v[3])}; }
-inline I8 rows4(Sum4 s) {
-  return rows8({{vpaddlq_s16(s.v[0]), vpaddlq_s16(s.v[1]), vpaddlq_s16(s.v[2]), vpaddlq_s16(s.v[3])}});
+inline I8 rows4(Sum4 s, int32_t offset) {
+  const I8 sum = rows8({{vpaddlq_s16(s.v[0]), vpaddlq_s16(s.v[1]), vpaddlq_s16(s.v[2]), vpaddlq_s16(s.v[3])}});
+  return add(sum, splat_int(offset));
 }
 #endif
 

@@ -153,14 +153,14 @@ constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 using Sum4 = I8;
 using Sum8 = I8;
-inline Sum4 no_sum4() { return splat_int(0); }
+inline Sum4 start4(int32_t) { return splat_int(0); }
 inline Sum8 no_sum8() { return splat_int(0); }
 inline I8 dot8(I8 s, W32 w, A4 a) {
   EDGED_LANES for (int j = 0; j < 4; j++) s.v[i] += (int8_t)w.v[i * 4 + j] * a.v[j];
   return s;
 }
 inline I8 dot4(I8 s, W32 w, A4 a) { return dot8(s, w, a); }
-inline I8 rows4(I8 s) { return s; }
+inline I8 rows4(I8 s, int32_t offset) { return add(s, splat_int(offset)); }
 inline I8 rows8(I8 s) { return s; }
 inline void prefetch(const void*) {}
 #undef EDGED_LANES
