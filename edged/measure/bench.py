@@ -74,7 +74,8 @@ def bench(
 ) -> Result:
     """Runs everything. `work` is a folder for a peer's random weights. Raises ModelError."""
     progress("memory")
-    about = _about(packed) | {"memory": _memory(model, models)}
+    random = packed.manifest.name in SHAPES  # and so without a tokenizer
+    about = _about(packed) | {"memory": None if random else footprint(str(model.path), models, 2048)}
     backend = speed.open_for_bench(packed, threads, kernels)
     about |= {"threads": backend.model.threads, "kernels": backend.model.kernels}
     opened = _open_peer(model, packed, peer, backend, work, progress) if peer else None
@@ -101,13 +102,6 @@ def _about(packed: PackedModel) -> dict[str, Any]:
         "weights_bytes": packed.weights_bytes,
         "token_bytes": speed.token_bytes(packed),
     }
-
-
-def _memory(model: LocatedModel, models: Path) -> dict[str, int] | None:
-    """What a worker takes; None for weights that have no tokenizer."""
-    if model.format == "packed" and model.name in SHAPES:
-        return None
-    return footprint(str(model.path), models, 2048)
 
 
 def _open_peer(

@@ -42,7 +42,7 @@ def show(result: Result) -> None:
     table = Table("", "edged", box=None, header_style="bold")
     table.columns[1].justify = "right"
     if about.get("peer"):
-        for name in ("peer", "ratio", "min – max"):
+        for name in ("peer", "ratio", "pair by pair"):
             table.add_column(name, justify="right")
     for row in result.rows:
         table.add_row(f"{row.name} [dim]{row.unit}[/]", *_cells(row))
@@ -63,8 +63,8 @@ def _cells(row: Row) -> list[str]:
     if row.peer is None or row.ratio is None:
         return [ours]
     colour = "green" if row.ratio >= 1 else "red"
-    spread = f"{min(row.ratios):.2f} – {max(row.ratios):.2f}"
-    return [ours, f"{row.peer:.0f}", f"[{colour}]{row.ratio:.2f} ×[/]", spread]
+    pairs = " ".join(f"{ratio:.2f}" for ratio in row.ratios)
+    return [ours, f"{row.peer:.0f}", f"[{colour}]{row.ratio:.2f} ×[/]", pairs]
 
 
 def picture(result: Result) -> str:

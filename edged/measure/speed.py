@@ -27,6 +27,7 @@ BATCH_STEPS: Final = 16
 START: Final = 16  # tokens in each cache before decoding is timed
 BATCHES: Final = (1, 2, 4, 8, 16)
 PREFILLS: Final = (128, 512, 2048)
+BEHIND: Final = (128, 4096)  # tokens of context before decoding is timed
 SHARED, PROMPT = 500, 512  # tokens of a prompt that a warm cache has, and all of them
 BUFFER: Final = 400_000_000  # bytes read to measure the memory: far more than any cache of a processor
 
@@ -43,7 +44,7 @@ class Case:
 
 def open_for_bench(packed: PackedModel, threads: int | None, kernels: str) -> NativeBackend:
     """The model with room for the largest case. Raises ModelError."""
-    context = min(packed.manifest.shape.context, max(PREFILLS) + START)
+    context = min(packed.manifest.shape.context, max(*PREFILLS, *BEHIND) + DECODE_TOKENS)
     return open_native(packed, context, threads, available_bytes, kernels, slots=max(BATCHES))
 
 
@@ -59,6 +60,11 @@ def cases(backend: Backend) -> list[Case]:
         if 1 < count <= backend.slots:
             run = partial(batch, backend, ids, count)
             found.append(Case(f"decode × {count}", "tokens/s", run, ("batch", count)))
+    found += [
+        Case(f"decode behind {length}", "tokens/s", partial(long_context, backend, ids, length))
+        for length in BEHIND
+        if length + DECODE_TOKENS <= backend.context
+    ]
     if backend.context >= PROMPT:
         found += [
             Case("first token, cold", "ms", partial(first_token, backend, ids, 0)),
