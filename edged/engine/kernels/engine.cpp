@@ -37,9 +37,10 @@ Engine::Engine(Model model, const Kernels& kernels)
   const EdgedConfig& c = model_.config;
   const size_t rows = (size_t)c.max_rows;
   head_stride_ = (size_t)c.head_dim * kBlockTokens * 2;
-  block_stride_ = head_stride_ * c.kv_heads;
-  layer_stride_ = block_stride_ * c.blocks;
-  cache_ = Buffer(layer_stride_ * c.layers * 2);
+  layer_stride_ = head_stride_ * c.kv_heads;
+  // A block's layers lie together: a short sequence then touches little memory, even where pages are huge.
+  block_stride_ = layer_stride_ * c.layers;
+  cache_ = Buffer(block_stride_ * c.blocks * 2);
   const size_t q = (size_t)c.heads * c.head_dim, kv = (size_t)c.kv_heads * c.head_dim;
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
   query_ = Buffer(rows * q * 4);
@@ -80,10 +81,8 @@ void Engine::copy_block(int from, int to) {
     require(block >= 0 && block < c.blocks, "block " + std::to_string(block) + " is outside the cache of " + std::to_string(c.blocks) + " blocks");
   if (from == to) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  for (int i = 0; i < c.layers; i++) {
-    uint16_t* layer = cache_.as<uint16_t>() + (size_t)i * layer_stride_;
-    memcpy(layer + (size_t)to * block_stride_, layer + (size_t)from * block_stride_, block_stride_ * sizeof *layer);
-  }
+  uint16_t* cache = cache_.as<uint16_t>();
+  memcpy(cache + (size_t)to * block_stride_, cache + (size_t)from * block_stride_, block_stride_ * sizeof *cache);
 }
 
 size_t Engine::buffer_bytes() const {
