@@ -78,7 +78,7 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
         "paths", nargs="+", metavar="SOURCE DEST", help="a model and a new folder; with --shape the folder"
     )
     pack.add_argument("--bits", type=int, choices=(4, 8), help="of what is not quantized yet (a checkpoint: 4)")
-    pack.add_argument("--group", type=int, choices=(32, 64, 128), default=32, help="weights that share a scale")
+    pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights that share a scale (default 32)")
     pack.add_argument("--shape", metavar="NAME", help="random weights of a known shape: qwen2.5-0.5b, smollm2-135m, …")
     pack.set_defaults(run=_pack)
 
@@ -101,7 +101,7 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     evaluate.set_defaults(run=_eval)
     for command in (bench, evaluate):
         command.add_argument("--peer", choices=("llama.cpp",), help="measure this one in turn")
-        command.add_argument("--peer-python", default=sys.executable, metavar="FILE", help="a Python that has the peer")
+        command.add_argument("--peer-python", metavar="FILE", help="a Python that has the peer")
     return pack, bench, evaluate
 
 

@@ -100,7 +100,10 @@ class Engine:
             sequence = work.sequence
             sequence.computed += work.tokens
             if isinstance(result, ComputeError):
-                events += self._retire(sequence, "failed")
+                failure = Failure(
+                    "compute", f"the model could not compute this ({result}); send it again or shorten it"
+                )
+                events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
                 events += self._sample(sequence, result)
         return events

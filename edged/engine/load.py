@@ -19,7 +19,7 @@ from edged.engine.model import Model
 from edged.models.checkpoint import chat_template
 from edged.models.gguf_file import open_gguf
 from edged.models.locate import LocatedModel, locate
-from edged.models.packed import GGUF_TOKENIZER
+from edged.models.packed import GGUF_TOKENIZER, PackedModel
 from edged.models.packed_cache import packed_model
 from edged.models.store import Store
 from edged.models.template import ChatTemplate
@@ -37,6 +37,7 @@ class _Order:
     """What to load, and how."""
 
     model: LocatedModel
+    packed: PackedModel | None  # verified, where the model is a packed folder itself
     bits: str | int
     context: int | None
     threads: int | None
@@ -71,8 +72,9 @@ def load_model(
     progress("verifying the model")
     models = MODELS if store_root is None else store_root
     found = locate(str(source), digest, Store(models))
+    packed = packed_model(found, bits, models, progress) if found.format == "packed" else None
     codec, template, architecture = _texts(found)
-    order = _Order(found, bits, context, threads, models, progress, exact)
+    order = _Order(found, packed, bits, context, threads, models, progress, exact)
     computed, fallback = _open(order, backend)
     give_back()
     info = ModelInfo(
@@ -114,7 +116,7 @@ def _open(order: _Order, backend: str) -> tuple[Backend, str]:
 def _open_native(order: _Order) -> Backend:
     kernels_here()
     order.progress("mapping the packed model")
-    packed = packed_model(order.model, order.bits, order.models, order.progress)
+    packed = order.packed or packed_model(order.model, order.bits, order.models, order.progress)
     return open_native(packed, order.context, order.threads, available_bytes)
 
 

@@ -18,9 +18,10 @@ SHARE: Final = 0.8  # of what is left after the weights, caches may take
 
 @dataclass(frozen=True)
 class Room:
-    """How many caches may be open at once."""
+    """How many caches may be open at once, and the bytes that all together may take."""
 
     slots: int
+    cache_bytes: int
 
 
 def available_bytes() -> int:
@@ -45,7 +46,7 @@ def admit(weights: int, cache: int, available: int, most: int = MAX_SLOTS) -> Ro
             f"context) but {_megabytes(available)} MB are free; set a smaller model.context or choose a smaller model.",
         )
     spare = SHARE * (available - weights - WORKING)
-    return Room(slots=max(1, min(most, int(spare // max(1, cache)))))
+    return Room(slots=max(1, min(most, int(spare // max(1, cache)))), cache_bytes=max(cache, int(spare)))
 
 
 def give_back() -> None:

@@ -67,11 +67,11 @@ class Scheduler:
 
     def _prefill(self, sequence: Sequence, most: int) -> Work:
         assert sequence.slot is not None  # noqa: S101 only those with a slot run
-        found = self._backend.reuse(sequence.slot, sequence.tokens) - sequence.computed
-        if found > 0:
-            sequence.computed += found
-            if sequence.completion == 0:
-                sequence.cached = min(sequence.cached + found, sequence.prompt_length - 1)
+        found = self._backend.reuse(sequence.slot, sequence.tokens)
+        known = max(sequence.computed, sequence.reached)  # what it computed itself before it lost its slot is no gain
+        if sequence.completion == 0:
+            sequence.cached += max(0, found - known)
+        sequence.computed = max(sequence.computed, found)
         self._to_the_end(sequence)
         return Work(sequence, min(most, len(sequence.tokens) - sequence.computed))
 
@@ -100,6 +100,7 @@ class Scheduler:
         if sequence.slot is not None:
             self._backend.close(sequence.slot)
             sequence.slot = None
+            sequence.reached = max(sequence.reached, sequence.computed)
             sequence.computed = 0
 
     def _open_slots(self) -> int:

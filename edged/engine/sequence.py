@@ -26,6 +26,7 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0
+        self.reached = 0  # the most that was ever in its cache
         self.cached = 0  # tokens of the prompt that the cache held when it began
         self.slot: int | None = None
         self.served = 0

@@ -39,7 +39,8 @@ def pack_command(arguments: argparse.Namespace, models: Path) -> int:
         raise BadValue("edged pack", "takes SOURCE DEST, or --shape NAME DEST")
     destination = Path(arguments.paths[-1])
     if arguments.shape:
-        pack_shape(arguments.shape, destination, bits=arguments.bits or 4, group=arguments.group, progress=doing)
+        bits, group = arguments.bits or 4, arguments.group or 32
+        pack_shape(arguments.shape, destination, bits=bits, group=group, progress=doing)
     else:
         _pack(arguments, destination, models)
     packed = open_packed(destination)
@@ -62,8 +63,16 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
     if found.format == "packed":
         raise EdgedError(f"{found.path} is packed already; give the model that it was made from")
     bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
-    source = open_source(found.path)
-    pack(source, destination, bits=bits, group=arguments.group, source_digest=found.digest, progress=doing)
+    if arguments.group and bits is None:
+        raise BadValue("--group", "needs --bits: without, the weights stay as the file has them")
+    pack(
+        open_source(found.path),
+        destination,
+        bits=bits,
+        group=arguments.group or 32,
+        source_digest=found.digest,
+        progress=doing,
+    )
 
 
 def bench_command(arguments: argparse.Namespace, settings: Settings, models: Path) -> int:
@@ -71,7 +80,8 @@ def bench_command(arguments: argparse.Namespace, settings: Settings, models: Pat
     kernels_here()
     found = locate(arguments.model, None, Store(models))
     packed = packed_model(found, "auto", models, doing)
-    peer = PeerOrder(arguments.peer_python, arguments.llama_bench) if arguments.peer else None
+    wanted = arguments.peer or arguments.peer_python or arguments.llama_bench
+    peer = PeerOrder(arguments.peer_python or sys.executable, arguments.llama_bench) if wanted else None
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as work:
         result = bench(
             found,
@@ -99,15 +109,15 @@ def eval_command(arguments: argparse.Namespace, settings: Settings, models: Path
         text = Path(arguments.file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EdgedError(f"{arguments.file} cannot be read as UTF-8 text ({error})") from None
-    model = _load(arguments.model, arguments.backend, settings, models)
+    model = _load(arguments.model, arguments.backend, arguments.window, settings, models)
     cut = windows(model.codec.encode(text, False), arguments.window, arguments.windows)
     named: dict[str, Predictor] = {_name(model): model}
-    reference = _reference(arguments.reference, model, settings, models) if arguments.reference else None
+    reference = _reference(arguments, model, settings, models) if arguments.reference else None
     with ExitStack() as stack:
-        if arguments.peer:
+        if arguments.peer or arguments.peer_python:
             path = locate(arguments.model, None, Store(models)).path
             threads = settings.model.threads or usable_cores()
-            peer = LlamaPeer(path, threads, arguments.window, arguments.peer_python)
+            peer = LlamaPeer(path, threads, arguments.window, arguments.peer_python or sys.executable)
             stack.callback(peer.close)
             named[str(peer.about["name"])] = peer
         found = evaluate(cut, named, reference, doing)
@@ -119,9 +129,10 @@ def eval_command(arguments: argparse.Namespace, settings: Settings, models: Path
     return 0
 
 
-def _reference(source: str, model: Model, settings: Settings, models: Path) -> tuple[str, Predictor]:
+def _reference(arguments: argparse.Namespace, model: Model, settings: Settings, models: Path) -> tuple[str, Predictor]:
     """The reference: computed exactly by torch, but for a packed folder, which only the native engine reads."""
-    exact = _load(source, "native" if is_packed(Path(source)) else "torch", settings, models)
+    backend = "native" if is_packed(Path(arguments.reference)) else "torch"
+    exact = _load(arguments.reference, backend, arguments.window, settings, models, exact=True)
     if exact.codec.vocabulary != model.codec.vocabulary:
         raise EdgedError("the reference has another vocabulary; give a model of the same family")
     return f"reference: {_name(exact)}", exact
@@ -131,9 +142,15 @@ def _name(model: Model) -> str:
     return f"{model.info.name}, {model.info.backend}, {model.info.quantization}"
 
 
-def _load(source: str, backend: str, settings: Settings, models: Path) -> Model:
+def _load(source: str, backend: str, context: int, settings: Settings, models: Path, exact: bool = False) -> Model:
     return load_model(
-        source, backend, threads=settings.model.threads, store_root=models, on_progress=doing, exact=backend == "torch"
+        source,
+        backend,
+        context=context,
+        threads=settings.model.threads,
+        store_root=models,
+        on_progress=doing,
+        exact=exact,
     )
 
 

@@ -25,8 +25,8 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
             "bad_model",
-            f"{folder} has no config.json, so it is no checkpoint folder; "
-            "this version does not read packed folders yet.",
+            f"{folder} has no config.json, so it is no checkpoint folder, and it lacks manifest.json or "
+            "model.safetensors of a packed one; fetch or pack it again.",
         )
     for name in ("config.json", "tokenizer_config.json"):
         if read_json(folder / name).get("auto_map"):

@@ -83,55 +83,92 @@ def check_shape(shape: Shape) -> Shape:
     return shape
 
 
+class _Figures:
+    """Metadata of one architecture in a GGUF file, each value of the kind that is wanted. Raises ModelError."""
+
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self._file = file
+        self._architecture = architecture
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A number from 1 to 10,000,000."""
+        value = self._get(key, default)
+        if not isinstance(value, int) or not 1 <= value <= 10_000_000:
+            raise self._wrong(key, value)
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number."""
+        value = self._get(key, default)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self._wrong(key, value)
+        return float(value)
+
+    def word(self, key: str, default: str) -> str:
+        """A text."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value)
+        return value
+
+    def _get(self, key: str, default: Any) -> Any:
+        return self._file.get(f"{self._architecture}.{key}", default)
+
+    def _wrong(self, key: str, value: Any) -> ModelError:
+        shown = repr(value)[:60]
+        name = self._file.path.name
+        return ModelError("bad_model", f"{name} gives {shown} for {self._architecture}.{key}; fetch it again.")
+
+
 def shape_from_gguf(file: GgufFile) -> Shape:
     """The shape that a GGUF file describes. Raises ModelError."""
     architecture = file.get("general.architecture")
-    if architecture not in FAMILIES:
-        raise _unsupported(f"the architecture {architecture!r}")
-
-    def figure(key: str, default: int | None = None) -> int:
-        value = file.get(f"{architecture}.{key}", default)
-        if not isinstance(value, int) or not 1 <= value <= 10_000_000:
-            raise ModelError("bad_model", f"{file.path.name} gives {value!r} for {architecture}.{key}; fetch it again.")
-        return value
-
-    width, heads = figure("embedding_length"), figure("attention.head_count")
-    head_dim = figure("attention.key_length", width // heads)
-    context = figure("context_length")
-    scaling = file.get(f"{architecture}.rope.scaling.type", "none")
-    if file.get(f"{architecture}.expert_count"):
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise _unsupported(f"the architecture {str(architecture)[:60]!r}")
+    figures = _Figures(file, architecture)
+    width, heads = figures.whole("embedding_length"), figures.whole("attention.head_count")
+    head_dim = figures.whole("attention.key_length", width // heads)
+    context, window = figures.whole("context_length"), figures.number("attention.sliding_window", 0)
+    if figures.number("expert_count", 0):
         raise _unsupported("a mixture of experts")
-    if scaling not in {"none", "linear"} or figure("rope.dimension_count", head_dim) != head_dim:
-        raise _unsupported(f"rotary embedding of the kind {scaling!r} or over a part of the head")
-    if figure("attention.value_length", head_dim) != head_dim:
+    if figures.whole("rope.dimension_count", head_dim) != head_dim:
+        raise _unsupported("rotary embedding over a part of the head")
+    if figures.whole("attention.value_length", head_dim) != head_dim:
         raise _unsupported("values of another size than keys")
-    factors = [float(file.get(f"{architecture}.rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0] * (
-        head_dim // 2
-    )
-    if "rope_freqs.weight" in file.tensors:
-        factors = [float(value) for value in file.dequantize("rope_freqs.weight")]
-    if len(factors) != head_dim // 2 or not all(factor > 0 for factor in factors):
-        raise ModelError("bad_model", f"The rotary factors in {file.path.name} do not fit its heads; fetch it again.")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelError("bad_model", f"{file.path.name} has no token embedding; fetch or convert it again.")
-    window = file.get(f"{architecture}.attention.sliding_window")
-    base = float(file.get(f"{architecture}.rope.freq_base", 10_000.0))
+    plain = _plain(figures.number("rope.freq_base", 10_000.0), head_dim)
     return check_shape(
         Shape(
-            architecture=str(architecture),
-            layers=figure("block_count"),
+            architecture=architecture,
+            layers=figures.whole("block_count"),
             width=width,
-            ffn=figure("feed_forward_length"),
+            ffn=figures.whole("feed_forward_length"),
             heads=heads,
-            kv_heads=figure("attention.head_count_kv", heads),
+            kv_heads=figures.whole("attention.head_count_kv", heads),
             head_dim=head_dim,
             vocabulary=embedding.shape[0],
-            context=min(context, window) if isinstance(window, int) and window > 0 else context,
-            epsilon=float(file.get(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)),
-            frequencies=tuple(plain / factor for plain, factor in zip(_plain(base, head_dim), factors, strict=True)),
+            context=min(context, int(window)) if window > 0 else context,
+            epsilon=figures.number("attention.layer_norm_rms_epsilon", 1e-5),
+            frequencies=tuple(
+                value / factor for value, factor in zip(plain, _factors(file, figures, head_dim), strict=True)
+            ),
         )
     )
+
+
+def _factors(file: GgufFile, figures: _Figures, head_dim: int) -> list[float]:
+    """What each pair's rotary frequency is divided by: linear scaling times the factors that the file lists."""
+    scaling = figures.word("rope.scaling.type", "none")
+    if scaling not in {"none", "linear"}:
+        raise _unsupported(f"rotary embedding of the kind {scaling[:60]!r}")
+    all_of_them = figures.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
+    listed = file.dequantize("rope_freqs.weight") if "rope_freqs.weight" in file.tensors else [1.0] * (head_dim // 2)
+    factors = [all_of_them * float(value) for value in listed]
+    if len(factors) != head_dim // 2 or not all(factor > 0 for factor in factors):
+        raise ModelError("bad_model", f"The rotary factors in {file.path.name} do not fit its heads; fetch it again.")
+    return factors
 
 
 def shape_from_config(config: Mapping[str, Any]) -> Shape:

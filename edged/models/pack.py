@@ -72,6 +72,10 @@ def pack(
         stored = _kind(source, name)
         final, its_group = (stored, 32) if kind is None or not stored.is_float else (kind, group)
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
+    if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):
+        raise ModelError(
+            "unsupported", f"The weights of {source.name} are quantized already and keep their bits; leave bits out."
+        )
     for name, length in vector_names(source.shape):
         infos[name] = TensorInfo(Kind.F32, 1, length, 0)
     if destination.exists() and any(destination.iterdir()):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edged.core.errors import ModelError
 from edged.models.families import Shape, shape_from_config, shape_from_gguf
 from edged.models.gguf_file import GgufFile
-from edged.models.packed import GGUF_TOKENIZER
+from edged.models.packed import GGUF_TOKENIZER, matrix_names, vector_names
 from edged.models.tiles import Codes, Kind
 
 Array = npt.NDArray[Any]
@@ -85,6 +85,22 @@ class GgufSource:
         self.shape = shape_from_gguf(file)
         self.tied = "output.weight" not in file.tensors
         self._file = file
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Every tensor must mean something to the forward pass: one that it would leave out makes another model."""
+        packed = [name for name, _, _ in matrix_names(self.shape, self.tied)]
+        packed += [name for name, _ in vector_names(self.shape)]
+        both = [part for name in packed for part in _halves(name)]
+        wanted = {_gguf_name(name) for name in both} | {"rope_freqs.weight"}
+        if extra := sorted(self._file.tensors.keys() - wanted):
+            raise ModelError(
+                "unsupported", f"The native engine has no use for the tensor {extra[0]} of {self.name}; use torch."
+            )
+        if self.shape.family.qkv_bias and "blk.0.attn_q.bias" not in self._file.tensors:
+            raise ModelError(
+                "unsupported", f"{self.name} lacks the attention biases of its architecture; use the torch backend."
+            )
 
     def kind(self, name: str) -> Kind:
         stored = self._tensor(name)
@@ -120,12 +136,7 @@ class GgufSource:
         write_metadata(folder / GGUF_TOKENIZER, self._file.metadata)
 
     def _tensor(self, name: str) -> Any:
-        top = {"embedding": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
-        if name in top:
-            found = top[name]
-        else:
-            _, layer, part = name.split(".")
-            found = f"blk.{layer}.{_GGUF_NAMES[part]}.{'bias' if part.endswith('_bias') else 'weight'}"
+        found = _gguf_name(name)
         tensor = self._file.tensors.get(found)
         if tensor is None:
             raise ModelError("bad_model", f"{self.name} has no tensor {found}; fetch or convert the model again.")
@@ -148,6 +159,20 @@ class GgufSource:
         return np.asarray(pairs.transpose(0, 2, 1).reshape(-1))
 
 
+def _halves(name: str) -> tuple[str, ...]:
+    """The source's matrices behind a packed one: gate and up are two there."""
+    return tuple(name.replace("gate_up", part) for part in ("gate", "up")) if name.endswith(".gate_up") else (name,)
+
+
+def _gguf_name(name: str) -> str:
+    """A tensor's name in a GGUF file."""
+    top = {"embedding": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
+    if name in top:
+        return top[name]
+    _, layer, part = name.split(".")
+    return f"blk.{layer}.{_GGUF_NAMES[part]}.{'bias' if part.endswith('_bias') else 'weight'}"
+
+
 def _read_blocks(blocks: Array, kind: Kind) -> Codes:
     """ggml's blocks uint8 [rows, groups, bytes]: scale, minimum where there is one, 32 codes (element i below i +
     16)."""
@@ -162,6 +187,7 @@ def _read_blocks(blocks: Array, kind: Kind) -> Codes:
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
     """A GGUF file with this metadata and no tensors (layout: ggml's `docs/gguf.md`, version 3)."""
     codes: dict[type, tuple[int, str]] = {bool: (7, "?"), int: (11, "q"), float: (12, "d")}
+    unsigned = (10, "Q")
 
     def text(value: str) -> bytes:
         encoded = value.encode("utf-8", "surrogatepass")
@@ -174,9 +200,9 @@ def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
             first = item[0] if item else ""
             if isinstance(first, str):
                 return struct.pack("<IIQ", 9, 8, len(item)) + b"".join(map(text, item))
-            code, form = codes[type(first)]
+            code, form = unsigned if type(first) is int and max(item) >= 1 << 63 else codes[type(first)]
             return struct.pack(f"<IIQ{len(item)}{form}", 9, code, len(item), *item)
-        code, form = codes[type(item)]
+        code, form = unsigned if type(item) is int and item >= 1 << 63 else codes[type(item)]
         return struct.pack("<I" + form, code, item)
 
     parts = [b"GGUF", struct.pack("<IQQ", 3, 0, len(metadata))]

@@ -86,7 +86,12 @@ class PackedModel:
         return self._places.get(name)
 
     def verify(self) -> None:
-        """Reads all files once. Raises ModelError `tampered` where one is not what was packed."""
+        """Reads all files once. Raises ModelError `tampered` where one is not what was packed, or none of it."""
+        others = {path.name for path in self.folder.iterdir()} - self.manifest.files.keys() - {MANIFEST}
+        if others:
+            raise ModelError(
+                "tampered", f"{min(others)} in {self.folder} does not belong there; remove it or pack again."
+            )
         for name, wanted in self.manifest.files.items():
             found = hashlib.sha256(self.data).hexdigest() if name == WEIGHTS else _sha256(self.folder / name)
             if f"sha256:{found}" != wanted:

@@ -65,6 +65,10 @@ class Worker:
             frame = self._inbox.get(block=not busy)
             while True:
                 self._take(frame)
+                if isinstance(frame, frames.Add) and frame.request.format is not None:
+                    # Checking a format takes a while: one between two steps, and the agent sees that we live.
+                    self._send(frames.Progress())
+                    return
                 frame = self._inbox.get_nowait()
         except queue.Empty:
             return

@@ -15,6 +15,7 @@ from edged.core.errors import ModelError
 from edged.core.prompt import Final, Request, Sampling
 from edged.engine import Model, load_model
 from edged.engine.kernels.build import BuildError
+from edged.models.gguf_file import open_gguf
 from edged.models.pack import pack_path
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS, make_gguf
@@ -86,6 +87,22 @@ def test_a_shared_beginning_is_computed_once(tiny_gguf: Path, models: Path) -> N
     assert cached[1][0] >= cached[1][1] - 33
 
 
+def test_cached_tokens_are_never_ones_own(tiny_gguf: Path, models: Path) -> None:
+    """A prompt that loses its slot half-way finds its own work again; that is no gain from an earlier prompt."""
+    model = load(tiny_gguf, models, threads=1)
+    model.backend.slots = 1  # type: ignore[misc]
+    engine = model.engine
+    engine.add("long", Request(raw=" ".join(WORDS * 12), sampling=Sampling(temperature=0, max_tokens=2)))
+    for _ in range(3):
+        engine.step()
+    engine.add("first", Request(raw="hi", priority=0, sampling=Sampling(temperature=0, max_tokens=2)))
+    finals = {}
+    while engine.busy:
+        finals |= {key: event for key, event in engine.step() if isinstance(event, Final)}
+    assert finals["long"].usage.prompt_tokens > 600
+    assert finals["long"].usage.cached_tokens == 0
+
+
 def test_prompts_that_arrive_together_share_the_work(tiny_gguf: Path, models: Path) -> None:
     """Eight at once with the same 600 tokens in front: those are computed once, in turns."""
     model = load(tiny_gguf, models, threads=1)
@@ -142,6 +159,96 @@ def test_p06_packed_bytes_are_verified_and_made_again(tiny_gguf: Path, tmp_path:
     with pytest.raises(ModelError) as caught:
         load(tmp_path / "own", tmp_path)
     assert caught.value.code == "tampered"
+
+
+def test_p06_a_file_that_was_not_packed_is_not_used(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A tokenizer or template put beside the packed files would change what the pinned digest stands for."""
+    pack_path(tiny_checkpoint, tmp_path / "own", bits=8)
+    digest = load(tmp_path / "own", tmp_path).info.digest
+    (tmp_path / "own" / "chat_template.jinja").write_text("EVIL {{ messages[0].content }}")
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "own", tmp_path, digest=digest)
+    assert caught.value.code == "tampered"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_tensors_that_would_be_left_out_go_to_torch(tiny_gguf: Path, tmp_path: Path, architecture: str) -> None:
+    """A Llama with attention biases, a Qwen2 without: computing on without a word would be another model."""
+    path = tmp_path / "other.gguf"
+    sizes = {"q": 64, "k": 32, "v": 32} if architecture == "llama" else {}
+    bias = {
+        f"blk.{layer}.attn_{part}.bias": np.ones(size, np.float32) for layer in (0, 1) for part, size in sizes.items()
+    }
+    rewrite(tiny_gguf, path, architecture, bias)
+    with pytest.raises(ModelError, match=r"no use for the tensor blk.0.attn_k.bias|lacks the attention") as caught:
+        load(path, tmp_path, "native")
+    assert caught.value.code == "unsupported"
+    info = load(path, tmp_path).info
+    assert (info.backend, bool(info.fallback)) == ("torch", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.freq_base", "fast"),
+        ("llama.rope.scaling.type", ["linear"]),
+        ("llama.rope.scaling.factor", "two"),
+        ("llama.attention.layer_norm_rms_epsilon", float("nan")),
+        ("general.architecture", ["llama"]),
+        ("llama.context_length", 1 << 63),
+    ],
+)
+def test_metadata_of_the_wrong_kind_is_refused(tiny_gguf: Path, tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "odd.gguf"
+    more = {"llama.rope.scaling.type": "linear"} if key.endswith("factor") else {}
+    rewrite(tiny_gguf, path, "llama", {}, {**more, key: value})
+    with pytest.raises(ModelError) as caught:
+        load(path, tmp_path, "native")
+    assert caught.value.code in {"bad_model", "unsupported"}
+
+
+def test_huge_numbers_in_metadata_are_kept(tiny_gguf: Path, tmp_path: Path) -> None:
+    """What means nothing to us may be any number."""
+    rewrite(tiny_gguf, tmp_path / "odd.gguf", "llama", {}, {"general.serial": (1 << 64) - 1})
+    assert load(tmp_path / "odd.gguf", tmp_path).info.backend == "native"
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    architecture: str,
+    tensors: dict[str, np.ndarray],
+    metadata: dict[str, object] | None = None,
+) -> None:
+    """The same model with other metadata, under another architecture's name, with more tensors."""
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    kinds = {
+        str: GGUFValueType.STRING,
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT64,
+        float: GGUFValueType.FLOAT64,
+        list: GGUFValueType.ARRAY,
+    }
+    file = open_gguf(source)
+    items = {key.replace("llama.", f"{architecture}.", 1): value for key, value in file.metadata.items()}
+    writer = GGUFWriter(str(target), architecture)
+    for key, value in {**items, "general.architecture": architecture, **(metadata or {})}.items():
+        writer.kv_data[0].pop(key, None)
+        within = kinds[type(value[0])] if isinstance(value, list) else None
+        writer.add_key_value(key, value, kinds[type(value)], sub_type=within)
+    for tensor in file:
+        raw = file.raw(tensor.name)
+        rows = raw.view(np.float32) if tensor.type == "F32" else raw.reshape(tensor.shape[0], -1)
+        writer.add_tensor(
+            tensor.name, rows, raw_dtype=None if tensor.type == "F32" else GGMLQuantizationType[tensor.type]
+        )
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_what_it_cannot_run_goes_to_torch_and_says_so(

@@ -97,7 +97,7 @@ def test_what_is_refused_in_a_folder(tmp_path: Path) -> None:
         check_folder(pickled)
     assert "unsupported" == caught.value.code
 
-    with pytest.raises(ModelError, match="packed folders"):
+    with pytest.raises(ModelError, match="no checkpoint folder"):
         check_folder(tmp_path)
 
     for index, change in enumerate((b"", b"\xff" * 8, struct.pack("<Q", 1 << 40), struct.pack("<Q", 4) + b"null")):
