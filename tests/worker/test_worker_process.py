@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+from edged.core.prompt import Regex, Request
 from edged.worker import frames
 from edged.worker.client import Died, WorkerClient
+from edged.worker.main import Worker
 from tests.support import ROOT, SECONDS, wait_until
 
 AGENT = """
@@ -63,3 +67,36 @@ def test_the_worker_ends_within_five_seconds_of_losing_its_agent(tmp_path: Path)
         assert not gone(pid)
         agent.send_signal(signal.SIGKILL)
         wait_until(lambda: gone(pid), 5, "the worker is gone")
+
+
+class _Engine:
+    """Takes prompts in; always has work."""
+
+    busy = True
+
+    def __init__(self) -> None:
+        self.added: list[str] = []
+
+    def add(self, key: str, request: Request) -> None:
+        self.added.append(key)
+
+
+def test_formats_are_checked_one_between_two_steps() -> None:
+    """Checking one takes a while: running replies go on in between, and the agent hears that the worker lives."""
+    ours, theirs = socket.socketpair()
+    worker, engine = Worker(theirs), _Engine()
+    worker._model = SimpleNamespace(engine=engine)  # type: ignore[assignment]
+    for number in range(3):
+        worker._inbox.put(frames.Add(f"f{number}", Request(raw="x", format=Regex("a"))))
+    worker._inbox.put(frames.Add("plain", Request(raw="x")))
+    worker._inbox.put(frames.Add("plain too", Request(raw="x")))
+    seen = []
+    while not worker._inbox.empty():
+        worker._take_frames()
+        seen.append(list(engine.added))
+    assert seen[:3] == [["f0"], ["f0", "f1"], ["f0", "f1", "f2"]]
+    assert seen[3][3:] == ["plain", "plain too"]
+    decoder: frames.Decoder[frames.FromWorker] = frames.Decoder(frames.FromWorker)
+    assert list(decoder.feed(ours.recv(65536))) == [frames.Progress()] * 3
+    ours.close()
+    theirs.close()
