@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from edged.core.places import user_cache
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
 API_VERSION: Final = 3
@@ -174,11 +175,12 @@ def load_library() -> Library:
     if override:
         return Library(Path(override))
     name = f"_native-{fingerprint()}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edged"
-    for folder in (HERE, cache):
+    cache = user_cache()
+    folders = [HERE, cache] if cache else [HERE]
+    for folder in folders:
         if (folder / name).is_file():
             return Library(folder / name)
-    for folder in (HERE, cache):
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
