@@ -155,6 +155,8 @@ class Library:
     def read_bandwidth(self, address: int, size: int, threads: int, repeats: int) -> float:
         """Bytes a second at which threads together read this memory (median)."""
         speed: float = self._c.edged_read_bandwidth(address, size, threads, repeats)
+        if speed <= 0:
+            raise KernelError(f"the memory's speed cannot be measured with {threads} threads; give fewer")
         return speed
 
     @staticmethod
