@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,6 @@ from edged.models.packed import (
     WEIGHTS,
     Manifest,
     TensorInfo,
-    is_packed,
     matrix_names,
     vector_names,
     write_manifest,
@@ -78,34 +77,42 @@ def pack(
         )
     for name, length in vector_names(source.shape):
         infos[name] = TensorInfo(Kind.F32, 1, length, 0)
-    if destination.exists() and any(destination.iterdir()):
-        raise ModelError("bad_model", f"{destination} exists already; remove it or give another folder.")
-    work = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    _check_free(destination)
+    work: Path | None = None
     try:
-        work.mkdir(parents=True)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
         digest = write_weights(work / WEIGHTS, infos, _data(source, infos, progress))
         source.write_tokenizer(work)
         files = {path.name: f"sha256:{file_sha256(path)}" for path in sorted(work.iterdir()) if path.name != WEIGHTS}
         manifest = Manifest(source.name, _name(infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos)
         write_manifest(work / MANIFEST, manifest)
-        _put_in_place(work, destination)
+        work.chmod(0o755)  # mkdtemp lets only its user in
+        work.rename(destination)
     except OSError as error:
         raise ModelError("no_disk", f"The packed model could not be written to {destination} ({error}).") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work:
+            shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
-def _put_in_place(work: Path, destination: Path) -> None:
-    """Renames a finished folder; one that another process finished meanwhile is as good."""
-    if destination.exists():
-        with suppress(OSError):
-            destination.rmdir()
+def _check_free(destination: Path) -> None:
+    """Raises ModelError unless a folder can be renamed to `destination`: nothing is there, or an empty folder."""
+    if not os.path.lexists(destination):
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise ModelError(
+            "bad_model", f"{destination} is there already and is no folder; give the name of a new folder."
+        )
     try:
-        work.rename(destination)
-    except OSError:
-        if not is_packed(destination):
-            raise
+        empty = not any(destination.iterdir())
+    except OSError as error:
+        raise ModelError(
+            "no_disk", f"{destination} cannot be read ({error.strerror}); give the name of a new folder."
+        ) from error
+    if not empty:
+        raise ModelError("bad_model", f"{destination} exists already; remove it or give another folder.")
 
 
 def pack_path(

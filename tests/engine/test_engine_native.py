@@ -142,7 +142,7 @@ def test_what_is_loaded_says_how(tiny_gguf: Path, tiny_checkpoint: Path, models:
 def test_p06_packed_bytes_are_verified_and_made_again(tiny_gguf: Path, tmp_path: Path) -> None:
     """A flipped bit, a cut file, a lost manifest: packed anew. In a folder that was named itself: refused."""
     expected = load(tiny_gguf, tmp_path).logits([5, 6, 7])
-    (folder,) = tmp_path.glob("packed/*")
+    (folder,) = tmp_path.glob("packed/[!.]*")
     weights = (folder / "model.safetensors").read_bytes()
     flipped = bytearray(weights)
     flipped[len(flipped) // 2] ^= 1

@@ -138,7 +138,7 @@ void check_elementwise(const Kernels& k, const Kernels& plain) {
 struct AttendRoom {
   std::vector<float> floats;
   AttendScratch scratch;
-  explicit AttendRoom(int dim) : floats((size_t)(2 * dim * 32 + kMaxLanes * (32 + 2 * dim + 12))) {
+  explicit AttendRoom(int dim) : floats((size_t)(2 * dim * 32 + kMaxLanes * (32 + 2 * dim + 11))) {
     float* at = floats.data();
     const auto take = [&at](size_t n) { return (at += n) - n; };
     const size_t d = (size_t)dim, lanes = kMaxLanes;
@@ -149,7 +149,6 @@ struct AttendRoom {
     scratch.merged = take(lanes * d);
     scratch.totals = take(lanes * 8);
     scratch.maxima = take(lanes);
-    scratch.lane_totals = take(lanes);
     scratch.merged_total = take(lanes);
     scratch.merged_maximum = take(lanes);
   }

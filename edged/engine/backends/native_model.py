@@ -50,7 +50,8 @@ class NativeModel:
     """Weights (mapped, shared), a cache of `blocks` blocks and the threads that compute. One caller at a time.
 
     `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto`
-    or a name. Raises KernelError where the model or a step cannot be run; a refused step has changed nothing.
+    or a name. Raises KernelError where the model or a step cannot be run. A step that is refused for what it asks has
+    changed nothing; one whose logits are not finite was computed, and its tokens' keys and values are in the blocks.
     """
 
     def __init__(

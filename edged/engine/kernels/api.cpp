@@ -77,5 +77,8 @@ int32_t edged_dequantize(const EdgedTensor* w, int32_t row, float* out, char* er
 }
 
 double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads, int32_t repeats) {
-  return edged::read_bandwidth(data, bytes, threads, repeats);
+  char error[kErrorBytes];
+  double speed = 0;
+  guarded(error, [&] { speed = edged::read_bandwidth(data, bytes, threads, repeats); });
+  return speed;
 }

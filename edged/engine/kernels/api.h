@@ -77,4 +77,4 @@ EDGED_API void edged_close(EdgedEngine* engine);
 EDGED_API int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,
                                int64_t copy_stride, double* seconds, const char* kernels, char* error);
 EDGED_API int32_t edged_dequantize(const EdgedTensor* w, int32_t row, float* out, char* error);  // out [cols]
-EDGED_API double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads, int32_t repeats);  // bytes a second, the median
+EDGED_API double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads, int32_t repeats);  // bytes a second, the median; 0: not measured

@@ -53,7 +53,7 @@ Engine::Engine(Model model, const Kernels& kernels)
   for (int t = 0; t < c.threads; t++) {
     auto room = std::make_unique<ThreadRoom>();
     room->row.resize((size_t)narrow_.stride);
-    room->attention.resize(2 * dim * kBlockTokens + lanes * (kBlockTokens + 2 * dim + 8 + 4));
+    room->attention.resize(2 * dim * kBlockTokens + lanes * (kBlockTokens + 2 * dim + 8 + 3));
     float* at = room->attention.data();
     const auto take = [&at](size_t n) {
       float* here = at;
@@ -68,7 +68,6 @@ Engine::Engine(Model model, const Kernels& kernels)
     a.merged = take(lanes * dim);
     a.totals = take(lanes * 8);
     a.maxima = take(lanes);
-    a.lane_totals = take(lanes);
     a.merged_total = take(lanes);
     a.merged_maximum = take(lanes);
     rooms_.push_back(std::move(room));
@@ -98,7 +97,7 @@ Plan Engine::plan(const EdgedStep& step) const {
   require(step.slice_count >= 1 && step.slice_count <= step.token_count, "a step needs at least one slice, and a token in each");
   require(step.wanted_count >= 0 && step.wanted_count <= step.token_count, "more logits are wanted than tokens are computed");
   require(step.wanted_count == 0 || step.logits_stride >= round_up(c.vocabulary, 8), "the rows of the logits are shorter than the vocabulary");
-  Plan p{step, {}, {}, {}, 1, 0};
+  Plan p{step, {}, {}, {}, 0};
   p.rows.reserve((size_t)step.token_count);
   const int heads = c.heads / c.kv_heads;
   for (int s = 0; s < step.slice_count; s++) {

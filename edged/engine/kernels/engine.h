@@ -38,7 +38,6 @@ struct Plan {
   std::vector<Row> rows;
   std::vector<Piece> pieces;
   std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
-  int max_chunks = 1;
   size_t partial_floats = 0;
 };
 

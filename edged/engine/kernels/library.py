@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from edged.core.places import user_cache
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
 API_VERSION: Final = 3
@@ -154,6 +155,8 @@ class Library:
     def read_bandwidth(self, address: int, size: int, threads: int, repeats: int) -> float:
         """Bytes a second at which threads together read this memory (median)."""
         speed: float = self._c.edged_read_bandwidth(address, size, threads, repeats)
+        if speed <= 0:
+            raise KernelError(f"the memory's speed cannot be measured with {threads} threads; give fewer")
         return speed
 
     @staticmethod
@@ -174,11 +177,12 @@ def load_library() -> Library:
     if override:
         return Library(Path(override))
     name = f"_native-{fingerprint()}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edged"
-    for folder in (HERE, cache):
+    cache = user_cache()
+    folders = [HERE, cache] if cache else [HERE]
+    for folder in folders:
         if (folder / name).is_file():
             return Library(folder / name)
-    for folder in (HERE, cache):
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):

@@ -17,7 +17,6 @@ struct Product {
   float* y;
   int threads;
   const Kernels* kernels;
-  Scratch* scratch;
 };
 
 struct Reading {
@@ -47,7 +46,7 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
     struct Work {
       Product product;
       std::vector<std::unique_ptr<Scratch>>* scratch;
-    } work{{matrix, room.view(m), y, threads, &kernels, nullptr}, &scratch};
+    } work{{matrix, room.view(m), y, threads, &kernels}, &scratch};
     work.product.w.data += (size_t)(r % copies) * (size_t)copy_stride;
     const double start = now();
     pool.run(

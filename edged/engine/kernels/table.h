@@ -63,7 +63,7 @@ struct Attend {
 struct AttendScratch {
   float *keys, *values;      // a block as float32: [dim, 32], [32, dim]
   float *scores;             // [lanes, 32]
-  float *sums, *totals, *maxima, *lane_totals;  // of the chunk: [lanes, dim], [lanes, 8], [lanes]; and merged
+  float *sums, *totals, *maxima;  // of the chunk: [lanes, dim], [lanes, 8], [lanes]; and merged
   float *merged, *merged_total, *merged_maximum;
 };
 

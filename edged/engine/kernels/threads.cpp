@@ -1,6 +1,9 @@
 #include "threads.h"
 
 #include <chrono>
+#include <exception>
+#include <stdexcept>
+#include <string>
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
@@ -45,10 +48,20 @@ void pin(int thread) {
 }  // namespace
 
 Threads::Threads(int count) : count_(count) {
-  for (int t = 1; t < count_; t++) others_.emplace_back([this, t] { serve(t); });
+  try {
+    for (int t = 1; t < count_; t++) others_.emplace_back([this, t] { serve(t); });
+  } catch (const std::exception& e) {
+    // No destructor runs for what was never constructed, and threads that wait in its members would hang the process.
+    const size_t running = others_.size() + 1;
+    stop();
+    throw std::runtime_error("this system lets " + std::to_string(running) + " of " + std::to_string(count_) + " threads run (" + e.what() +
+                             "); set model.threads lower or raise the limit of tasks");
+  }
 }
 
-Threads::~Threads() {
+Threads::~Threads() { stop(); }
+
+void Threads::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

@@ -11,6 +11,7 @@ namespace edged {
 
 class Threads {
  public:
+  // Throws std::runtime_error where the system does not let as many run.
   explicit Threads(int count);
   ~Threads();
   Threads(const Threads&) = delete;
@@ -24,6 +25,7 @@ class Threads {
 
  private:
   void serve(int thread);
+  void stop();  // ends and joins the other threads
 
   const int count_;
   std::vector<std::thread> others_;
