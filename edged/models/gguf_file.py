@@ -66,6 +66,13 @@ class GgufFile:
         tensor = self._tensor(name)
         return np.frombuffer(self._data, np.uint8, tensor.size, tensor.offset)
 
+    def give_back(self) -> None:
+        """Lets go of the pages that were read; they are read again when they are asked for.
+
+        Mapped pages count as this process's memory: without this, reading every tensor takes as much as the file.
+        """
+        self._data.madvise(mmap.MADV_DONTNEED)
+
     def dequantize(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor as float32 in its row-major shape."""
         from gguf import GGMLQuantizationType, dequantize

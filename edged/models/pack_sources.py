@@ -125,12 +125,14 @@ class GgufSource:
         order = self._order(name, rows)
         for part in slabs(rows, cols):
             yield stored[part] if order is None else stored[order[part]]
+            self._file.give_back()
 
     def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
         kind, stored, order = self.kind(name), self._rows(name, rows, cols), self._order(name, rows)
         for part in slabs(rows, cols):
             taken = stored[part] if order is None else stored[order[part]]
             yield _read_blocks(taken.reshape(taken.shape[0], cols // 32, -1), kind)
+            self._file.give_back()
 
     def write_tokenizer(self, folder: Path) -> None:
         write_metadata(folder / GGUF_TOKENIZER, self._file.metadata)
@@ -218,7 +220,8 @@ class CheckpointSource:
         self._folder = folder
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
-            self._stored = dict(_read_checkpoint(folder))
+            self._mappings: list[mmap.mmap] = []
+            self._stored = dict(_read_checkpoint(folder, self._mappings))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(
                 "bad_model", f"The checkpoint {folder} cannot be read ({error}); fetch it again."
@@ -249,6 +252,8 @@ class CheckpointSource:
             )
         for part in slabs(rows, cols):
             yield values[part]
+            for mapping in self._mappings:  # see GgufFile.give_back
+                mapping.madvise(mmap.MADV_DONTNEED)
 
     def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
         raise NotImplementedError("a checkpoint's tensors are floats")
@@ -277,14 +282,15 @@ def widen(values: Array, kind: Kind) -> Array:
     return np.asarray(values.astype(np.float32))
 
 
-def _read_checkpoint(folder: Path) -> Iterator[tuple[str, tuple[Kind, Array]]]:
-    """Every tensor of a folder's safetensors files, mapped and not read."""
+def _read_checkpoint(folder: Path, mappings: list[mmap.mmap]) -> Iterator[tuple[str, tuple[Kind, Array]]]:
+    """Every tensor of a folder's safetensors files, mapped and not read. `mappings` gets the files' mappings."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise ValueError("it has no safetensors file")
     for path in paths:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mappings.append(data)
         length = int.from_bytes(data[:8], "little")
         if length > min(100_000_000, len(data) - 8):
             raise ValueError(f"the header of {path.name} is longer than the file")
