@@ -274,7 +274,7 @@ def test_a_refused_config_leaves_the_running_version_alone(service: Container, c
 def test_packages_that_cannot_be_had_leave_the_running_version_alone(service: Container, client: Client) -> None:
     before = service.show("MainPID")
     service.write("/opt/edged/edged/before.py", "# stands for the version before\n")
-    service.must("rm", f"{VENV}/.edged-torch,broker")  # scripts/setup has to install, and there is no pip in there
+    service.must("rm", f"{VENV}/.edged-run")  # scripts/setup has to install, and there is no pip in there
     try:
         done = service.run(f"{SOURCE}/scripts/install")
     finally:
