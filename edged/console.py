@@ -95,7 +95,7 @@ def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress
     if model.path.is_dir():
         located = replace(located, format="checkpoint")
     with suppress(ModelError):
-        packed_model(located, settings.model.bits, root, lambda what: progress(0, None, what))
+        packed_model(located, settings.model.bits, root, lambda _: progress(0, None, f"packing {model.name}"))
 
 
 def model_list(root: Path, as_json: bool) -> int:

@@ -51,6 +51,7 @@ def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
 def free_port() -> int:
     for port in (PORT, 0):
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a broker before left closing is free
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

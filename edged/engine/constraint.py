@@ -210,5 +210,7 @@ def _first_line(words: str) -> str:
     """What the library says, without the place in a grammar that is not the requester's and without its long tail."""
     if words.startswith("NoExtension"):
         return "there is no text that obeys it"
+    if cause := re.search(r"invalid regex (.{1,80}?) \(in regex\).*?\nerror: ([^\n]+)", words, re.DOTALL):
+        return f"the regex {cause[1]} has an error: {cause[2][:200]}"
     first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", words).partition("\n")[0]
     return first if len(first) <= 200 else first[:199] + "…"

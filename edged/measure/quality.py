@@ -69,7 +69,8 @@ def windows(tokens: Sequence[int], size: int, most: int | None) -> list[list[int
     found = [list(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)][:most]
     if len(found) < MIN_WINDOWS:
         raise EdgedError(
-            f"the text has {len(tokens)} tokens, less than {MIN_WINDOWS} windows of {size}; give a longer one"
+            f"the text has {len(tokens)} tokens, less than {MIN_WINDOWS} windows of {size}; "
+            "give a longer one, or a smaller --window"
         )
     return found
 

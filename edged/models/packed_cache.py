@@ -56,7 +56,7 @@ def packed_model(
                 # Another process may have packed it since, or while this one waited.
                 if kept := _kept(place / name, model.digest):
                     return kept
-                _clear(place, name, f"{_stem(model.digest)}-{bits}-v")
+                _clear(place, name, f"{_stem(model.digest)}-{bits}-v", progress)
                 if why := _no_room(place, model.size):
                     reasons.append(why)
                     continue
@@ -107,7 +107,7 @@ def _kept(folder: Path, digest: str) -> PackedModel | None:
     return packed
 
 
-def _clear(place: Path, name: str, other_versions: str) -> None:
+def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
     """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
 
     Raises OSError where `name` stays. Call it with the lock held: then nobody works in those folders.
@@ -117,6 +117,8 @@ def _clear(place: Path, name: str, other_versions: str) -> None:
         if old.name != name:
             with suppress(OSError):
                 _remove(old)
+    if (place / name).exists():
+        progress("the packed model is damaged; packing it again (check the disk)")
     with suppress(FileNotFoundError):
         _remove(place / name)
 

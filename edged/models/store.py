@@ -115,7 +115,8 @@ class Store:
             raise ModelError(
                 "tampered",
                 f"The stored model {model.name} is damaged or was changed (it no longer is {model.digest[:19]}…); "
-                f"run: edged model remove {model.name}, then: edged model pull {origin}",
+                f"run: edged model remove {model.name}, then: edged model pull {origin} "
+                "(with the same --config, where one is used)",
             )
 
     def is_whole(self, model: StoredModel) -> bool:
