@@ -35,9 +35,6 @@ class Scheduler:
         self._backend = backend
         self._line: list[Sequence] = []  # all sequences; those without a slot wait in this order
 
-    def __len__(self) -> int:
-        return len(self._line)
-
     def add(self, sequence: Sequence) -> None:
         """Puts a sequence at the end of the line."""
         self._line.append(sequence)
@@ -46,10 +43,6 @@ class Scheduler:
         """Forgets a sequence and drops its cache."""
         self._line.remove(sequence)
         self._release(sequence)
-
-    def all(self) -> list[Sequence]:
-        """Every sequence."""
-        return list(self._line)
 
     def schedule(self) -> list[Work]:
         """What to compute next: all of the best class that decode and one of it that prefills; [] without any."""

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from edged.core.errors import EdgedError
 
-WINDOW: Final = 256  # tokens
 MIN_WINDOWS: Final = 2
 # Student's t for 95 % by degrees of freedom from 1; above them the normal distribution's 1.96 is near enough.
 _T: Final = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11,

@@ -83,7 +83,10 @@ def check_shape(shape: Shape) -> Shape:
     return shape
 
 
-class _Figures:
+ROTARY_SCALINGS: Final = frozenset({"none", "linear"})  # of those that GGUF files name
+
+
+class GgufFigures:
     """Metadata of one architecture in a GGUF file, each value of the kind that is wanted. Raises ModelError."""
 
     def __init__(self, file: GgufFile, architecture: str) -> None:
@@ -125,7 +128,7 @@ def shape_from_gguf(file: GgufFile) -> Shape:
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         raise _unsupported(f"the architecture {str(architecture)[:60]!r}")
-    figures = _Figures(file, architecture)
+    figures = GgufFigures(file, architecture)
     width, heads = figures.whole("embedding_length"), figures.whole("attention.head_count")
     head_dim = figures.whole("attention.key_length", width // heads)
     context, window = figures.whole("context_length"), figures.number("attention.sliding_window", 0)
@@ -152,21 +155,29 @@ def shape_from_gguf(file: GgufFile) -> Shape:
             context=min(context, int(window)) if window > 0 else context,
             epsilon=figures.number("attention.layer_norm_rms_epsilon", 1e-5),
             frequencies=tuple(
-                value / factor for value, factor in zip(plain, _factors(file, figures, head_dim), strict=True)
+                value / factor for value, factor in zip(plain, _native_factors(file, figures, head_dim), strict=True)
             ),
         )
     )
 
 
-def _factors(file: GgufFile, figures: _Figures, head_dim: int) -> list[float]:
-    """What each pair's rotary frequency is divided by: linear scaling times the factors that the file lists."""
+def _native_factors(file: GgufFile, figures: GgufFigures, head_dim: int) -> list[float]:
     scaling = figures.word("rope.scaling.type", "none")
-    if scaling not in {"none", "linear"}:
+    if scaling not in ROTARY_SCALINGS:
         raise _unsupported(f"rotary embedding of the kind {scaling[:60]!r}")
-    all_of_them = figures.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0
-    listed = file.dequantize("rope_freqs.weight") if "rope_freqs.weight" in file.tensors else [1.0] * (head_dim // 2)
+    return rotary_factors(file, figures, head_dim // 2)
+
+
+def rotary_factors(file: GgufFile, figures: GgufFigures, pairs: int) -> list[float]:
+    """What each pair's rotary frequency is divided by: linear scaling times the factors that the file lists.
+
+    Raises ModelError `bad_model`.
+    """
+    linear = figures.word("rope.scaling.type", "none") == "linear"
+    all_of_them = figures.number("rope.scaling.factor", 1.0) if linear else 1.0
+    listed = file.dequantize("rope_freqs.weight") if "rope_freqs.weight" in file.tensors else [1.0] * pairs
     factors = [all_of_them * float(value) for value in listed]
-    if len(factors) != head_dim // 2 or not all(factor > 0 for factor in factors):
+    if len(factors) != pairs or not all(factor > 0 for factor in factors):
         raise ModelError("bad_model", f"The rotary factors in {file.path.name} do not fit its heads; fetch it again.")
     return factors
 

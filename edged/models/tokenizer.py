@@ -8,28 +8,12 @@ are plain text. Decoding gives bytes, because one character may be spread over s
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Final
 
 from tokenizers import Tokenizer
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
-
-
-class _Pieces:
-    """Many short byte strings in one: an object for each would take 3 MB more for 49,152 tokens, 9 for 151,936."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._all = b"".join(pieces)
-        self._ends = array("I", accumulate(map(len, pieces)))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._all[self._ends[index - 1] if index else 0 : self._ends[index]]
 
 
 class TextCodec:
@@ -54,7 +38,7 @@ class TextCodec:
         self.stops = stops
         self.names = names
         self._tokenizer = tokenizer
-        self._bytes = _Pieces(token_bytes)
+        self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
         # A single letter cannot be told from text, so it is never obeyed.
         longer = sorted((name for name in control if len(name) > 1), key=len, reverse=True)

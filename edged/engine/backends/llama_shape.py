@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Final
 
 from edged.core.errors import ModelError
+from edged.models.families import FAMILIES, ROTARY_SCALINGS, GgufFigures, rotary_factors
 from edged.models.gguf_file import GgufFile
-
-ARCHITECTURES: Final = frozenset({"llama", "qwen2", "qwen3", "mistral"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class LlamaShape:
     @property
     def interleaved(self) -> bool:
         """Whether a head's query and key rows lie in the order 0, E/2, 1, E/2 + 1, … (Llama's converter does so)."""
-        return self.architecture in {"llama", "mistral"}
+        return FAMILIES[self.architecture].turned
 
     @property
     def cache_values(self) -> int:
@@ -48,48 +46,37 @@ def llama_shape(file: GgufFile, context: int | None) -> LlamaShape | None:
     Raises ModelError `bad_model` where figures are missing or do not fit the tensors.
     """
     architecture = file.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
         return None
-    window = file.get(f"{architecture}.attention.sliding_window")
-    trained = _figure(file, f"{architecture}.context_length")
-    scaling = file.get(f"{architecture}.rope.scaling.type", "none")
+    figures = GgufFigures(file, architecture)
+    window, trained = figures.number("attention.sliding_window", 0), figures.whole("context_length")
     if (
-        file.get(f"{architecture}.expert_count")
-        or (window and window < min(trained, context or trained))
-        or scaling not in {"none", "linear"}
+        figures.number("expert_count", 0)
+        or 0 < window < min(trained, context or trained)
+        or figures.word("rope.scaling.type", "none") not in ROTARY_SCALINGS
     ):
         return None
-    width, heads = (
-        _figure(file, f"{architecture}.embedding_length"),
-        _figure(file, f"{architecture}.attention.head_count"),
-    )
-    kv_heads = _figure(file, f"{architecture}.attention.head_count_kv", heads)
-    head_size = _figure(file, f"{architecture}.attention.key_length", width // heads)
+    width, heads = figures.whole("embedding_length"), figures.whole("attention.head_count")
+    kv_heads = figures.whole("attention.head_count_kv", heads)
+    head_size = figures.whole("attention.key_length", width // heads)
     embedding = file.tensors.get("token_embd.weight")
-    turned = _figure(file, f"{architecture}.rope.dimension_count", head_size)
-    if embedding is None or embedding.shape[1:] != (width,) or heads % kv_heads or turned > head_size or turned % 2:
+    turned = figures.whole("rope.dimension_count", head_size)
+    base = figures.number("rope.freq_base", 10_000.0)
+    fits = embedding is not None and embedding.shape[1:] == (width,) and heads % kv_heads == 0
+    if embedding is None or not fits or turned > head_size or turned % 2 or base <= 0:
         raise ModelError("bad_model", f"The sizes in {file.path.name} do not fit together; fetch the model again.")
-    if "rope_freqs.weight" in file.tensors:
-        factors = [float(value) for value in file.dequantize("rope_freqs.weight")]
-    else:
-        factors = [1.0] * (turned // 2)
-    if scaling == "linear":
-        stretch = float(file.get(f"{architecture}.rope.scaling.factor", 1.0))
-        factors = [factor * stretch for factor in factors]
-    base = float(file.get(f"{architecture}.rope.freq_base", 10_000.0))
-    if len(factors) != turned // 2 or min(factors) <= 0 or base <= 0:
-        raise ModelError("bad_model", f"The rotary factors in {file.path.name} do not fit its heads; fetch it again.")
+    factors = rotary_factors(file, figures, turned // 2)
     return LlamaShape(
         architecture=architecture,
-        layers=_figure(file, f"{architecture}.block_count"),
+        layers=figures.whole("block_count"),
         width=width,
-        ffn=_figure(file, f"{architecture}.feed_forward_length"),
+        ffn=figures.whole("feed_forward_length"),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
         vocabulary=embedding.shape[0],
         context=trained,
-        epsilon=float(file.get(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)),
+        epsilon=figures.number("attention.layer_norm_rms_epsilon", 1e-5),
         frequencies=tuple(base ** (-2 * pair / turned) / factor for pair, factor in enumerate(factors)),
     )
 
@@ -97,10 +84,3 @@ def llama_shape(file: GgufFile, context: int | None) -> LlamaShape | None:
 def weight_count(file: GgufFile) -> int:
     """The number of weights in a file."""
     return sum(prod(tensor.shape) for tensor in file)
-
-
-def _figure(file: GgufFile, key: str, default: int | None = None) -> int:
-    value = file.get(key, default)
-    if not isinstance(value, int) or not 1 <= value <= 10_000_000:
-        raise ModelError("bad_model", f"{file.path.name} gives {value!r} for {key}; fetch or convert the model again.")
-    return value

@@ -171,8 +171,3 @@ def usable_cores() -> int:
     """Cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def address(array: npt.NDArray[Any]) -> int:
-    """Where an array's data begins, for the kernels."""
-    return int(array.ctypes.data)

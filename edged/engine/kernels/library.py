@@ -43,12 +43,6 @@ class Tensor(Structure):
     ]
 
 
-class StepSlice(Structure):
-    """EdgedSlice."""
-
-    _fields_ = [(name, c_int32) for name in ("position", "count", "first_block", "block_count")]
-
-
 class Step(Structure):
     """EdgedStep."""
 
