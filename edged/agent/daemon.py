@@ -27,7 +27,7 @@ from edged.agent.mailbox import Mailbox
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
-from edged.agent.supervisor import PullEnded, Supervisor
+from edged.agent.supervisor import PullEnded, Supervisor, load_order
 from edged.agent.systemd import Notifier
 from edged.core.health import Finding
 from edged.core.reading import Reading
@@ -88,9 +88,8 @@ class Daemon:
         )
         self._outbound = Outbound(self._connection, self._delivered, clock)
         self._replies = Replies(self._outbound, self._wall)
-        self._supervisor = Supervisor(
-            self._load_order(), pull_arguments, self, self._mailbox.post, clock, worker_command
-        )
+        order = load_order(self._config.settings.model, self._state_dir / "models")
+        self._supervisor = Supervisor(order, pull_arguments, self, self._mailbox.post, clock, worker_command)
         self._context = Context(device, dict(self._config.reported.in_force))
         self._desk = Desk(self._journal, self._replies, self._supervisor, self._context, clock, self._wall)
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
@@ -325,18 +324,6 @@ class Daemon:
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
-    def _load_order(self) -> frames.Load:
-        model = self._config.settings.model
-        return frames.Load(
-            source=model.source,
-            digest=model.digest,
-            bits=model.bits,
-            backend=model.backend,
-            context=model.context,
-            threads=model.threads,
-            store=str(self._state_dir / "models"),
-        )
-
     def model_changed(self) -> None:
         """See `supervisor.Listener`."""
         self._sensing.set_worker(self._supervisor.pid)
@@ -391,17 +378,7 @@ class Daemon:
         return self._sensing.findings + own
 
     def _state(self) -> tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]:
-        supervisor, desk = self._supervisor, self._desk
-        trouble = supervisor.trouble if supervisor.state == "safe" else None
-        model = documents.ModelState(
-            state=supervisor.state,
-            source=self._config.settings.model.source,
-            info=supervisor.info,
-            doing=supervisor.doing or None,
-            error_code=trouble.code if trouble else None,
-            error_message=trouble.message if trouble else None,
-            restarts=supervisor.restarts,
-        )
+        desk, model = self._desk, self._supervisor.document()
         waiting = documents.Queue(
             open=desk.open,
             running=desk.running,

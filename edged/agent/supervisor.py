@@ -12,11 +12,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
+from edged.core import settings
 from edged.core.prompt import ModelInfo
+from edged.wire import documents
 from edged.worker import frames
 from edged.worker.client import Died, WorkerClient
 
@@ -59,6 +62,19 @@ class PullEnded(msgspec.Struct, frozen=True):
 
     attempt: int
     trouble: Trouble | None
+
+
+def load_order(model: settings.Model, models: Path) -> frames.Load:
+    """What a worker is told to load; `models` is the store's folder."""
+    return frames.Load(
+        source=model.source,
+        digest=model.digest,
+        bits=model.bits,
+        backend=model.backend,
+        context=model.context,
+        threads=model.threads,
+        store=str(models),
+    )
 
 
 class Supervisor:
@@ -108,6 +124,19 @@ class Supervisor:
     def ready(self) -> bool:
         """Whether a worker stands that takes prompts."""
         return self._ready
+
+    def document(self) -> documents.ModelState:
+        """What health says of the model."""
+        trouble = self.trouble if self.state == "safe" else None
+        return documents.ModelState(
+            state=self.state,
+            source=self._order.source,
+            info=self.info,
+            doing=self.doing or None,
+            error_code=trouble.code if trouble else None,
+            error_message=trouble.message if trouble else None,
+            restarts=self.restarts,
+        )
 
     def start(self) -> None:
         """Start the first worker."""
