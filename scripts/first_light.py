@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import yaml
 
@@ -87,6 +88,16 @@ def start_broker() -> tuple[str, subprocess.Popen[bytes] | None]:
         time.sleep(0.05)
     process.kill()
     fail(f"the broker did not start; see {FOLDER / 'broker.log'}")
+
+
+def alone() -> TextIO:
+    """The lock of this folder, held until we end: a second run would write over the files that the first one uses."""
+    lock = (FOLDER / "run.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"another scripts/run serves from {FOLDER}; stop that one first")
+    return lock
 
 
 def write_config(url: str, private: bool) -> Path:
@@ -179,6 +190,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     FOLDER.mkdir(exist_ok=True)
+    lock = alone()
     broker = daemon = None
     try:
         url, broker = start_broker()
@@ -195,6 +207,7 @@ def main() -> int:
         say("stopping")
         stop(daemon, "the daemon")
         stop(broker, "the broker")
+        lock.close()
     return 0
 
 
