@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import paho.mqtt.client as mqtt
-from first_light import FOLDER, PYTHON, fail, say, start, start_broker, stop, write_config
+from first_light import FOLDER, PYTHON, alone, fail, say, start, start_broker, stop, write_config
 
 from edged.measure import speed
 from edged.models.catalog import default_model
@@ -70,6 +70,7 @@ class Asker:
 
 def main(rounds: int) -> None:
     FOLDER.mkdir(exist_ok=True)
+    lock = alone()
     url, broker = start_broker()
     config = write_config(url, private=True)
     asker = Asker(int(url.rsplit(":", 1)[1]))
@@ -96,6 +97,7 @@ def main(rounds: int) -> None:
     finally:
         stop(daemon, "the daemon")
         stop(broker, "the broker")
+        lock.close()
 
 
 if __name__ == "__main__":
