@@ -15,36 +15,39 @@ constexpr float kNone = -1e30f;  // "no token yet": finite, so that differences 
 inline F8 load_any(const float* p) { return load(p); }
 inline F8 load_any(const uint16_t* p) { return load_f16(p); }
 
-// scores[lane, 32] = query[lane] · keys for L lanes.
+// scores[lane, 32] = query[lane] · keys for L lanes. One key vector at a time: with 3 lanes, 12 sums, 3 queries and a key fill AVX2's 16
+// registers. `ahead` (or null): keys of the next block, fetched a line a step.
 template <int L, class T>
-inline void score(const float* const* query, const T* keys, int dim, float* scores) {
+inline void score(const float* const* query, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   F8 acc[L][4];
   for (auto& lane : acc)
     for (auto& a : lane) a = zero();
   for (int d = 0; d < dim; d++, keys += kBlockTokens) {
-    F8 key[4];
-    for (int j = 0; j < 4; j++) key[j] = load_any(keys + j * 8);
-    for (int l = 0; l < L; l++) {
-      const F8 q = splat(query[l][d]);
-      for (int j = 0; j < 4; j++) acc[l][j] = fma(q, key[j], acc[l][j]);
+    if (ahead) prefetch_next(ahead + d * kBlockTokens);
+    F8 q[L];
+    for (int l = 0; l < L; l++) q[l] = splat(query[l][d]);
+    for (int j = 0; j < 4; j++) {
+      const F8 key = load_any(keys + j * 8);
+      for (int l = 0; l < L; l++) acc[l][j] = fma(q[l], key, acc[l][j]);
     }
   }
   for (int l = 0; l < L; l++)
     for (int j = 0; j < 4; j++) store(scores + l * kBlockTokens + j * 8, acc[l][j]);
 }
 
-// sums[lane, at … at + 8·J] += Σ_t weights[lane, t] · values[t] over `count` tokens.
+// sums[lane, at … at + 8·J] += Σ_t weights[lane, t] · values[t] over `count` tokens. `ahead` (or null): values of the next block.
 template <int L, int J, class T>
-inline void weigh(const float* weights, const T* values, int count, int dim, float* sums) {
+inline void weigh(const float* weights, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   F8 acc[L][J];
   for (int l = 0; l < L; l++)
     for (int j = 0; j < J; j++) acc[l][j] = load(sums + (size_t)l * dim + j * 8);
   for (int t = 0; t < count; t++, values += dim) {
-    F8 value[J];
-    for (int j = 0; j < J; j++) value[j] = load_any(values + j * 8);
-    for (int l = 0; l < L; l++) {
-      const F8 p = splat(weights[l * kBlockTokens + t]);
-      for (int j = 0; j < J; j++) acc[l][j] = fma(p, value[j], acc[l][j]);
+    if (ahead) prefetch_next(ahead + t * dim);
+    F8 p[L];
+    for (int l = 0; l < L; l++) p[l] = splat(weights[l * kBlockTokens + t]);
+    for (int j = 0; j < J; j++) {
+      const F8 value = load_any(values + j * 8);
+      for (int l = 0; l < L; l++) acc[l][j] = fma(p[l], value, acc[l][j]);
     }
   }
   for (int l = 0; l < L; l++)
@@ -52,24 +55,24 @@ inline void weigh(const float* weights, const T* values, int count, int dim, flo
 }
 
 template <int L, class T>
-inline void weigh_all(const float* weights, const T* values, int count, int dim, float* sums) {
+inline void weigh_all(const float* weights, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   int at = 0;
-  for (; at + 32 <= dim; at += 32) weigh<L, 4>(weights, values + at, count, dim, sums + at);
-  for (; at + 8 <= dim; at += 8) weigh<L, 1>(weights, values + at, count, dim, sums + at);
+  for (; at + 32 <= dim; at += 32) weigh<L, 4>(weights, values + at, count, dim, sums + at, ahead ? ahead + at : nullptr);
+  for (; at + 8 <= dim; at += 8) weigh<L, 1>(weights, values + at, count, dim, sums + at, nullptr);
 }
 
 template <class T>
-inline void score_lanes(const float* const* query, int lanes, const T* keys, int dim, float* scores) {
+inline void score_lanes(const float* const* query, int lanes, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   int l = 0;
-  for (; l + 3 <= lanes; l += 3) score<3>(query + l, keys, dim, scores + l * kBlockTokens);
-  for (; l < lanes; l++) score<1>(query + l, keys, dim, scores + l * kBlockTokens);
+  for (; l + 3 <= lanes; l += 3) score<3>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
+  for (; l < lanes; l++) score<1>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
 }
 
 template <class T>
-inline void weigh_lanes(const float* weights, int lanes, const T* values, int count, int dim, float* sums) {
+inline void weigh_lanes(const float* weights, int lanes, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   int l = 0;
-  for (; l + 3 <= lanes; l += 3) weigh_all<3>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim);
-  for (; l < lanes; l++) weigh_all<1>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim);
+  for (; l + 3 <= lanes; l += 3) weigh_all<3>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (; l < lanes; l++) weigh_all<1>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
 }
 
 // Scores of one lane become weights 2^(score − maximum); what was summed so far is brought to the new maximum. `seen` tokens of this
@@ -138,22 +141,25 @@ void attend(const Attend& a, AttendScratch& s) {
       const uint16_t* keys = a.cache + (size_t)a.blocks[b] * a.block_stride;
       const uint16_t* values = keys + (size_t)dim * kBlockTokens;
       const int here = tokens - b * kBlockTokens < kBlockTokens ? tokens - b * kBlockTokens : kBlockTokens;
+      const bool more = (b + 1) * kBlockTokens < tokens;
+      const uint16_t* next_keys = more ? a.cache + (size_t)a.blocks[b + 1] * a.block_stride : nullptr;
+      const uint16_t* next_values = more ? next_keys + (size_t)dim * kBlockTokens : nullptr;
       const bool widen = lanes > 7;  // then a block is converted once for all lanes
       if (widen) {
         for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.keys + i, load_f16(keys + i));
         for (int i = 0; i < dim * here; i += 8) store(s.values + i, load_f16(values + i));
-        score_lanes(query, lanes, s.keys, dim, s.scores);
+        score_lanes(query, lanes, s.keys, dim, s.scores, next_keys);
       } else {
-        score_lanes(query, lanes, keys, dim, s.scores);
+        score_lanes(query, lanes, keys, dim, s.scores, next_keys);
       }
       for (int l = 0; l < lanes; l++) {
         const int seen = a.position + l / a.heads + 1 - b * kBlockTokens;
         soften(s.scores + l * kBlockTokens, seen < here ? seen : here, s.maxima + l, s.totals + l * 8, s.sums + (size_t)l * dim, dim);
       }
       if (widen)
-        weigh_lanes(s.scores, lanes, s.values, here, dim, s.sums);
+        weigh_lanes(s.scores, lanes, s.values, here, dim, s.sums, next_values);
       else
-        weigh_lanes(s.scores, lanes, values, here, dim, s.sums);
+        weigh_lanes(s.scores, lanes, values, here, dim, s.sums, next_values);
     }
     for (int l = 0; l < lanes; l++) {
       const float total = sum_lanes(load(s.totals + l * 8));

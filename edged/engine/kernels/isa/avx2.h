@@ -132,5 +132,7 @@ inline I8 rows8(Sum8 s) { return {s}; }
 #endif
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// Into the second-level cache: what is read a few microseconds later must not fill the first level's few slots for misses.
+inline void prefetch_next(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace

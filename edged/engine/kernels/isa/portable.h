@@ -163,6 +163,7 @@ inline I8 dot4(I8 s, W32 w, A4 a) { return dot8(s, w, a); }
 inline I8 rows4(I8 s, int32_t offset) { return add(s, splat_int(offset)); }
 inline I8 rows8(I8 s) { return s; }
 inline void prefetch(const void*) {}
+inline void prefetch_next(const void*) {}
 #undef EDGED_LANES
 
 }  // namespace
