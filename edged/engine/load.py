@@ -11,20 +11,22 @@ from typing import Final
 from edged.core.errors import ModelError
 from edged.core.prompt import ModelInfo
 from edged.engine.backends.base import Backend
+from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_open import kernels_here, open_native
 from edged.engine.chat import PromptEncoder
 from edged.engine.engine import Engine
+from edged.engine.kernels.library import load_library
 from edged.engine.memory import available_bytes, give_back
 from edged.engine.model import Model
-from edged.models.checkpoint import chat_template
-from edged.models.gguf_file import open_gguf
+from edged.engine.table_splitter import codec_from_tables
 from edged.models.locate import LocatedModel, locate
-from edged.models.packed import GGUF_TOKENIZER, PackedModel
+from edged.models.packed import PackedModel
 from edged.models.packed_cache import packed_model
 from edged.models.store import Store
 from edged.models.template import ChatTemplate
+from edged.models.texts import read_texts
+from edged.models.token_tables import open_tables
 from edged.models.tokenizer import TextCodec
-from edged.models.tokenizer_sources import codec_from_folder, codec_from_gguf, read_json
 
 MODELS: Final = Path("/var/lib/edged/models")
 _GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvhost-gpu")
@@ -73,9 +75,9 @@ def load_model(
     models = MODELS if store_root is None else store_root
     found = locate(str(source), digest, Store(models))
     packed = packed_model(found, bits, models, progress) if found.format == "packed" else None
-    codec, template, architecture = _texts(found)
     order = _Order(found, packed, bits, context, threads, models, progress, exact)
     computed, fallback = _open(order, backend)
+    codec, template, architecture = _texts(order, computed)
     give_back()
     info = ModelInfo(
         name=found.name,
@@ -144,15 +146,16 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _texts(found: LocatedModel) -> tuple[TextCodec, ChatTemplate | None, str]:
+def _texts(order: _Order, computed: Backend) -> tuple[TextCodec, ChatTemplate | None, str]:
     """The tokenizer, the chat template and the architecture's name of a model."""
-    path = found.path / GGUF_TOKENIZER if found.format == "packed" else found.path
-    if path.is_file():
-        file = open_gguf(path)
-        codec, source = codec_from_gguf(file), file.get("tokenizer.chat_template")
-        architecture = file.get("general.architecture", "unknown")
+    tables = open_tables(computed.model.packed.folder) if isinstance(computed, NativeBackend) else None
+    if tables:
+        codec, source, architecture = (
+            codec_from_tables(tables, load_library()),
+            tables.about.template,
+            tables.about.architecture,
+        )
     else:
-        codec, source = codec_from_folder(found.path), chat_template(found.path)
-        architecture = read_json(found.path / "config.json").get("model_type", "unknown")
-    template = ChatTemplate(source, codec.names) if isinstance(source, str) and source else None
-    return codec, template, str(architecture)
+        texts = read_texts(order.model.path)
+        codec, source, architecture = texts.codec, texts.template, texts.architecture
+    return codec, ChatTemplate(source, codec.names) if source else None, architecture

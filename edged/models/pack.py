@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,9 @@ from edged.models.packed import (
     write_manifest,
     write_weights,
 )
+from edged.models.texts import read_texts
 from edged.models.tiles import GROUPS, Codes, Kind, quantize, tile_codes, tile_floats
+from edged.models.token_tables import write_tables
 
 Progress = Callable[[str], None]
 KEEP: Final = None  # bits: floats stay as they are
@@ -84,6 +87,7 @@ def pack(
         work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
         digest = write_weights(work / WEIGHTS, infos, _data(source, infos, progress))
         source.write_tokenizer(work)
+        _write_token_tables(work)
         files = {path.name: f"sha256:{file_sha256(path)}" for path in sorted(work.iterdir()) if path.name != WEIGHTS}
         manifest = Manifest(source.name, _name(infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos)
         write_manifest(work / MANIFEST, manifest)
@@ -95,6 +99,13 @@ def pack(
         if work:
             shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _write_token_tables(folder: Path) -> None:
+    """Adds the tokenizer as tables, where it can be; one that cannot be read is refused when the model is loaded."""
+    with suppress(ModelError):
+        texts = read_texts(folder)
+        write_tables(folder, texts.codec, texts.template, texts.architecture)
 
 
 def _check_free(destination: Path) -> None:

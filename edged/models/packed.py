@@ -2,7 +2,8 @@
 
 `model.safetensors` holds the tensors (matrices as tiles of bytes, vectors as float32), `manifest.json` says what they
 are, and the files beside it make the tokenizer and chat template: `tokenizer.gguf` (the metadata of a GGUF file, no
-tensors) or a checkpoint's own files. Matrices come first and fill whole cache lines, so that each begins on one.
+tensors) or a checkpoint's own files, and for byte-level vocabularies the same as tables to map (`token_tables.py`).
+Matrices come first and fill whole cache lines, so that each begins on one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edged.models.digest import file_sha256
 from edged.models.families import FAMILIES, Shape, check_shape
 from edged.models.tiles import GROUPS, Kind, packed_bytes
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
 GGUF_TOKENIZER: Final = "tokenizer.gguf"

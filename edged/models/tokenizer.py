@@ -9,24 +9,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
 
 
+class Splitter(Protocol):
+    """Turns a text into ids and never obeys control tokens."""
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+
+
+class LibrarySplitter:
+    """The tokenizers library's `tokenizer`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
+
 class TextCodec:
     """A model's tokenizer; every method is pure.
 
-    `tokenizer` turns text into ids and never obeys control tokens. `token_bytes` is what each id writes. `control` maps
+    `splitter` turns text into ids and never obeys control tokens. `token_bytes` is what each id writes. `control` maps
     control tokens to ids. `bos` is the id that begins every prompt (None: nothing is put in front), `stops` are the ids
     that end an answer. `names` gives a template the texts of special tokens (`bos_token`, `eos_token`).
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        splitter: Splitter,
         token_bytes: Sequence[bytes],
         control: Mapping[str, int],
         bos: int | None,
@@ -37,7 +56,7 @@ class TextCodec:
         self.bos = bos
         self.stops = stops
         self.names = names
-        self._tokenizer = tokenizer
+        self.splitter = splitter
         self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
         # A single letter cannot be told from text, so it is never obeyed.
@@ -92,18 +111,22 @@ class TextCodec:
         """What a token writes; control tokens and ids without a text write nothing."""
         return b"" if token in self._control_ids or token >= len(self._bytes) else self._bytes[token]
 
+    def written(self, token: int) -> bytes:
+        """The bytes of a token in the vocabulary, a control token's name among them."""
+        return self._bytes[token]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, with the replacement character where bytes are no UTF-8."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.splitter.ids(text)
         if self._control_ids.isdisjoint(ids):
             return ids
         # This vocabulary's merges lead from plain letters to a control token: take them apart where one would begin.
         ids, last = [], 0
         for at in [*(match.start() + 1 for match in self._control_start.finditer(text)), len(text)]:
-            ids += self._tokenizer.encode(text[last:at], add_special_tokens=False).ids
+            ids += self.splitter.ids(text[last:at])
             last = at
         return [token for token in ids if token not in self._control_ids]
 

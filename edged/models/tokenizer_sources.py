@@ -13,7 +13,7 @@ from edged.core.errors import ModelError
 from edged.models.gguf_file import GgufFile
 from edged.models.pretokenizers import IGNORE_MERGES, pre_tokenizer
 from edged.models.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer import LibrarySplitter, TextCodec
 
 MAX_TOKENIZER_JSON: Final = 100_000_000
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
@@ -63,7 +63,7 @@ def codec_from_gguf(file: GgufFile) -> TextCodec:
     stops = {ids[name] for name in ("eos", "eot", "eom")} | {control[name] for name in _TURN_ENDS & control.keys()}
     names = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
     bos = ids["bos"] if file.get("tokenizer.ggml.add_bos_token", add_bos) else None
-    return TextCodec(tokenizer, table, control, bos, frozenset(stops - {None}), names)
+    return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops - {None}), names)
 
 
 def codec_from_folder(folder: Path) -> TextCodec:
@@ -76,9 +76,7 @@ def codec_from_folder(folder: Path) -> TextCodec:
     if path.stat().st_size > MAX_TOKENIZER_JSON:
         raise ModelError("bad_model", f"{path} is larger than {MAX_TOKENIZER_JSON:,} bytes; that is no tokenizer.")
     try:
-        text = path.read_text("utf-8")
-        description = json.loads(text)
-        tokenizer = Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:
         raise ModelError("bad_model", f"{path} cannot be read ({error}); fetch the model again.") from error
     tokenizer.no_truncation()
@@ -87,10 +85,10 @@ def codec_from_folder(folder: Path) -> TextCodec:
     tokenizer.encode_special_tokens = True
     added = tokenizer.get_added_tokens_decoder()
     control = {token.content: index for index, token in added.items() if token.special}
-    decoder = json.dumps(description.get("decoder"))
+    decoder = tokenizer.decoder.__getstate__().decode() if tokenizer.decoder else ""
     if "ByteLevel" in decoder:
         to_bytes = byte_level_bytes
-    elif SPACE in json.loads(f"[{decoder}]").__str__() or "Metaspace" in decoder:
+    elif SPACE in str(json.loads(f"[{decoder}]")) or "Metaspace" in decoder:
         to_bytes = sentencepiece_bytes
     else:
         raise ModelError("unsupported", f"{path} decodes neither byte by byte nor as SentencePiece does.")
@@ -104,7 +102,7 @@ def codec_from_folder(folder: Path) -> TextCodec:
     for source in ("generation_config.json", "config.json"):
         ends = read_json(folder / source).get("eos_token_id")
         stops |= {end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)}
-    return TextCodec(tokenizer, table, control, bos, frozenset(stops), names)
+    return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops), names)
 
 
 def read_json(path: Path) -> dict[str, Any]:

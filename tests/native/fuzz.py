@@ -16,10 +16,12 @@ from pathlib import Path
 
 from edged.core.errors import ModelError
 from edged.engine.backends.native_model import NativeModel, Part
-from edged.engine.kernels.library import KernelError
+from edged.engine.kernels.library import KernelError, load_library
+from edged.engine.table_splitter import codec_from_tables
 from edged.models.gguf_file import open_gguf
 from edged.models.pack import pack_path
 from edged.models.packed import MANIFEST, WEIGHTS, open_packed
+from edged.models.token_tables import TABLES, open_tables
 from edged.models.tokenizer_sources import codec_from_gguf
 from tests.tiny import make_checkpoint, make_gguf
 
@@ -46,7 +48,9 @@ def damaged(data: bytes, rng: random.Random, head: int) -> bytes:
 
 
 def compute(folder: Path) -> None:
-    """Opens a packed folder and computes a step with it."""
+    """Opens a packed folder, makes ids of a text and computes a step."""
+    if tables := open_tables(folder):
+        codec_from_tables(tables, load_library()).encode("the capital of Japan, 日本 <x>", specials=True)
     with NativeModel(open_packed(folder), context=64, blocks=4, threads=2) as model:
         model.step([Part([1, 2, 3], 0, [0])])
 
@@ -72,7 +76,7 @@ def packed(folder: Path, rng: random.Random) -> Callable[[], None]:
 
     def attempt() -> None:
         shutil.copytree(good, bad)
-        name, head = rng.choice([(MANIFEST, 4000), (WEIGHTS, 2500)])
+        name, head = rng.choice([(MANIFEST, 4000), (WEIGHTS, 2500), (TABLES, 4000)])
         (bad / name).write_bytes(damaged((good / name).read_bytes(), rng, head))
         compute(bad)
 

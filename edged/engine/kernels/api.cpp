@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "merges.h"
 #include "probe.h"
 
 struct EdgedEngine {
@@ -62,6 +63,10 @@ int64_t edged_memory(const EdgedEngine* engine, int32_t what) {
 }
 
 void edged_close(EdgedEngine* engine) { delete engine; }
+
+int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count, char* error) {
+  return guarded(error, [&] { *count = edged::merge_bytes(*tables, text, lengths, pieces, ids); });
+}
 
 int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,
                      int64_t copy_stride, double* seconds, const char* kernels, char* error) {

@@ -10,7 +10,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 3;
+constexpr int32_t kApiVersion = 4;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
@@ -61,6 +61,18 @@ struct EdgedStep {
   int64_t logits_stride;  // ≥ the vocabulary rounded up to 8
 };
 
+// A byte-level vocabulary and its merges, as `edged/models/token_tables.py` writes them.
+struct EdgedMerges {
+  const int32_t* letters;   // [256]: the token of each single byte; −1: none, the byte is left out
+  const uint64_t* pairs;    // [pair_count], ascending: left id · 2³² + right id
+  const uint32_t* ranks;    // [pair_count]: the lowest merges first
+  const int32_t* merged;    // [pair_count]: what the pair becomes
+  const uint8_t* bytes;     // all tokens' bytes, one after another
+  const uint32_t* ends;     // [vocabulary]: where each token's bytes end, ascending
+  const int32_t* by_bytes;  // [whole_count]: tokens in the order of their bytes, where a whole piece may be one before any merge
+  int64_t pair_count, vocabulary, whole_count;
+};
+
 struct EdgedEngine;
 
 EDGED_API int32_t edged_api_version();
@@ -71,6 +83,9 @@ EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* e
 EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
 EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
+// Token ids of byte strings that lie one after another in `text`; `ids` has room for one a byte, `count` gets how many there are.
+EDGED_API int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count,
+                              char* error);
 
 // For tests and `edged bench`: one product y [m, round up 8(rows)] = x [m, cols] · wᵀ on `threads` threads, `repeats` times over `copies`
 // matrices that lie `copy_stride` bytes apart; seconds[repeats] gets each time.

@@ -17,7 +17,7 @@ from typing import Final
 from edged.core.places import user_cache
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
-API_VERSION: Final = 3
+API_VERSION: Final = 4
 ERROR_BYTES: Final = 512
 
 
@@ -60,6 +60,15 @@ class Step(Structure):
     ]
 
 
+class Merges(Structure):
+    """EdgedMerges."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("letters", "pairs", "ranks", "merged", "bytes", "ends", "by_bytes")),
+        *((name, c_int64) for name in ("pair_count", "vocabulary", "whole_count")),
+    ]
+
+
 class KernelError(Exception):
     """A call into the kernels was refused; the message says why."""
 
@@ -81,6 +90,8 @@ class Library:
         c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_char_p]
         c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
+        c.edged_merge.restype = c_int32
+        c.edged_merge.argtypes = [POINTER(Merges), c_char_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p]
         c.edged_matmul.restype = c_int32
         c.edged_matmul.argtypes = [
             POINTER(Tensor), c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_int64, c_void_p, c_char_p,
@@ -127,6 +138,13 @@ class Library:
     def close(self, handle: int) -> None:
         """Frees an engine."""
         self._c.edged_close(handle)
+
+    def merge(self, tables: Merges, text: bytes, lengths: int, pieces: int, ids: int) -> int:
+        """How many token ids were written to the address `ids` (room for one a byte) for `pieces` byte strings that lie
+        one after another in `text`; their lengths, int32, are at the address `lengths`."""
+        error, count = self._error(), c_int64()
+        self._check(self._c.edged_merge(tables, text, lengths, pieces, ids, count, error), error)
+        return count.value
 
     def matmul(
         self, tensor: Tensor, x: int, m: int, y: int, *, threads: int = 1, repeats: int = 1, copies: int = 1, stride:
