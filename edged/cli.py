@@ -80,6 +80,7 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     pack.add_argument("--bits", type=int, choices=(4, 8), help="of what is not quantized yet (a checkpoint: 4)")
     pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights that share a scale (default 32)")
     pack.add_argument("--shape", metavar="NAME", help="random weights of a known shape: qwen2.5-0.5b, smollm2-135m, …")
+    pack.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="with --shape: whose tokenizer.json to take")
     pack.set_defaults(run=_pack)
 
     bench = commands.add_parser("bench", help="how fast a model is here, also against llama.cpp")

@@ -37,10 +37,12 @@ def pack_command(arguments: argparse.Namespace, models: Path) -> int:
     wanted = 1 if arguments.shape else 2
     if len(arguments.paths) != wanted:
         raise BadValue("edged pack", "takes SOURCE DEST, or --shape NAME DEST")
+    if arguments.tokenizer and not arguments.shape:
+        raise BadValue("--tokenizer", "goes with --shape; a model has its own")
     destination = Path(arguments.paths[-1])
     if arguments.shape:
         bits, group = arguments.bits or 4, arguments.group or 32
-        pack_shape(arguments.shape, destination, bits=bits, group=group, progress=doing)
+        pack_shape(arguments.shape, destination, bits=bits, group=group, texts=arguments.tokenizer, progress=doing)
     else:
         _pack(arguments, destination, models)
     packed = open_packed(destination)

@@ -140,10 +140,11 @@ def pack_shape(
     bits: int = 4,
     group: int = 32,
     minimum: bool = False,
+    texts: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Packs random weights of a named shape (see `pack`)."""
-    return pack(RandomSource(name), destination, bits=bits, group=group, minimum=minimum, progress=progress)
+    """Packs random weights of a named shape (see `pack` and RandomSource)."""
+    return pack(RandomSource(name, texts), destination, bits=bits, group=group, minimum=minimum, progress=progress)
 
 
 def _data(source: Source, infos: dict[str, TensorInfo], progress: Progress) -> Iterator[tuple[str, Iterator[bytes]]]:

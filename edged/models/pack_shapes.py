@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edged.core.errors import ModelError
 from edged.models.families import Shape, shape_from_config
-from edged.models.pack_sources import slabs
+from edged.models.pack_sources import copy_texts, slabs
 from edged.models.tiles import Codes, Kind
 
 # Figures of the models' published config.json files; all of these tie head and embedding.
@@ -47,14 +47,20 @@ SHAPES: Final = tuple(_CONFIGS)
 
 
 class RandomSource:
-    """Normal weights of a size that keeps activations near one. The same shape gives the same weights."""
+    """Normal weights of a size that keeps activations near one. The same shape gives the same weights.
+
+    `texts`: a checkpoint folder whose tokenizer they get; without one they take token ids alone.
+    """
 
     tied = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, texts: Path | None = None) -> None:
         if name not in _CONFIGS:
             raise ModelError("missing", f"There is no shape {name}; choose one of {', '.join(SHAPES)}.")
         self.name = name
+        if texts and not (texts / "tokenizer.json").is_file():
+            raise ModelError("missing", f"{texts} has no tokenizer.json; name the folder that holds one.")
+        self._texts = texts
         self.shape: Shape = shape_from_config(_CONFIGS[name])
 
     def kind(self, name: str) -> Kind:
@@ -78,4 +84,5 @@ class RandomSource:
         raise NotImplementedError("random weights are floats")
 
     def write_tokenizer(self, folder: Path) -> None:
-        del folder  # random weights have no texts
+        if self._texts:
+            copy_texts(self._texts, folder)

@@ -70,6 +70,13 @@ class Source(Protocol):
         """Writes what the tokenizer and the chat template need into a packed folder."""
 
 
+def copy_texts(source: Path, folder: Path) -> None:
+    """Copies what a checkpoint folder says of its texts: tokenizer, chat template and the small files beside them."""
+    for name in _HUB_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
 def slabs(rows: int, cols: int) -> Iterator[slice]:
     """Ranges of rows, each of about SLAB weights and (but for the last) a multiple of 32 rows."""
     step = max(32, SLAB // cols // 32 * 32)
@@ -259,9 +266,7 @@ class CheckpointSource:
         raise NotImplementedError("a checkpoint's tensors are floats")
 
     def write_tokenizer(self, folder: Path) -> None:
-        for name in _HUB_FILES:
-            if (self._folder / name).is_file():
-                shutil.copyfile(self._folder / name, folder / name)
+        copy_texts(self._folder, folder)
 
     def _tensor(self, name: str) -> tuple[Kind, Array]:
         top = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}

@@ -50,6 +50,8 @@ def test_pack_a_file_and_serve_it(folder: Path) -> None:
         (("pack", str(folder / "packed"), str(folder / "again")), "packed already"),
         (("pack", str(folder / "tiny.gguf")), "takes SOURCE DEST"),
         (("pack", "--shape", "gpt-9", str(folder / "again")), "There is no shape gpt-9"),
+        (("pack", "--shape", "smollm2-135m", "--tokenizer", str(folder), str(folder / "again")), "no tokenizer.json"),
+        (("pack", "--tokenizer", str(folder), str(folder / "tiny.gguf"), str(folder / "again")), "goes with --shape"),
     ):
         result = edged(folder, *words)
         assert result.returncode in {1, 2}

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from edged.core.errors import ModelError
 from edged.engine.kernels.library import load_library
@@ -194,8 +195,11 @@ def test_damaged_folders_are_refused_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_shape_of_random_weights_packs(tmp_path: Path) -> None:
-    """`--shape smollm2-135m` gives a folder that loads and computes."""
-    pack_shape("smollm2-135m", tmp_path / "packed")
+    """`--shape smollm2-135m` gives a folder that loads and computes, with the tokenizer of another folder."""
+    (tmp_path / "texts").mkdir()
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "texts" / "tokenizer.json"))
+    pack_shape("smollm2-135m", tmp_path / "packed", texts=tmp_path / "texts")
+    assert (tmp_path / "packed" / "tokenizer.json").is_file()
     from edged.engine.backends.native_model import Part
 
     with open_model(tmp_path / "packed") as model:

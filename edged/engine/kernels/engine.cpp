@@ -53,6 +53,7 @@ Engine::Engine(Model model, const Kernels& kernels)
   for (int t = 0; t < c.threads; t++) {
     auto room = std::make_unique<ThreadRoom>();
     room->row.resize((size_t)narrow_.stride);
+    room->narrow = ActivationRoom(1, narrow_.stride);
     room->attention.resize(2 * dim * kBlockTokens + lanes * (kBlockTokens + 2 * dim + 8 + 3));
     float* at = room->attention.data();
     const auto take = [&at](size_t n) {
@@ -87,7 +88,7 @@ void Engine::copy_block(int from, int to) {
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + query_.bytes() + key_.bytes() + value_.bytes() + attended_.bytes() + partials_.bytes();
   all += narrow_.bytes() + wide_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;
-  for (const auto& room : rooms_) all += sizeof *room + (room->attention.size() + room->row.size()) * 4;
+  for (const auto& room : rooms_) all += sizeof *room + room->narrow.bytes() + (room->attention.size() + room->row.size()) * 4;
   return all;
 }
 

@@ -45,6 +45,7 @@ struct ThreadRoom {
   Scratch scratch;
   std::vector<float> attention, row;
   AttendScratch attend;
+  ActivationRoom narrow;  // one row, where each thread prepares it for itself
   float gate_up[128 * 64];
 };
 

@@ -22,7 +22,7 @@ void Forward::run(int thread) {
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
     normalize(layer.attention_norm, layer.query, thread);
-    threads.barrier();
+    barrier_unless_alone();
     project(layer, i, thread);
     threads.barrier();
     remember(layer, i, thread);
@@ -30,11 +30,11 @@ void Forward::run(int thread) {
     attend(i, thread);
     threads.barrier();
     gather(layer, thread);
-    threads.barrier();
-    add_product(layer.out, engine.narrow_, i * kSharedPhases + kAttentionOut, thread);
+    barrier_unless_alone();
+    add_product(layer.out, narrow((int)plan.rows.size(), thread), i * kSharedPhases + kAttentionOut, thread);
     threads.barrier();
     normalize(layer.ffn_norm, layer.gate_up, thread);
-    threads.barrier();
+    barrier_unless_alone();
     gate(layer, i, thread);
     threads.barrier();
     add_product(layer.down, engine.wide_, i * kSharedPhases + kFfnOut, thread);
@@ -66,17 +66,18 @@ void Forward::prepare_row(const float* row, int n, const Matrix& reader, Activat
 void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
   const EdgedConfig& c = engine.model_.config;
   float* row = engine.rooms_[thread]->row.data();
-  const Share rows = share((int)plan.rows.size(), thread, c.threads);
+  const int all = (int)plan.rows.size();
+  const Share rows = rows_of(all, thread);
   for (int i = rows.begin; i < rows.end; i++) {
     engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)i * c.width, weight, c.width, c.rms_epsilon, row);
-    prepare_row(row, c.width, reader, engine.narrow_, i);
+    prepare_row(row, c.width, reader, narrow(all, thread), i);
   }
 }
 
 void Forward::project(const Layer& layer, int index, int thread) {
   const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
   const Buffer* outputs[] = {&engine.query_, &engine.key_, &engine.value_};
-  const Activations x = engine.narrow_.view((int)plan.rows.size());
+  const Activations x = narrow((int)plan.rows.size(), thread).view((int)plan.rows.size());
   const int all = layer.query.tiles + layer.key.tiles + layer.value.tiles;
   Share piece;
   while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, piece_of(layer.query, x.m), piece)) {
@@ -153,9 +154,11 @@ void Forward::attend(int index, int thread) {
 void Forward::gather(const Layer& layer, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads, n = c.heads * c.head_dim;
-  const Share rows = share((int)plan.rows.size(), thread, c.threads);
+  const int all = (int)plan.rows.size();
+  const Share rows = rows_of(all, thread);
   for (int i = rows.begin; i < rows.end; i++) {
     float* row = engine.attended_.as<float>() + (size_t)i * n;
+    if (alone() && plan.row_partial[i] >= 0) row = engine.rooms_[thread]->row.data();
     if (plan.row_partial[i] >= 0) {
       const int chunks = plan.rows[i].position / (kBlockTokens * kChunkBlocks) + 1;
       const size_t lane = (size_t)c.head_dim + 8, one = (size_t)heads * lane;
@@ -163,7 +166,7 @@ void Forward::gather(const Layer& layer, int thread) {
         engine.kernels_.merge(engine.partials_.as<float>() + plan.row_partial[i] + (size_t)(h / heads) * chunks * one + (size_t)(h % heads) * lane, one, chunks,
                               c.head_dim, row + (size_t)h * c.head_dim);
     }
-    prepare_row(row, n, layer.out, engine.narrow_, i);
+    prepare_row(row, n, layer.out, narrow(all, thread), i);
   }
 }
 
@@ -187,7 +190,7 @@ void Forward::gate(const Layer& layer, int index, int thread) {
     const int u = units.begin, columns = std::min(32, c.ffn - u * 32);
     for (int from = 0; from < all; from += 128) {
       const int rows = std::min(128, all - from);
-      k.matmul(layer.gate_up, engine.narrow_.view(rows, from), u * 8, u * 8 + 8, room.gate_up, 64, false, room.scratch);
+      k.matmul(layer.gate_up, narrow(all, thread).view(rows, from), u * 8, u * 8 + 8, room.gate_up, 64, false, room.scratch);
       for (int i = 0; i < rows; i++) {
         float* row = room.gate_up + i * 64;
         k.swiglu(row, row + 32, 32, row);
@@ -208,15 +211,15 @@ void Forward::logits(int thread) {
   if (!wanted) return;
   const Matrix& head = engine.model_.head;
   float* row = engine.rooms_[thread]->row.data();
-  const Share rows = share(wanted, thread, c.threads);
+  const Share rows = rows_of(wanted, thread);
   for (int i = rows.begin; i < rows.end; i++) {
     engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)plan.step.wanted[i] * c.width, engine.model_.final_norm, c.width, c.rms_epsilon, row);
-    prepare_row(row, c.width, head, engine.narrow_, i);
+    prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
-  engine.threads_.barrier();
+  if (wanted > 1) engine.threads_.barrier();
   Share piece;
   while (engine.shares_.take(c.layers * kSharedPhases, thread, head.tiles, piece_of(head, wanted), piece))
-    engine.kernels_.matmul(head, engine.narrow_.view(wanted), piece.begin, piece.end, plan.step.logits + (size_t)piece.begin * kTileRows,
+    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), piece.begin, piece.end, plan.step.logits + (size_t)piece.begin * kTileRows,
                            (size_t)plan.step.logits_stride, false, engine.rooms_[thread]->scratch);
 }
 

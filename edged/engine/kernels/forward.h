@@ -1,4 +1,5 @@
-// The forward pass: every thread runs it together, phase by phase, with a barrier after each.
+// The forward pass: every thread runs it together, phase by phase, with a barrier after each. A single row's norms and codes are computed
+// by each thread for itself: that is shorter than a barrier.
 #pragma once
 #include "engine.h"
 
@@ -16,15 +17,23 @@ struct Forward {
  private:
   // Each phase is computed by all threads; `thread` says which share is this one's.
   void embed(int thread);
-  void normalize(const float* weight, const Matrix& reader, int thread);                     // x_ → narrow_
-  void project(const Layer& layer, int index, int thread);                                   // narrow_ → query_, key_, value_
+  void normalize(const float* weight, const Matrix& reader, int thread);                     // x_ → narrow
+  void project(const Layer& layer, int index, int thread);                                   // narrow → query_, key_, value_
   void remember(const Layer& layer, int index, int thread);                                  // rotary; key_, value_ → cache
   void attend(int index, int thread);                                                        // query_, cache → attended_
-  void gather(const Layer& layer, int thread);                                               // attended_ → narrow_
+  void gather(const Layer& layer, int thread);                                               // attended_ → narrow
   void add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread);     // x_ += input · wᵀ
-  void gate(const Layer& layer, int index, int thread);                                      // narrow_ → wide_
+  void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
   void logits(int thread);
 
+  bool alone() const { return plan.rows.size() == 1; }
+  // Where the input of products of `rows` rows lies: with one row, the thread's own.
+  ActivationRoom& narrow(int rows, int thread) const { return rows == 1 ? engine.rooms_[thread]->narrow : engine.narrow_; }
+  // This thread's share of `rows` rows that become such input: the only row is everybody's.
+  Share rows_of(int rows, int thread) const { return rows == 1 ? Share{0, 1} : share(rows, thread, engine.model_.config.threads); }
+  void barrier_unless_alone() const {
+    if (!alone()) engine.threads_.barrier();
+  }
   void prepare_row(const float* row, int n, const Matrix& reader, ActivationRoom& room, int at);
 };
 
