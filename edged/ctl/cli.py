@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
     except EdgedError as error:
         return _complain(str(error), _code_of(error))
-    except TimedOut:
-        return _complain("no answer came in time; look at the device's status, or wait longer", TIMED_OUT)
+    except TimedOut as silence:
+        why = str(silence) or "no answer came in time; look at the device's status, or wait longer"
+        return _complain(why, TIMED_OUT)
     except KeyboardInterrupt:
         return _complain("interrupted", FAILED)
     except BrokenPipeError:

@@ -72,8 +72,8 @@ def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
-    if not answers and before:
-        raise TimedOut
+    if not answers:
+        raise TimedOut("no device has answered yet; those that are away take it when they come back")
     return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
 
 
@@ -153,8 +153,6 @@ def _show(target: Target, revision: int | None, answers: dict[str, dict[str, Any
         table.add_row(device, f"[{colour}]{answer['phase']}[/]", str(answer.get("reason")), in_force)
     if answers:
         console.print(table)
-    else:
-        console.print("no device has answered yet; those that are away take it when they come back")
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:

@@ -81,13 +81,17 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
     topics = Topics(wanted.fleet, device)
     payload = strict_json.dumps({"id": prompt_id, **wanted.body})
     printer = Printer(sys.stdout)
-    with Session(settings, (topics.reply(wanted.requester, prompt_id),)) as session:
+    status_topic, status = f"{topics.own}/status", ""
+    with Session(settings, (topics.reply(wanted.requester, prompt_id), status_topic)) as session:
         until = time.monotonic() + wanted.timeout
         session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
         answered = False
         while (left := until - time.monotonic()) > 0:
             try:
                 for message in session.messages(left if answered else min(left, _RESEND_EVERY)):
+                    if message.topic == status_topic:
+                        status = message.payload[:16].decode("ascii", "replace")
+                        continue
                     document = _reply(message.payload, prompt_id)
                     if document is None:
                         continue
@@ -99,7 +103,14 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
             except TimedOut:
                 if not answered and time.monotonic() < until:
                     session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
-    raise TimedOut
+    raise TimedOut("" if answered else _silence(device, wanted.fleet, status))
+
+
+def _silence(device: str, fleet: str, status: str) -> str:
+    """Why nothing at all came from a device, as far as its last `status` (empty: none) says; else empty."""
+    if not status:
+        return f"no device {device} of the fleet {fleet} is known at this broker; edgectl status shows those that are"
+    return f"the device {device} is offline; ask again when it is back" if status == "offline" else ""
 
 
 def _reply(payload: bytes, prompt_id: str) -> dict[str, Any] | None:

@@ -78,6 +78,32 @@ def test_prompt_without_an_answer_in_time_is_exit_4(edgectl: Any, capsys: pytest
     assert "no answer came in time" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_is_named(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("prompt", "x", "--device", "nope", "--timeout", "0.5") == 4
+    assert "no device nope of the fleet ctl is known" in capsys.readouterr().err
+
+
+def test_an_offline_device_is_told(edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    status = f"{Topics(FLEET, 'away').own}/status"
+    client.publish(status, b"offline", retain=True)
+    try:
+        assert edgectl("prompt", "x", "--device", "away", "--timeout", "0.5") == 4
+    finally:
+        client.publish(status, b"", retain=True)
+    assert "the device away is offline" in capsys.readouterr().err
+
+
+def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The layer stands at the broker for the device to come; a script can tell that none has taken it."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("generation: {max_tokens: 2}\n")
+    for words in ((str(layer),), ("--remove",)):
+        assert edgectl("config", "push", *words, "--device", "nope", "--wait", "0.3") == 4
+        captured = capsys.readouterr()
+        assert "device: re" in captured.out
+        assert "no device has answered yet" in captured.err
+
+
 @pytest.mark.parametrize(
     "words",
     [
