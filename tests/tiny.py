@@ -7,6 +7,7 @@ or an unprintable byte, so that they write printable junk for as long as one let
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,15 @@ def _interleaved(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
 
 
+def written(writer: Any, path: Path) -> Path:
+    """The file of a GGUFWriter that has been told everything."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -> Path:
     """Writes a tiny model as Q8_0. `layers` makes it slower. Needs neither torch nor transformers."""
     from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
@@ -116,11 +126,7 @@ def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -
         writer.add_tensor(f"{name}.weight", quantize(rows, kind), raw_dtype=kind)
     for name in ["output_norm", *(f"blk.{layer}.{part}_norm" for layer in range(layers) for part in ("attn", "ffn"))]:
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return written(writer, path)
 
 
 def make_checkpoint(folder: Path, seed: int = 0) -> Path:

@@ -200,7 +200,7 @@ def open_packed(folder: Path) -> PackedModel:
         manifest = _read_manifest(folder / MANIFEST)
         with (folder / WEIGHTS).open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        places = _read_header(data)
+        places, _ = read_header(data)
         _check_tensors(manifest, places)
     except FileNotFoundError as error:
         raise ModelError("missing", f"{folder} is not a packed model ({error}); pack it with `edged pack`.") from error
@@ -233,21 +233,23 @@ def _read_manifest(path: Path) -> Manifest:
     return Manifest(texts[0], texts[1], texts[2], files, check_shape(shape), tensors)
 
 
-def _read_header(data: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Offset and size of each tensor, all inside the file."""
+def read_header(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Offset and size of each tensor of a mapped safetensors file, all inside it, and the file's metadata.
+
+    Raises ValueError, KeyError or TypeError where it is none.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
-        raise ValueError("the header of the weights is longer than allowed or than the file")
+        raise ValueError("its header is longer than allowed or than the file")
     entries = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
+    metadata = msgspec.convert(entries.pop("__metadata__", {}), dict[str, str])
     places = {}
     for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
         begin, end = entry["data_offsets"]
         if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end <= len(data) - 8 - length):
             raise ValueError(f"tensor {name} lies outside the file")
         places[name] = (8 + length + begin, end - begin)
-    return places
+    return places, metadata
 
 
 def _check_tensors(manifest: Manifest, places: Mapping[str, tuple[int, int]]) -> None:

@@ -15,24 +15,24 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from edged.core.errors import ModelError
+from edged.models.packed import read_header
 from edged.models.token_bytes import byte_level_letters
 from edged.models.tokenizer import LibrarySplitter, TextCodec
 
 TABLES: Final = "tokenizer.safetensors"
-# Names, types and what they are: see EdgedMerges in kernels/api.h.
-ARRAYS: Final[Mapping[str, tuple[str, type]]] = {
-    "pairs": ("U64", np.uint64),
-    "letters": ("I32", np.int32),
-    "ranks": ("U32", np.uint32),
-    "merged": ("I32", np.int32),
-    "ends": ("U32", np.uint32),
-    "by_bytes": ("I32", np.int32),
-    "bytes": ("U8", np.uint8),
+# Names and types; what they are: see EdgedMerges in kernels/api.h.
+ARRAYS: Final[Mapping[str, type]] = {
+    "letters": np.int32,
+    "pairs": np.uint64,
+    "ranks": np.uint32,
+    "merged": np.int32,
+    "bytes": np.uint8,
+    "ends": np.uint32,
+    "by_bytes": np.int32,
 }
-_MAX_HEADER: Final = 20_000_000  # bytes
-_LINE: Final = 64  # bytes; arrays begin on a multiple
 # What a byte-pair model may say beside its vocabulary and merges, and still be only that.
 _PLAIN: Final = {
     "dropout": (None,),
@@ -104,7 +104,7 @@ def write_tables(folder: Path, codec: TextCodec, template: str | None, architect
         described["normalizer"],
         described["pre_tokenizer"],
     )
-    _write(folder / TABLES, arrays, about)
+    save_file(arrays, folder / TABLES, {"about": msgspec.json.encode(about).decode()})
     return True
 
 
@@ -116,12 +116,9 @@ def open_tables(folder: Path) -> TokenTables | None:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        length = int.from_bytes(data[:8], "little")
-        if length > min(_MAX_HEADER, len(data) - 8):
-            raise ValueError("its header is longer than the file")
-        header = msgspec.json.decode(data[8 : 8 + length], type=dict[str, Any])
-        about = msgspec.json.decode(header.pop("__metadata__")["about"], type=About)
-        arrays = {name: _view(data, 8 + length, header[name], kind) for name, (_, kind) in ARRAYS.items()}
+        places, metadata = read_header(data)
+        about = msgspec.json.decode(metadata["about"], type=About)
+        arrays = {name: _view(data, places[name], kind) for name, kind in ARRAYS.items()}
         _check(arrays, about)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
@@ -169,27 +166,12 @@ def _arrays(described: Mapping[str, Any], codec: TextCodec) -> dict[str, Array] 
     }
 
 
-def _write(path: Path, arrays: Mapping[str, Array], about: About) -> None:
-    header: dict[str, Any] = {"__metadata__": {"about": msgspec.json.encode(about).decode()}}
-    at = 0
-    for name, (kind, _) in ARRAYS.items():
-        size = arrays[name].nbytes
-        header[name] = {"dtype": kind, "shape": [len(arrays[name])], "data_offsets": [at, at + size]}
-        at += -(-size // _LINE) * _LINE
-    text = msgspec.json.encode(header)
-    text += b" " * (-(8 + len(text)) % _LINE)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in ARRAYS:
-            file.write(arrays[name].tobytes() + bytes(-arrays[name].nbytes % _LINE))
-
-
-def _view(data: mmap.mmap, base: int, entry: Mapping[str, Any], kind: type) -> Array:
-    begin, end = entry["data_offsets"]
-    size = np.dtype(kind).itemsize
-    if not 0 <= begin <= end <= len(data) - base or (base + begin) % size or (end - begin) % size:
-        raise ValueError("an array lies outside the file")
-    return np.frombuffer(data, kind, (end - begin) // size, base + begin)
+def _view(data: mmap.mmap, place: tuple[int, int], kind: type) -> Array:
+    offset, size = place
+    item = np.dtype(kind).itemsize
+    if offset % item or size % item:
+        raise ValueError("an array is not aligned")
+    return np.frombuffer(data, kind, size // item, offset)
 
 
 def _check(arrays: Mapping[str, Array], about: About) -> None:

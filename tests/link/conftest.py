@@ -56,6 +56,14 @@ class Line:
         self.bounds.append((low, high))
         return 0.0 if low == 0 else 300.0
 
+    def cut(self) -> None:
+        """Ends the connection under both ends, as a network does."""
+        paho = self.connection._client
+        assert paho is not None
+        sock = paho.socket()
+        assert isinstance(sock, socket.socket)
+        sock.shutdown(socket.SHUT_RDWR)
+
     def next(self, kind: type[E_]) -> E_:
         """The next event of this kind; others before it are kept for later."""
         for event in self._kept:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -143,11 +142,7 @@ def test_a_clean_stop_leaves_no_will_and_a_cut_does(broker: Broker, client: Clie
     cut = Line(broker.url)
     cut.connection.start()
     cut.next(Up)
-    paho = cut.connection._client
-    assert paho is not None
-    sock = paho.socket()
-    assert isinstance(sock, socket.socket)
-    sock.shutdown(socket.SHUT_RDWR)
+    cut.cut()
     client.wait(lambda m: m.payload == b"offline", what="the will")
     cut.next(Up)
     cut.connection.stop()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT
+from tests.tiny import written
 
 WIDTH, FFN, VOCABULARY = 256, 1024, 256
 MEGABYTE = 1_000_000
@@ -43,11 +44,7 @@ def make_gguf(path: Path, layers: int) -> Path:
     norms = [f"blk.{layer}.{part}_norm" for layer in range(layers) for part in ("attn", "ffn")]
     for name in ("output_norm", *norms):
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return written(writer, path)
 
 
 def make_checkpoint(path: Path, layers: int) -> Path:
