@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Chunk, Failure, Final, ModelInfo, Reason, Request, Sampling, Started
@@ -17,6 +18,7 @@ from edged.engine.constraint import ConstraintError, FormatCompiler
 from edged.engine.sampler import SEEDS, BadLogitsError
 from edged.engine.scheduler import Scheduler, Work
 from edged.engine.sequence import Sequence
+from edged.engine.speculation import Speculation
 from edged.models.tokenizer import TextCodec
 
 Event = Started | Chunk | Final
@@ -40,7 +42,8 @@ class Engine:
         self._encoder = encoder
         self._formats = FormatCompiler(codec)
         self._clock = clock
-        self._scheduler = Scheduler(backend)
+        self._speculation = Speculation()
+        self._scheduler = Scheduler(backend, self._speculation)
         self._sequences: dict[str, Sequence] = {}
         self._begun: list[Work] = []  # a batch that was announced and is computed by the next step
 
@@ -48,6 +51,10 @@ class Engine:
     def busy(self) -> bool:
         """Whether `step` has work."""
         return bool(self._sequences)
+
+    def encode(self, request: Request) -> list[int]:
+        """The tokens of a prompt. Raises PromptRefused `invalid`."""
+        return self._encoder.encode(request)
 
     def add(self, key: str, request: Request) -> None:
         """Takes a request in under a key that is not in use.
@@ -57,7 +64,7 @@ class Engine:
         if key in self._sequences:
             raise PromptRefused("invalid", "key", f"A prompt {key} is being answered already; use another id.")
         check_sampling(request.sampling)
-        prompt = self._encoder.encode(request)
+        prompt = self.encode(request)
         if not prompt:
             raise PromptRefused("invalid", "prompt", "The prompt is empty; give it some text.")
         if len(prompt) >= self.info.context:
@@ -82,7 +89,7 @@ class Engine:
             sequence.cancelled = True
 
     def step(self) -> Events:
-        """One bounded piece of work: one token for each that decodes, and a chunk of a prompt.
+        """One bounded piece of work: a token for each that decodes, or a few, and a chunk of a prompt.
 
         A step that begins a sequence only says so (`Started`): should its first work end the process, it is known whose
         work that was.
@@ -95,8 +102,7 @@ class Engine:
         if fresh := [work.sequence for work in batch if not work.sequence.started]:
             self._begun = batch
             return events + [self._start(sequence) for sequence in fresh]
-        results = self._backend.run([work.sequence.slice(work.tokens) for work in batch]) if batch else []
-        for work, result in zip(batch, results, strict=True):
+        for work, result in zip(batch, self._run(batch), strict=True):
             sequence = work.sequence
             sequence.computed += work.tokens
             if isinstance(result, ComputeError):
@@ -105,7 +111,28 @@ class Engine:
                 )
                 events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
-                events += self._sample(sequence, result)
+                events += self._take(work, result)
+        return events
+
+    def _run(self, batch: list[Work]) -> list[Logits | ComputeError]:
+        if not batch:
+            return []
+        decodes = not any(work.sequence.prefilling for work in batch)
+        begun = self._clock()
+        results = self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch])
+        if decodes:
+            self._speculation.measured(sum(1 + len(work.drafts) for work in batch), self._clock() - begun)
+        return results
+
+    def _take(self, work: Work, logits: Logits) -> Events:
+        """Chooses tokens after what was computed: one, and one more after each draft that was chosen."""
+        sequence, events = work.sequence, []
+        for row, draft in zip_longest(logits, work.drafts[: len(logits) - 1]):
+            events += self._sample(sequence, row)
+            if sequence.slot is None or sequence.tokens[-1] != draft:
+                break
+            self._backend.keep(sequence.slot, draft)
+            sequence.computed += 1
         return events
 
     def _start(self, sequence: Sequence) -> tuple[str, Event]:
@@ -114,15 +141,13 @@ class Engine:
         return sequence.key, Started()
 
     def _sample(self, sequence: Sequence, logits: Logits) -> Events:
-        """Chooses a sequence's next token, hands its text on, and retires the sequence that ends here."""
+        """Chooses a sequence's next token from [vocabulary], hands its text on, and retires the sequence that ends."""
         try:
-            token = sequence.choose(logits[-1])
+            token = sequence.choose(logits)
         except BadLogitsError:
             return self._retire(sequence, "failed")
         except ConstraintError as error:
             return self._retire(sequence, "failed", error.failure)
-        sequence.tokens.append(token)
-        sequence.served += 1
         if sequence.first is None:
             sequence.first = self._clock()
         if token in self._codec.stops:

@@ -59,6 +59,10 @@ class Model:
         finally:
             self.backend.close(slot)
 
+    def encode(self, prompt: str | Sequence[Turn] | Request) -> list[int]:
+        """The tokens that `generate` computes for a prompt. Raises PromptRefused `invalid`."""
+        return self.engine.encode(_request(prompt, None))
+
     def generate(
         self, prompt: str | Sequence[Turn] | Request, sampling: Sampling | None = None
     ) -> Iterator[Chunk | Final]:

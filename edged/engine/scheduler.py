@@ -1,6 +1,7 @@
 """Who is computed next.
 
 - Only the best priority class that has sequences is served.
+- Where none of it prefills, drafts (`speculation.py`) may stand beside the tokens.
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
 - What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
@@ -11,28 +12,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Final
 
 from edged.engine.backends.base import MAX_SLICE, SLICE_BESIDE, Backend
 from edged.engine.sequence import Sequence
+from edged.engine.speculation import Speculation
 
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
 @dataclass(frozen=True)
 class Work:
-    """The next `tokens` tokens of a sequence, to be computed in this step."""
+    """The next `tokens` tokens of a sequence, to be computed in this step, and drafts of what follows them."""
 
     sequence: Sequence
     tokens: int
+    drafts: Tokens[int] = ()
 
 
 class Scheduler:
     """The sequences and their slots in a backend, at most `backend.slots` at once."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, speculation: Speculation) -> None:
         self._backend = backend
+        self._speculation = speculation
         self._line: list[Sequence] = []  # all sequences; those without a slot wait in this order
 
     def add(self, sequence: Sequence) -> None:
@@ -53,10 +58,19 @@ class Scheduler:
         self._give_slots([sequence for sequence in members if sequence.slot is None])
         running = [sequence for sequence in members if sequence.slot is not None]
         prefilling = [sequence for sequence in running if sequence.prefilling]
+        if not prefilling:
+            return self._decode(running)
         work = [Work(sequence, 1) for sequence in running if not sequence.prefilling]
-        if prefilling:
-            work.append(self._prefill(prefilling[0], SLICE_BESIDE if work else MAX_SLICE))
+        work.append(self._prefill(prefilling[0], SLICE_BESIDE if work else MAX_SLICE))
         return work
+
+    def _decode(self, running: list[Sequence]) -> list[Work]:
+        offers = [
+            sequence.offer(min(self._backend.drafts, self._backend.context - len(sequence.tokens) - 1))
+            for sequence in running
+        ]
+        count = self._speculation.count(offers)
+        return [Work(sequence, 1, offer.drafts[:count]) for sequence, offer in zip(running, offers, strict=True)]
 
     def _prefill(self, sequence: Sequence, most: int) -> Work:
         assert sequence.slot is not None  # noqa: S101 only those with a slot run

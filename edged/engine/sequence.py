@@ -12,6 +12,7 @@ from edged.engine.backends.base import Slice
 from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler, logprob
+from edged.engine.speculation import Lookup, Offer
 
 
 class Sequence:
@@ -35,6 +36,7 @@ class Sequence:
         self.began: float | None = None
         self.first: float | None = None
         self.sampler = Sampler(request.sampling, prompt)
+        self.lookup = Lookup(prompt)
         self.stream = TextStream(request.sampling.stop)
         self.constraint = constraint
         self.logprobs: list[float] = []
@@ -49,13 +51,18 @@ class Sequence:
         """The number of tokens chosen so far."""
         return len(self.tokens) - self.prompt_length
 
-    def slice(self, count: int) -> Slice:
-        """The next `count` tokens to compute."""
+    def slice(self, count: int, drafts: Tokens[int] = ()) -> Slice:
+        """The next `count` tokens to compute, and drafts to follow them."""
         assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
-        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count])
+        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count], drafts)
+
+    def offer(self, most: int) -> Offer:
+        """At most `most` drafts, none past the last token that may still be chosen."""
+        most = min(most, self.request.sampling.max_tokens - self.completion - 1)
+        return Offer(self.lookup.offer(most), self.lookup.chance)
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """The next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
+        """Takes the next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
         if self.constraint is None:
             token = self.sampler.pick(logits)
         else:
@@ -63,6 +70,9 @@ class Sequence:
             self.constraint.accept(token)
         if self.request.logprobs:
             self.logprobs.append(logprob(logits, token))
+        self.tokens.append(token)
+        self.lookup.append(token)
+        self.served += 1
         return token
 
     @property

@@ -3,7 +3,8 @@
     python llama_peer.py FILE.gguf THREADS CONTEXT
 
 It imports nothing of ours, so it runs under any Python that has `llama-cpp-python`. Its first line says what it is.
-Then a line `{"case": "decode" | "prefill" | "batch", "n": N}` is answered by `{"value": tokens a second}`, and a line
+Then a line `{"case": "decode" | "prefill" | "batch", "n": N}` is answered by `{"value": tokens a second}`, as is
+`{"case": "go on", "tokens": […], "n": N}` (N greedy tokens after a prompt and one more), and a line
 `{"case": "logits", "tokens": […], "file": "x.npy"}` by `{"value": 0}` once float32 [tokens, vocabulary] is in the file.
 """
 
@@ -108,10 +109,31 @@ class Peer:
         np.save(path, np.stack(rows))
         return 0.0
 
+    def best(self, row: int) -> int:
+        import numpy as np
+
+        found = self.lib.llama_get_logits_ith(self.context, row)
+        return int(np.ctypeslib.as_array(found, (self.vocabulary,)).argmax())
+
+    def go_on(self, tokens: list[int], count: int) -> float:
+        self.clear()
+        last = len(tokens) - 1
+        for start in range(0, len(tokens), 512):
+            part = tokens[start : start + 512]
+            self.run([(token, start + at, 0, start + at == last) for at, token in enumerate(part)])
+        token = self.best(last % 512)
+        begun = time.perf_counter()
+        for step in range(count):
+            self.run([(token, len(tokens) + step, 0, True)])
+            token = self.best(0)
+        return count / (time.perf_counter() - begun)
+
     def answer(self, order: dict[str, Any]) -> float:
         case, number = order["case"], order.get("n", 0)
         if case == "logits":
             return self.logits(order["tokens"], order["file"])
+        if case == "go on":
+            return self.go_on(order["tokens"], number)
         until = time.perf_counter() + WARM_UP
         while time.perf_counter() < until:
             self.several(1, BATCH_STEPS)

@@ -44,6 +44,10 @@ class LlamaPeer:
             found: npt.NDArray[np.float32] = np.load(file.name)
         return found
 
+    def go_on(self, tokens: Sequence[int], count: int) -> float:
+        """Tokens a second of `count` greedy ones that follow the first after a prompt."""
+        return self._order({"case": "go on", "tokens": list(tokens), "n": count})
+
     def close(self) -> None:
         """Ends the process."""
         if self._process.stdin is not None:

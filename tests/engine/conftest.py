@@ -27,12 +27,15 @@ class FakeBackend:
     quantization = "none"
     weights_bytes = 0
 
-    def __init__(self, vocabulary: int, context: int = 512, slots: int = 4) -> None:
+    def __init__(self, vocabulary: int, context: int = 512, slots: int = 4, drafts: int = 0) -> None:
         self.vocabulary = vocabulary
         self.context = context
         self.slots = slots
+        self.drafts = drafts
         self.caches: dict[int, list[int]] = {}
+        self.drafted: dict[int, list[int]] = {}
         self.log: list[list[int]] = []  # the number of tokens of each slice of each run
+        self.draft_log: list[int] = []  # the number of drafts of each run
         self.most_open = 0
         self.kept: list[int] = []  # what `reuse` finds
         self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
@@ -52,17 +55,29 @@ class FakeBackend:
     def close(self, slot: int) -> None:
         del self.caches[slot]
 
+    def keep(self, slot: int, token: int) -> None:
+        assert self.drafted[slot].pop(0) == token
+        self.caches[slot].append(token)
+
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         assert len({item.slot for item in slices}) == len(slices)
         self.log.append([len(item.tokens) for item in slices])
+        self.draft_log.append(sum(len(item.drafts) for item in slices))
         return [self._one(item) for item in slices]
 
     def _one(self, item: Slice) -> Logits | ComputeError:
         cache = self.caches[item.slot]
         assert item.start == len(cache)
         assert 1 <= len(item.tokens) <= MAX_SLICE
+        assert len(item.drafts) <= self.drafts
         cache += item.tokens
-        assert len(cache) <= self.context
+        self.drafted[item.slot] = list(item.drafts)
+        assert len(cache) + len(item.drafts) <= self.context
+        rows = [self._row([*cache, *item.drafts[:count]]) for count in range(len(item.drafts) + 1)]
+        errors = [row for row in rows if isinstance(row, ComputeError)]
+        return errors[0] if errors else np.concatenate([row for row in rows if not isinstance(row, ComputeError)])
+
+    def _row(self, cache: list[int]) -> Logits | ComputeError:
         digest = hashlib.sha256(str(cache).encode()).digest()
         logits = np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal((1, self.vocabulary))
         logits[0, : len(CONTROL)] = -100.0

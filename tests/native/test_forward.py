@@ -51,9 +51,9 @@ def test_unquantized_logits_agree_with_transformers(tmp_path: Path, name: str) -
     tokens = np.random.default_rng(1).integers(0, 203, 150).tolist()
     expected = _reference(reference, tokens)
     with open_model(folder, threads=2) as model:
-        whole = model.step([Part(tokens, 0, range(10, 16), every=True)])
+        whole = model.step([Part(tokens, 0, range(10, 16), wanted=150)])
         assert _relative(whole, expected) < 1e-3
-        pieces = [model.step([Part(tokens[at : at + 33], at, range(20, 26), every=True)]) for at in range(0, 150, 33)]
+        pieces = [model.step([Part(tokens[at : at + 33], at, range(20, 26), wanted=33)]) for at in range(0, 150, 33)]
         assert np.array_equal(np.concatenate(pieces), whole)
         single = [model.step([Part([token], at, range(30, 36))]) for at, token in enumerate(tokens)]
         assert np.array_equal(np.concatenate(single), whole)
@@ -65,7 +65,7 @@ def test_every_instruction_set_agrees(tmp_path: Path, kernels: str) -> None:
     reference, folder = pack_tiny(tmp_path, "qwen3")
     tokens = list(range(40))
     with open_model(folder, kernels=kernels) as model:
-        assert _relative(model.step([Part(tokens, 0, [5, 9], every=True)]), _reference(reference, tokens)) < 1e-3
+        assert _relative(model.step([Part(tokens, 0, [5, 9], wanted=40)]), _reference(reference, tokens)) < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_numbers_hold_in_any_company(small: Path, kernels: str) -> None:
                     if not todo or len(seen[index]) > steps:
                         continue
                     complete = done[index] + len(todo) == len(texts[index])
-                    parts.append(Part(todo, done[index], tables[index], silent=not complete))
+                    parts.append(Part(todo, done[index], tables[index], wanted=int(complete)))
                     who.append((index, len(todo), complete))
                     budget -= len(todo)
                 logits = iter(model.step(parts))
@@ -129,7 +129,7 @@ def test_a_shared_prefix_gives_the_same_numbers(small: Path) -> None:
         expected = [
             model.step([Part(prefix + tail, 0, table)]) for tail, table in ((first, range(8)), (second, range(8, 16)))
         ]
-        model.step([Part(prefix, 0, [20, 21, 22], silent=True)])
+        model.step([Part(prefix, 0, [20, 21, 22], wanted=0)])
         shared = model.step([Part(first, 96, [20, 21, 22, 30]), Part(second, 96, [20, 21, 22, 31, 32])])
     assert np.array_equal(np.concatenate(expected), shared)
 

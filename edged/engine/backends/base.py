@@ -22,16 +22,21 @@ SLICE_BESIDE: Final = 64  # the same where other sequences wait for their next t
 class Slice:
     """Consecutive tokens of one sequence, the first at position `start`.
 
-    `start` is the number of tokens that the slot holds already. Between 1 and MAX_SLICE tokens.
+    `start` is the number of tokens that the slot holds already. Between 1 and MAX_SLICE tokens. `drafts`: what may come
+    after them, computed with them; the slot does not hold them unless `keep` says so.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
+    drafts: Sequence[int] = ()
 
 
 class Backend(Protocol):
-    """`context` is the most tokens a slot holds, `slots` how many may be open beside one for `Model.logits`."""
+    """`context` is the most tokens a slot holds, `slots` how many may be open beside one for `Model.logits`.
+
+    `drafts` is the most that a slice may carry; 0 where their logits could differ from those of one token at a time.
+    """
 
     @property
     def name(self) -> str: ...
@@ -43,6 +48,8 @@ class Backend(Protocol):
     def context(self) -> int: ...
     @property
     def slots(self) -> int: ...
+    @property
+    def drafts(self) -> int: ...
     @property
     def weights_bytes(self) -> int: ...
 
@@ -59,11 +66,15 @@ class Backend(Protocol):
         """Gives a cache's memory back."""
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
-        """Computes slices of different slots. For each: float32 [1, vocabulary], the logits after its last token.
+        """Computes slices of different slots. For each: float32 [1 + drafts, vocabulary], the logits after its last
+        token and after each draft; [1, vocabulary] where there was no room for the drafts.
 
-        With `every`: [tokens, vocabulary], after each token. A slice that fails gives its error in place of logits and
-        leaves its slot useless; the others are not touched.
+        With `every`: after each token, too. A slice that fails gives its error in place of logits and leaves its slot
+        useless; the others are not touched.
         """
+
+    def keep(self, slot: int, token: int) -> None:
+        """Adds the next of the drafts that were computed in the last run to what a slot holds."""
 
 
 class ComputeError(Exception):

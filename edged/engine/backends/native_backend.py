@@ -13,15 +13,43 @@ from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
 
 LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small beside the weights
-Piece = tuple[int, int, int]  # index of a slice, begin and end within its tokens
+MAX_DRAFTS: Final = 7  # with the token before them two times the rows that the kernels stream weights for at once
 
 
 class _Slot:
-    """A sequence's tokens that are in the cache, and its blocks."""
+    """A sequence's tokens that are in the cache, and its blocks. `drafts` lie behind them, and may be kept."""
 
     def __init__(self) -> None:
         self.table = Table()
         self.tokens: list[int] = []
+        self.drafts: list[int] = []
+
+
+class _Job:
+    """A slice on its way through a run. `wanted`: how many of the last `tokens` logits are wanted after."""
+
+    def __init__(self, item: Slice, slot: _Slot, every: bool) -> None:
+        self.item = item
+        self.slot = slot
+        self.tokens = [*item.tokens, *item.drafts]
+        self.wanted = len(self.tokens) if every else 1 + len(item.drafts)
+        self.rows: list[Logits] = []
+        self.refused: ComputeError | None = None
+
+    def part(self, begin: int, end: int) -> Part:
+        """The tokens from `begin` to `end` as part of a step."""
+        unwanted = len(self.tokens) - self.wanted
+        wanted = max(0, end - max(begin, unwanted))
+        return Part(self.tokens[begin:end], self.item.start + begin, self.slot.table.blocks, wanted)
+
+    def drop_drafts(self) -> None:
+        """Goes on without the drafts."""
+        count = len(self.tokens) - len(self.item.tokens)
+        self.wanted -= count
+        del self.tokens[len(self.item.tokens) :]
+
+
+_Piece = tuple[_Job, int, int]  # begin and end within the job's tokens
 
 
 class NativeBackend:
@@ -34,6 +62,7 @@ class NativeBackend:
         self.vocabulary = model.vocabulary
         self.context = model.context
         self.slots = slots
+        self.drafts = MAX_DRAFTS
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
         self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
@@ -60,86 +89,96 @@ class NativeBackend:
         kept.tokens = list(tokens[:count])
         return count
 
+    def keep(self, slot: int, token: int) -> None:
+        """As the protocol says. Raises ComputeError for a token that is not the next draft."""
+        kept = self._slots[slot]
+        if kept.drafts[:1] != [token]:
+            raise ComputeError(f"token {token} is not the next draft")
+        self._hold(kept, [kept.drafts.pop(0)])
+
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """As the protocol says. Slices are computed together, in steps of up to the model's rows."""
-        outcome: list[Logits | ComputeError] = []
-        rows: list[list[Logits]] = [[] for _ in slices]
-        refused: dict[int, ComputeError] = {}
-        for index, item in enumerate(slices):
+        jobs = [_Job(item, self._slots[item.slot], every) for item in slices]
+        for job in jobs:
             try:
-                self._admit(item)
+                self._admit(job)
             except (ComputeError, MemoryError) as error:
-                refused[index] = ComputeError(str(error))
-        for step in self._steps(slices, refused, every):
-            self._compute(slices, step, every, rows, refused)
-        for index, item in enumerate(slices):
-            if index in refused:
-                outcome.append(refused[index])
+                job.refused = ComputeError(str(error))
+        for step in self._steps([job for job in jobs if not job.refused], every):
+            self._compute(step)
+        outcome: list[Logits | ComputeError] = []
+        for job in jobs:
+            if job.refused:
+                outcome.append(job.refused)
                 continue
-            slot = self._slots[item.slot]
-            slot.tokens += item.tokens
-            self.pool.register(slot.table, slot.tokens)
-            outcome.append(rows[index][0] if len(rows[index]) == 1 else np.concatenate(rows[index]))
+            self._hold(job.slot, job.item.tokens)
+            job.slot.drafts = job.tokens[len(job.item.tokens) :]
+            outcome.append(job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows))
         return outcome
 
-    def _compute(
-        self,
-        slices: Sequence[Slice],
-        step: Sequence[Piece],
-        every: bool,
-        rows: list[list[Logits]],
-        refused: dict[int, ComputeError],
-    ) -> None:
+    def _hold(self, slot: _Slot, tokens: Sequence[int]) -> None:
+        slot.tokens += tokens
+        self.pool.register(slot.table, slot.tokens)
+
+    def _compute(self, step: Sequence[_Piece]) -> None:
         """Computes the pieces of one step; where it is refused, each alone, so that one's fault does not fall on the
-        others."""
-        parts = []
-        for index, begin, end in step:
-            item = slices[index]
-            blocks = self._slots[item.slot].table.blocks
-            parts.append(
-                Part(item.tokens[begin:end], item.start + begin, blocks, every, not every and end < len(item.tokens))
-            )
+        others, and without drafts, whose fault it may have been."""
+        parts = [job.part(begin, end) for job, begin, end in step]
         try:
             logits = self.model.step(parts)
         except KernelError as error:
-            if len(step) == 1:
-                refused[step[0][0]] = ComputeError(str(error))
-                return
-            for piece in step:
-                if piece[0] not in refused:
-                    self._compute(slices, [piece], every, rows, refused)
+            self._compute_alone(step, error)
             return
         at = 0
-        for (index, begin, end), part in zip(step, parts, strict=True):
-            count = end - begin if every else 0 if part.silent else 1
-            if count:
-                rows[index].append(logits[at : at + count])
-            at += count
+        for (job, _, _), part in zip(step, parts, strict=True):
+            if part.wanted:
+                job.rows.append(logits[at : at + part.wanted])
+            at += part.wanted
 
-    def _steps(self, slices: Sequence[Slice], refused: dict[int, ComputeError], every: bool) -> list[list[Piece]]:
-        """Which part of which slice each step computes."""
+    def _compute_alone(self, step: Sequence[_Piece], error: KernelError) -> None:
+        drafted = False
+        for job, _, _ in step:
+            if len(job.tokens) > len(job.item.tokens):
+                job.drop_drafts()
+                drafted = True
+        if len(step) == 1 and not drafted:
+            step[0][0].refused = ComputeError(str(error))
+            return
+        for job, begin, end in step:
+            if not job.refused and begin < len(job.tokens):
+                self._compute([(job, begin, min(end, len(job.tokens)))])
+
+    def _steps(self, jobs: Sequence[_Job], every: bool) -> list[list[_Piece]]:
+        """Which part of which job each step computes."""
         budget = min(self.model.max_rows, LOGITS_ROWS) if every else self.model.max_rows
-        steps: list[list[Piece]] = []
+        steps: list[list[_Piece]] = []
         left = 0
-        for index, item in enumerate(slices):
-            begin = 0 if index not in refused else len(item.tokens)
-            while begin < len(item.tokens):
+        for job in jobs:
+            begin = 0
+            while begin < len(job.tokens):
                 if left == 0:
                     steps.append([])
                     left = budget
-                end = min(len(item.tokens), begin + left)
-                steps[-1].append((index, begin, end))
+                end = min(len(job.tokens), begin + left)
+                steps[-1].append((job, begin, end))
                 left -= end - begin
                 begin = end
         return steps
 
-    def _admit(self, item: Slice) -> None:
-        """Checks a slice and makes its slot long enough."""
-        slot, count = self._slots[item.slot], len(item.tokens)
-        if not 1 <= count <= MAX_SLICE or item.start != len(slot.tokens) or item.start + count > self.context:
-            raise ComputeError(
-                f"{count} tokens at {item.start} do not follow {len(slot.tokens)} in a context of {self.context}"
-            )
-        if min(item.tokens) < 0 or max(item.tokens) >= self.vocabulary:
+    def _admit(self, job: _Job) -> None:
+        """Checks a slice and makes its slot long enough, for its drafts as well where there is room."""
+        held, item = len(job.slot.tokens), job.item
+        count = len(item.tokens)
+        if not 1 <= count <= MAX_SLICE or item.start != held or item.start + count > self.context:
+            raise ComputeError(f"{count} tokens at {item.start} do not follow {held} in a context of {self.context}")
+        if min(job.tokens) < 0 or max(job.tokens) >= self.vocabulary:
             raise ComputeError(f"a token id is outside 0…{self.vocabulary - 1}")
-        self.pool.extend(slot.table, item.start + count)
+        if item.start + len(job.tokens) > self.context:
+            job.drop_drafts()
+        try:
+            self.pool.extend(job.slot.table, item.start + len(job.tokens))
+        except MemoryError:
+            if len(job.tokens) == count:
+                raise
+            job.drop_drafts()
+            self.pool.extend(job.slot.table, item.start + count)

@@ -29,14 +29,13 @@ class Part:
     """Consecutive tokens of one sequence in a step. `blocks`: the sequence's block table, covering `start` + tokens.
 
     The keys and values of the tokens are written into the table's blocks; tokens before `start` must be there already.
-    `every`: logits are wanted after each token, else after the last; `silent`: after none.
+    Logits are wanted after the last `wanted` tokens.
     """
 
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
-    every: bool = False
-    silent: bool = False
+    wanted: int = 1
 
 
 def block_bytes(packed: PackedModel) -> int:
@@ -103,14 +102,10 @@ class NativeModel:
         tables: list[int] = []
         wanted: list[int] = []
         for part in parts:
-            begin = len(tokens)
             slices += (part.start, len(part.tokens), len(tables), len(part.blocks))
             tokens += part.tokens
             tables += part.blocks
-            if part.every:
-                wanted += range(begin, len(tokens))
-            elif not part.silent and part.tokens:
-                wanted.append(len(tokens) - 1)
+            wanted += range(len(tokens) - min(part.wanted, len(part.tokens)), len(tokens))
         try:
             # All numbers in one array: what runs between two steps runs with cold caches, where little is quick.
             numbers = np.array([*tokens, *slices, *tables, *wanted], np.int32)

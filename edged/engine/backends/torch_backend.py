@@ -35,6 +35,7 @@ class TorchBackend:
     """Sequences one after the other, each in its own cache, so that a text never depends on its company."""
 
     name = "torch"
+    drafts = 0
 
     def __init__(
         self,
@@ -66,6 +67,9 @@ class TorchBackend:
 
     def close(self, slot: int) -> None:
         del self._caches[slot]
+
+    def keep(self, slot: int, token: int) -> None:
+        """Not called: no slice carries drafts."""
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         return [self._run(item, every) for item in slices]
