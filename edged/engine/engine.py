@@ -121,7 +121,8 @@ class Engine:
         begun = self._clock()
         results = self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch])
         if decodes:
-            self._speculation.measured(sum(1 + len(work.drafts) for work in batch), self._clock() - begun)
+            rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
+            self._speculation.measured(rows, self._clock() - begun)
         return results
 
     def _take(self, work: Work, logits: Logits) -> Events:

@@ -18,7 +18,7 @@ from typing import Final
 
 from edged.engine.backends.base import MAX_SLICE, SLICE_BESIDE, Backend
 from edged.engine.sequence import Sequence
-from edged.engine.speculation import Speculation
+from edged.engine.speculation import MAX_ROWS, Speculation
 
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
@@ -65,10 +65,8 @@ class Scheduler:
         return work
 
     def _decode(self, running: list[Sequence]) -> list[Work]:
-        offers = [
-            sequence.offer(min(self._backend.drafts, self._backend.context - len(sequence.tokens) - 1))
-            for sequence in running
-        ]
+        most = self._backend.drafts if len(running) < MAX_ROWS else 0
+        offers = [sequence.offer(min(most, self._backend.context - len(sequence.tokens) - 1)) for sequence in running]
         count = self._speculation.count(offers)
         return [Work(sequence, 1, offer.drafts[:count]) for sequence, offer in zip(running, offers, strict=True)]
 

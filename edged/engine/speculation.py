@@ -20,8 +20,10 @@ MAX_ROWS: Final = 8  # tokens of a step with drafts
 MATCH: Final = (3, 4)  # two tokens must be the same; where as many are, that place is taken
 FORGET: Final = 0.9  # what a draft counts for, one draft later
 PRIOR: Final = (0.5, 2.0)  # drafts that were right, of how many, before any was seen
+MARGIN: Final = 1.05  # drafts must promise that much more than none
 SMOOTH: Final = 0.3  # the newest step's share of what such a step is said to take
-DOUBT: Final = 0.999  # what was not measured in a step is believed to be quicker, so that it is tried again some day
+AGAIN: Final = 256  # steps after which a cost that was not measured since is forgotten, and so is tried again
+INSTANT: Final = 1e-9  # seconds; what a clock that stood still gave
 
 
 class Lookup:
@@ -60,7 +62,9 @@ class Lookup:
             return []
         for length in MATCH:
             longer = places[places >= length]
-            longer = longer[seen[longer - length] == seen[-min(length, len(seen))]]
+            if not longer.size:
+                break
+            longer = longer[seen[longer - length] == seen[-length]]
             if not longer.size:
                 break
             places = longer
@@ -89,13 +93,14 @@ class Speculation:
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}  # of a step, by its tokens
+        self._age: dict[int, int] = {}  # steps since that was measured
 
     def count(self, offers: Sequence[Offer]) -> int:
         """How many drafts of each sequence make the most tokens a second; 0 until a step without any was measured."""
         alone = len(offers)
         if alone not in self._seconds:
             return 0
-        best, found = alone / self._seconds[alone], 0
+        best, found = MARGIN * alone / self._seconds[alone], 0
         for count in COUNTS:
             rows = alone + sum(min(count, len(offer.drafts)) for offer in offers)
             if rows > MAX_ROWS:
@@ -109,8 +114,11 @@ class Speculation:
 
     def measured(self, rows: int, seconds: float) -> None:
         """A step of `rows` tokens, each of a sequence that decodes or a draft, took so long."""
-        quickest = min(self._seconds.values(), default=0.0)
-        for other, took in self._seconds.items():
-            self._seconds[other] = max(took * DOUBT, quickest)
+        for other in list(self._age):
+            self._age[other] += 1
+            if self._age[other] > AGAIN:
+                del self._age[other], self._seconds[other]
+        self._age[rows] = 0
+        seconds = max(seconds, INSTANT)
         known = self._seconds.get(rows, seconds)
         self._seconds[rows] = known + SMOOTH * (min(seconds, 2 * known) - known)  # an interruption counts for little

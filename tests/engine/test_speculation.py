@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from edged.core.prompt import Choice, Final, Request, Sampling
 from edged.engine import load_model
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
-from edged.engine.speculation import Lookup, Offer, Speculation
+from edged.engine.speculation import AGAIN, Lookup, Offer, Speculation
 from edged.models.tokenizer import TextCodec
 from tests.engine.conftest import FakeBackend, make_engine
 from tests.native.conftest import kernels_missing
@@ -41,14 +42,14 @@ def test_what_followed_before_is_offered(text: list[int], most: int, expected: l
 
 def test_a_lookup_learns_whether_it_was_right() -> None:
     """Also from drafts that were not computed; a wrong one ends the row, and old ones count for less."""
-    lookup = Lookup([1, 2, 3, 4, 1, 2])
+    lookup = Lookup([1, 2, 3, 4, 9, 1, 2])
     first = lookup.chance
-    assert [3, 4] == lookup.offer(2)
+    assert [3, 4, 9] == lookup.offer(3)
     lookup.append(3)
     better = lookup.chance
-    lookup.append(9)
+    lookup.append(7)
     worse = lookup.chance
-    lookup.append(9)  # nothing was said of this one
+    lookup.append(9)  # after a wrong one nothing is said of those that followed
     assert first < worse < better
     assert worse == lookup.chance
     sure = Lookup([7] * 3)
@@ -76,8 +77,19 @@ def test_drafts_are_computed_where_they_pay() -> None:
     assert speculation.count([Offer([1] * 7, 0.3)]) == 1
     assert speculation.count([Offer([1] * 7, 0.05)]) == 0
     assert speculation.count([Offer([], 0.9)]) == 0
-    assert speculation.count([LIKELY] * 9) == 0  # more sequences than that fill a step themselves
+    assert speculation.count([Offer([1] * 7, 0.15)]) == 0  # too little to gain
     assert speculation.count([]) == 0
+
+
+def test_a_step_with_drafts_has_8_tokens_at_most() -> None:
+    """Of all sequences together: a processor without much to spare computes no more at once."""
+    speculation = Speculation()
+    for rows in (6, 7, 8, 9, 10, 13):
+        speculation.measured(rows, 1.0)
+    assert speculation.count([LIKELY] * 6) == 0
+    assert speculation.count([LIKELY] * 7) == 0
+    assert speculation.count([LIKELY] * 9) == 0
+    assert speculation.count([Offer([], 0.9)] * 6 + [Offer([1], 0.9)]) == 1
 
 
 def test_an_interrupted_step_is_forgotten() -> None:
@@ -90,11 +102,37 @@ def test_an_interrupted_step_is_forgotten() -> None:
     for _ in range(9):
         speculation.measured(8, 150.0)
     assert speculation.count([LIKELY]) == 3
-    steps = 0
-    while speculation.count([LIKELY]) != 7:
-        speculation.measured(4, 1.2)
-        steps += 1
-    assert 100 < steps < 5000
+    chosen = run(speculation, LIKELY, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.5}, AGAIN + 10)
+    assert 7 == chosen[-1]
+
+
+@pytest.mark.parametrize(("chance", "best"), [(0.0, 1.0), (0.04, 1.0), (0.3, 1.2), (0.9, 3.3)])
+def test_a_bad_beginning_does_not_last(chance: float, best: float) -> None:
+    """The first step without drafts was interrupted: that is measured again, and few tokens are lost."""
+    costs = {1: 1.0, 2: 1.08, 4: 1.2, 8: 1.7}
+    speculation = Speculation()
+    speculation.measured(1, 3.0)
+    offer = Offer([1] * 7, chance)
+    chosen = run(speculation, offer, costs, 5000)
+    speed = sum(offer.tokens(count) for count in chosen) / sum(costs[1 + count] for count in chosen)
+    assert speed > 0.93 * best
+
+
+def test_a_clock_that_stands_still(codec: TextCodec, tiny_gguf: Path) -> None:
+    """Steps of no length are no reason to fail."""
+    engine, _ = drafting(codec, tiny_gguf, 7, [Request(raw=" ".join(WORDS), sampling=Sampling(temperature=0))])
+    engine._clock = lambda: 5.0
+    (final,) = finals(engine).values()
+    assert final.reason == "length"
+
+
+def run(speculation: Speculation, offer: Offer, costs: dict[int, float], steps: int) -> list[int]:
+    """The number of drafts chosen in each of so many steps that take what `costs` says."""
+    chosen = []
+    for _ in range(steps):
+        chosen.append(speculation.count([offer]))
+        speculation.measured(1 + chosen[-1], costs[1 + chosen[-1]])
+    return chosen
 
 
 class Clock:
@@ -175,6 +213,41 @@ def test_a_repeating_text_takes_far_fewer_steps(codec: TextCodec, tiny_gguf: Pat
         runs.append(len(backend.log))
     assert runs[1] < 0.75 * runs[0]
     assert runs[2] < 0.45 * runs[0], runs
+
+
+def copying(start: int, copied: list[int], ended: int | None) -> Callable[[list[int]], int]:
+    """A model that writes the prompt's tokens again, and the end in place of one of them."""
+    return lambda cache: 2 if len(cache) - start == ended else copied[(len(cache) - start) % len(copied)]
+
+
+def test_a_text_may_end_amid_its_drafts(codec: TextCodec, tiny_gguf: Path) -> None:
+    """By a stop text that a draft completes, with more drafts behind it, and by the model's own end in place of one."""
+    words = " ".join(WORDS)
+    copied = codec.encode(words, specials=False)
+    for ended, stop in (*((None, (word,)) for word in WORDS[5:14]), (21, ()), (22, ())):
+        found = []
+        for drafts in (0, 7):
+            sampling = Sampling(temperature=0, max_tokens=90, stop=stop)
+            engine, backend = drafting(codec, tiny_gguf, drafts, [Request(raw=words, sampling=sampling)])
+            backend.script = copying(len(engine.encode(Request(raw=words))), copied, ended)
+            (final,) = finals(engine).values()
+            found.append((what(final), len(backend.log)))
+            assert backend.caches == {}
+        assert found[0][0] == found[1][0]
+        assert "stop" == found[0][0][0]
+        assert found[1][1] < found[0][1]
+
+
+def test_only_steps_that_decode_are_measured(codec: TextCodec, tiny_gguf: Path) -> None:
+    """A prompt's chunk takes longer than a token and says nothing about one."""
+    requests = [Request(raw="8" * 400, sampling=Sampling(temperature=0, max_tokens=30)) for _ in range(2)]
+    engine, backend = drafting(codec, tiny_gguf, 7, requests)
+    rows: list[int] = []
+    engine._speculation.measured = lambda count, seconds: rows.append(count)  # type: ignore[method-assign]
+    finals(engine)
+    decoded = [drafts + len(run) for run, drafts in zip(backend.log, backend.draft_log, strict=True) if max(run) == 1]
+    assert decoded == rows
+    assert 0 < len(rows) < len(backend.log)
 
 
 def test_a_prompt_is_not_held_up_by_drafts(codec: TextCodec, tiny_gguf: Path) -> None:

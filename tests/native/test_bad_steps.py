@@ -32,6 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         [],
         [Part([], 0, [0])],
+        [Part([], 0, [0], wanted=0)],
+        [Part([1, 2], 0, [0], wanted=3)],
+        [Part([1], 0, [0]), Part([1], 0, [1], wanted=-1)],
         [Part([203], 0, [0])],
         [Part([-1], 0, [0])],
         [Part([2**31], 0, [0])],

@@ -49,7 +49,8 @@ def test_drafts_have_the_bits_of_one_token_at_a_time(folder: Path, kernels: str)
             drafts = text[at + 1 : at + 1 + right]
             wrong = [(token + 1) % 203 for token in text[at + 1 + right : at + 1 + MAX_DRAFTS]]
             rows = one(backend, Slice(slot, at, [text[at]], [*drafts, *wrong]))
-            assert rows.shape == (1 + len(drafts) + len(wrong), 203)
+            assert rows.shape == (min(1 + len(drafts) + len(wrong), 32 - at % 32), 203)
+            drafts = drafts[: len(rows) - 1]
             assert np.array_equal(rows[: 1 + len(drafts)], expected[at : at + 1 + len(drafts)])
             for token in drafts:
                 backend.keep(slot, token)
@@ -75,24 +76,38 @@ def test_only_the_next_draft_can_be_kept(folder: Path) -> None:
             backend.keep(slot, 3)
 
 
-def test_drafts_give_way_where_there_is_no_room(folder: Path) -> None:
-    """At the end of the context and of the pool: the logits after the token alone."""
-    with open_model(folder, blocks=1) as model:
+def test_drafts_take_what_is_left_of_a_block(folder: Path) -> None:
+    """And of the context, so that they never cost another sequence's blocks."""
+    with open_model(folder, blocks=2, context=40) as model:
         backend = NativeBackend(model, slots=1)
         slot = backend.open()
         one(backend, Slice(slot, 0, list(range(28))))
-        assert one(backend, Slice(slot, 28, [1], [2, 3, 4])).shape == (4, 203)
-        assert one(backend, Slice(slot, 29, [1], [2, 3, 4])).shape == (1, 203)
-        one(backend, Slice(slot, 30, [1, 2]))
-        (full,) = backend.run([Slice(slot, 32, [1], [2])])
-        assert isinstance(full, ComputeError)
-    with open_model(folder) as model:
+        for at, rows in ((28, 4), (29, 3), (30, 2), (31, 1), (32, 6), (33, 6)):
+            assert one(backend, Slice(slot, at, [1], [2, 3, 4, 5, 6])).shape == (rows, 203)
+            assert backend.pool.free == (1 if at < 32 else 0)
+        one(backend, Slice(slot, 34, [1] * 4))
+        assert one(backend, Slice(slot, 38, [1], [2, 3])).shape == (2, 203)
+        assert one(backend, Slice(slot, 39, [1], [2, 3])).shape == (1, 203)
+
+
+def test_drafts_that_lie_in_several_steps(folder: Path) -> None:
+    """All of them, or none where a later step fails."""
+    with open_model(folder, max_rows=4) as model, open_model(folder) as other:
         backend = NativeBackend(model, slots=1)
         slot = backend.open()
-        one(backend, Slice(slot, 0, [5] * 250))
-        one(backend, Slice(slot, 250, [5] * 4))
-        assert one(backend, Slice(slot, 254, [1], [2])).shape == (2, 203)
-        assert one(backend, Slice(slot, 255, [1], [2])).shape == (1, 203)
+        one(backend, Slice(slot, 0, [1, 2, 3]))
+        expected = plain(other, [1, 2, 3, 4, 5, 6, 7, 8, 9])[3:]
+        assert np.array_equal(one(backend, Slice(slot, 3, [4], [5, 6, 7, 8, 9])), expected)
+        step, calls = model.step, []
+
+        def second_fails(parts: Sequence[Part]) -> npt.NDArray[np.float32]:
+            calls.append(parts)
+            if len(calls) == 2:
+                raise KernelError("out of luck")
+            return step(parts)
+
+        model.step = second_fails  # type: ignore[method-assign]
+        assert np.array_equal(one(backend, Slice(slot, 4, [5], [6, 7, 8, 9])), expected[1:2])
 
 
 def test_a_step_that_fails_is_tried_without_drafts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

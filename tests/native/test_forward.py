@@ -53,7 +53,7 @@ def test_unquantized_logits_agree_with_transformers(tmp_path: Path, name: str) -
     with open_model(folder, threads=2) as model:
         whole = model.step([Part(tokens, 0, range(10, 16), wanted=150)])
         assert _relative(whole, expected) < 1e-3
-        pieces = [model.step([Part(tokens[at : at + 33], at, range(20, 26), wanted=33)]) for at in range(0, 150, 33)]
+        pieces = [model.step([Part(tokens[at : at + 30], at, range(20, 26), wanted=30)]) for at in range(0, 150, 30)]
         assert np.array_equal(np.concatenate(pieces), whole)
         single = [model.step([Part([token], at, range(30, 36))]) for at, token in enumerate(tokens)]
         assert np.array_equal(np.concatenate(single), whole)

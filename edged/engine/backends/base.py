@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """Computes slices of different slots. For each: float32 [1 + drafts, vocabulary], the logits after its last
-        token and after each draft; [1, vocabulary] where there was no room for the drafts.
+        token and after each draft; fewer where there was no room for all drafts.
 
         With `every`: after each token, too. A slice that fails gives its error in place of logits and leaves its slot
         useless; the others are not touched.

@@ -42,11 +42,11 @@ class _Job:
         wanted = max(0, end - max(begin, unwanted))
         return Part(self.tokens[begin:end], self.item.start + begin, self.slot.table.blocks, wanted)
 
-    def drop_drafts(self) -> None:
-        """Goes on without the drafts."""
-        count = len(self.tokens) - len(self.item.tokens)
-        self.wanted -= count
-        del self.tokens[len(self.item.tokens) :]
+    def shorten(self, drafts: int) -> None:
+        """Goes on with at most so many drafts."""
+        left = min(len(self.tokens), len(self.item.tokens) + drafts)
+        self.wanted -= len(self.tokens) - left
+        del self.tokens[left:]
 
 
 _Piece = tuple[_Job, int, int]  # begin and end within the job's tokens
@@ -113,7 +113,8 @@ class NativeBackend:
                 continue
             self._hold(job.slot, job.item.tokens)
             job.slot.drafts = job.tokens[len(job.item.tokens) :]
-            outcome.append(job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows))
+            rows = job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows)
+            outcome.append(rows[: job.wanted])
         return outcome
 
     def _hold(self, slot: _Slot, tokens: Sequence[int]) -> None:
@@ -139,7 +140,7 @@ class NativeBackend:
         drafted = False
         for job, _, _ in step:
             if len(job.tokens) > len(job.item.tokens):
-                job.drop_drafts()
+                job.shorten(0)
                 drafted = True
         if len(step) == 1 and not drafted:
             step[0][0].refused = ComputeError(str(error))
@@ -166,19 +167,16 @@ class NativeBackend:
         return steps
 
     def _admit(self, job: _Job) -> None:
-        """Checks a slice and makes its slot long enough, for its drafts as well where there is room."""
+        """Checks a slice and makes its slot long enough for its tokens; drafts take what is left of the last block.
+
+        A block of their own might cost another sequence's beginning, for tokens that are perhaps never chosen.
+        """
         held, item = len(job.slot.tokens), job.item
         count = len(item.tokens)
         if not 1 <= count <= MAX_SLICE or item.start != held or item.start + count > self.context:
             raise ComputeError(f"{count} tokens at {item.start} do not follow {held} in a context of {self.context}")
         if min(job.tokens) < 0 or max(job.tokens) >= self.vocabulary:
             raise ComputeError(f"a token id is outside 0…{self.vocabulary - 1}")
-        if item.start + len(job.tokens) > self.context:
-            job.drop_drafts()
-        try:
-            self.pool.extend(job.slot.table, item.start + len(job.tokens))
-        except MemoryError:
-            if len(job.tokens) == count:
-                raise
-            job.drop_drafts()
-            self.pool.extend(job.slot.table, item.start + count)
+        table = job.slot.table
+        self.pool.extend(table, item.start + count)
+        job.shorten(min(len(table.blocks) * BLOCK, self.context) - item.start - count)

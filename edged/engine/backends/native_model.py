@@ -102,10 +102,12 @@ class NativeModel:
         tables: list[int] = []
         wanted: list[int] = []
         for part in parts:
+            if not 0 <= part.wanted <= len(part.tokens):
+                raise KernelError(f"logits after {part.wanted} of {len(part.tokens)} tokens are wanted")
             slices += (part.start, len(part.tokens), len(tables), len(part.blocks))
             tokens += part.tokens
             tables += part.blocks
-            wanted += range(len(tokens) - min(part.wanted, len(part.tokens)), len(tokens))
+            wanted += range(len(tokens) - part.wanted, len(tokens))
         try:
             # All numbers in one array: what runs between two steps runs with cold caches, where little is quick.
             numbers = np.array([*tokens, *slices, *tables, *wanted], np.int32)
