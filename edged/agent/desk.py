@@ -292,12 +292,9 @@ class Desk:
 
     def _ended(self, ticket: Ticket, final: Final) -> None:
         ticket.text = final.text
-        if final.reason == "failed":
-            why = final.failure or _NOT_COMPUTED
-            self._fail(ticket, "failed", why.code, why.message)
-        else:
-            reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason
-            self._close(ticket, reason, final.usage, final)
+        failure = final.failure or _NOT_COMPUTED if final.reason == "failed" else None
+        reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason
+        self._close(ticket, reason, final.usage, final, failure)
         self.hand_out()
 
     def lost_worker(self, how: str) -> None:
@@ -329,7 +326,9 @@ class Desk:
 
     # ---- finals -----------------------------------------------------------------------------------------------------
 
-    def _close(self, ticket: Ticket, reason: Reason, usage: Usage, final: Final | None) -> None:
+    def _close(
+        self, ticket: Ticket, reason: Reason, usage: Usage, final: Final | None, failure: Failure | None = None
+    ) -> None:
         now = self._clock()
         ttft = None if ticket.first is None else (ticket.first - ticket.arrived) * 1000
         speed = None
@@ -347,9 +346,8 @@ class Desk:
             self.speed.note(speed, first, usage.completion_tokens)
         seed = final.seed if final is not None else ticket.job.request.sampling.seed
         receipt = self._receipt(seed)
-        self._store(
-            ticket, reason, wire.answer(ticket.job.id, reason, ticket.text, self._wall(), usage, timing, receipt)
-        )
+        payload = wire.answer(ticket.job.id, reason, ticket.text, self._wall(), usage, timing, receipt, failure)
+        self._store(ticket, reason, payload)
 
     def _fail(self, ticket: Ticket, reason: Reason, code: str, message: str) -> None:
         self._store(ticket, reason, wire.refusal(ticket.job.id, reason, code, message, self._wall(), text=ticket.text))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from edged.core.prompt import Reason, Usage
+from edged.core.prompt import Failure, Reason, Usage
 from edged.wire import strict_json
 
 CONTENT_TYPE = "application/json"
@@ -65,9 +65,16 @@ def chunk(prompt_id: str, seq: int, at: int, text: str) -> bytes:
 
 
 def answer(
-    prompt_id: str, reason: Reason, text: str, now: float, usage: Usage, timing: Timing, receipt: Receipt | None
+    prompt_id: str,
+    reason: Reason,
+    text: str,
+    now: float,
+    usage: Usage,
+    timing: Timing,
+    receipt: Receipt | None,
+    failure: Failure | None = None,
 ) -> bytes:
-    """A final that carries what was generated (`receipt` None: it never ran)."""
+    """A final that carries what was generated (`receipt` None: it never ran), and why that failed."""
     document: dict[str, Any] = {
         "id": prompt_id,
         "final": True,
@@ -79,6 +86,8 @@ def answer(
     }
     if receipt is not None:
         document["receipt"] = msgspec.to_builtins(receipt)
+    if failure is not None:
+        document["error"] = {"code": failure.code, "message": failure.message}
     return strict_json.dumps(document)
 
 

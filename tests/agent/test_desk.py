@@ -208,6 +208,9 @@ def test_p08_an_answer_that_does_not_obey_its_format_is_failed_in_the_engines_wo
     (final,) = bench.replies.finals
     assert (final["reason"], final["text"]) == ("failed", '{"a')
     assert final["error"] == {"code": "format_incomplete", "message": "raise max_tokens"}
+    assert final["usage"] == {"prompt_tokens": 2, "cached_tokens": 0, "completion_tokens": 3}
+    assert final["timing"]["tokens_per_second"] == 100.0
+    assert final["receipt"]["seed"] == 9
 
 
 def test_length_is_an_answer(bench: Bench) -> None:
