@@ -7,6 +7,7 @@ the two that work everywhere it is the one whose prefill does not collapse on bo
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class HubNetwork:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        # transformers 5.24 gave the argument a new name, and takes the old one no longer from 5.40 on.
+        self._cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     def new_cache(self) -> Any:
         from transformers import DynamicCache
@@ -33,9 +36,8 @@ class HubNetwork:
         """tokens int64 [T] → logits [T or 1, V]."""
         if cache.get_seq_length() != start:
             raise RuntimeError(f"the cache holds {cache.get_seq_length()} tokens, not {start}")
-        output = self._model(
-            input_ids=tokens[None], past_key_values=cache, use_cache=True, logits_to_keep=0 if every else 1
-        )
+        named = {self._cache_name: cache}
+        output = self._model(input_ids=tokens[None], use_cache=True, logits_to_keep=0 if every else 1, **named)
         return output.logits[0]
 
 
