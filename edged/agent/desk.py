@@ -13,6 +13,8 @@ from typing import Protocol
 
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.replies import Replies
+from edged.agent.speed import Speed
+from edged.agent.ticket import Ticket
 from edged.core.prompt import Failure, Final, ModelInfo, Reason, Usage
 from edged.wire import replies as wire
 from edged.worker import frames
@@ -21,54 +23,6 @@ CHUNK_EVERY = 0.05  # seconds between two chunks of one answer
 MAX_GIVEN = 64  # sequences that the worker has at a time
 DEATHS_ALLOWED = 1
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
-_SMOOTHING = 0.3  # weight of the newest answer in the running means
-
-
-@dataclass
-class Ticket:
-    """One open prompt. `shown` is the number of code points that went out as chunks."""
-
-    seq: int
-    job: Job
-    body: bytes
-    deaths: int
-    arrived: float
-    expires: float | None
-    given: bool = False
-    began: float | None = None
-    first: float | None = None
-    text: str = ""
-    shown: int = 0
-    chunks: int = 0
-    last_chunk: float | None = None
-    ending: Reason | None = None
-    """`cancelled` or `expired` while the worker is asked to stop."""
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Best first."""
-        return self.job.request.priority, self.seq
-
-
-@dataclass
-class Speed:
-    """Running means of finished answers; None until one was measured."""
-
-    tokens_per_second: float | None = None
-    ttft_ms: float | None = None
-    tokens: float | None = None
-
-    def note(self, tokens_per_second: float | None, ttft_ms: float | None, tokens: int) -> None:
-        """Count one finished answer in."""
-        self.tokens_per_second = _blend(self.tokens_per_second, tokens_per_second)
-        self.ttft_ms = _blend(self.ttft_ms, ttft_ms)
-        self.tokens = _blend(self.tokens, float(tokens))
-
-
-def _blend(mean: float | None, newest: float | None) -> float | None:
-    if newest is None:
-        return mean
-    return newest if mean is None else mean + _SMOOTHING * (newest - mean)
 
 
 class Worker(Protocol):
