@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from statistics import median
 
+from first_light import FOLDER
+
+from edged.core.errors import EdgedError
 from edged.core.prompt import Final, Sampling
 from edged.engine import Model, load_model
 from edged.engine.backends.native_backend import MAX_DRAFTS, NativeBackend
@@ -22,7 +24,6 @@ from edged.models.catalog import default_model
 from edged.models.locate import locate
 from edged.models.store import Store
 
-FOLDER = Path(__file__).resolve().parent.parent / ".edged"
 MODELS = FOLDER / "state" / "models"
 LETTER = (
     "Dear Ms Miller, the pump in the north hall stopped on Monday at 6:40. Its temperature had been above 80 degrees "
@@ -66,7 +67,7 @@ def measure(model: Model, peer: LlamaPeer | None, task: str) -> tuple[int, float
     prompt = model.encode(task)
     plain, drafted = answer(model, task, 0), answer(model, task, MAX_DRAFTS)
     if plain.text != drafted.text:
-        sys.exit(f"the answers differ: {plain.text!r}, {drafted.text!r}")
+        sys.exit(f"drafts_speed: the answers differ: {plain.text!r}, {drafted.text!r}")
     count = plain.usage.completion_tokens
     return count, speed(plain), speed(drafted), peer.go_on(prompt, count - 1) if peer else 0.0
 
@@ -79,6 +80,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--peer-python")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("ROUNDS must be at least 1")
+    try:
+        run(arguments)
+    except EdgedError as error:
+        sys.exit(f"drafts_speed: {error}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures and prints, a line a task."""
     model = load_model(arguments.model, "native", context=2048, threads=arguments.threads, store_root=MODELS)
     assert isinstance(model.backend, NativeBackend)
     peer = None

@@ -1,9 +1,9 @@
 """Who is computed next.
 
 - Only the best priority class that has sequences is served.
-- Where none of it prefills, drafts (`speculation.py`) may stand beside the tokens.
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
+- Where no prompt is to be computed, drafts (`speculation.py`) may follow each token.
 - What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
   alike and arrive together, each computes a part for all.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,

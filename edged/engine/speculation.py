@@ -52,7 +52,7 @@ class Lookup:
 
     def offer(self, most: int) -> list[int]:
         """At most `most` drafts; [] where the last two tokens are new together."""
-        self._expected = self._following(most) if most > 0 and len(self._tokens) > 2 else []
+        self._expected = self._following(most) if most > 0 and len(self._tokens) >= max(MATCH) else []
         return list(self._expected)
 
     def _following(self, most: int) -> list[int]:
@@ -62,8 +62,6 @@ class Lookup:
             return []
         for length in MATCH:
             longer = places[places >= length]
-            if not longer.size:
-                break
             longer = longer[seen[longer - length] == seen[-length]]
             if not longer.size:
                 break

@@ -72,8 +72,9 @@ def picture(result: Result) -> str:
     """An SVG of the speeds as bars, each case on the scale of its own faster side."""
     rows = [row for row in result.rows if row.unit == "tokens/s"]
     parts = []
-    for number, row in enumerate(rows):
-        top = 40 + number * (LINE * 2 if row.peer else LINE)
+    below = 40
+    for row in rows:
+        top, below = below, below + (LINE * 2 if row.peer else LINE)
         longest = max(row.ours, row.peer or 0)
         parts.append(f'<text x="{LEFT - 10}" y="{top + 16}" text-anchor="end">{escape(row.name)}</text>')
         for place, value in enumerate((row.ours, row.peer)):
@@ -83,13 +84,12 @@ def picture(result: Result) -> str:
             said = f"{value:.0f} tokens/s" + (f" ({row.ratio:.2f} ×)" if row.ratio and not place else "")
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.0f}" height="16" fill="{COLOURS[place]}"/>')
             parts.append(f'<text x="{LEFT + width + 8:.0f}" y="{y + 13}">{said}</text>')
-    height = 60 + len(rows) * (LINE * 2 if any(row.peer for row in rows) else LINE)
     about = result.about
     title = f"{about['model']} {about['quantization']}, {about['threads']} threads, {about['kernels']} kernels"
     if peer := about.get("peer"):
         title += f"; grey: {peer['name']}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + BAR + 190}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + BAR + 190}" height="{below + 10}" '
         f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
         f'<text x="10" y="22" font-weight="bold">{escape(title)}</text>{"".join(parts)}</svg>\n'
     )

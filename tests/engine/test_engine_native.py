@@ -83,6 +83,7 @@ def test_a_shared_beginning_is_computed_once(tiny_gguf: Path, models: Path) -> N
         final = list(model.generate(Request(raw=f"{text} {end}"), Sampling(temperature=0, max_tokens=2)))[-1]
         assert isinstance(final, Final)
         cached.append((final.usage.cached_tokens, final.usage.prompt_tokens))
+        assert final.usage.prompt_tokens == len(model.encode(Request(raw=f"{text} {end}")))
     assert cached[0][0] == 0
     assert cached[1][0] >= cached[1][1] - 33
 

@@ -14,7 +14,7 @@ import pytest
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
 from edged.engine import Model, load_model
-from edged.engine.backends.base import Slice
+from edged.engine.backends.base import ComputeError, Slice
 from edged.engine.memory import MAX_SLOTS, admit
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
@@ -67,6 +67,8 @@ def one_by_one(model: Model, tokens: list[int]) -> np.ndarray:
     backend = model.backend
     slot = backend.open()
     rows = [backend.run([Slice(slot, index, [token])])[0] for index, token in enumerate(tokens)]
+    with pytest.raises(ComputeError, match="takes none"):  # no slice had a draft, so none can be kept
+        backend.keep(slot, 1)
     backend.close(slot)
     return np.concatenate([row for row in rows if isinstance(row, np.ndarray)])
 

@@ -26,7 +26,7 @@ LIKELY = Offer([1] * 7, 0.9)
     [
         ([1, 2, 3, 4, 1, 2], 2, [3, 4]),
         ([1, 2, 3, 4, 1, 2], 7, [3, 4, 1, 2, 3, 4, 1]),  # taken to go round
-        ([5, 5, 5], 3, [5, 5, 5]),
+        ([5, 5, 5, 5], 3, [5, 5, 5]),
         ([1, 2, 7, 9, 1, 2, 8, 0, 1, 2], 1, [8]),  # the latest of equals
         ([3, 1, 2, 7, 9, 1, 2, 8, 3, 1, 2], 1, [7]),  # the longest match before the latest
         ([4, 3, 1, 2, 7, 9, 3, 1, 2, 8, 4, 3, 1, 2], 1, [7]),
@@ -52,7 +52,7 @@ def test_a_lookup_learns_whether_it_was_right() -> None:
     lookup.append(9)  # after a wrong one nothing is said of those that followed
     assert first < worse < better
     assert worse == lookup.chance
-    sure = Lookup([7] * 3)
+    sure = Lookup([7] * 4)
     for _ in range(60):
         sure.offer(1)
         sure.append(7)

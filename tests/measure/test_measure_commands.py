@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -98,7 +99,13 @@ def test_bench_measures_every_case(folder: Path) -> None:
     assert found["peer"]["name"] == "llama-bench abc"
     assert 0 < found["fraction_of_limit"]
     assert found["memory"]["above"] > 10_000_000
-    assert ET.fromstring((folder / "plot.svg").read_text()).tag.endswith("svg")
+    drawn = ET.fromstring((folder / "plot.svg").read_text())
+    tops = [float(bar.get("y", "nan")) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")][
+        1:
+    ]  # the first is the background
+    assert len(tops) > 8
+    assert all(below - above >= 20 for above, below in itertools.pairwise(tops)), tops
+    assert tops[-1] + 16 < float(drawn.get("height", "nan"))
 
 
 def test_bench_says_what_is_missing(folder: Path) -> None:

@@ -69,7 +69,7 @@ class TorchBackend:
         del self._caches[slot]
 
     def keep(self, slot: int, token: int) -> None:
-        """Not called: no slice carries drafts."""
+        raise ComputeError(f"slot {slot} has no draft {token}: the torch backend takes none")
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         return [self._run(item, every) for item in slices]
