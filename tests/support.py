@@ -298,3 +298,13 @@ def running(device: Device) -> Iterator[Device]:
             device.process.kill()
             device.process.wait(10)
         print(device.log.read_text()[-6000:])
+
+
+@contextmanager
+def stopped(device: Device) -> Iterator[None]:
+    """The agent stands still inside this block, so that what is set up there is there before its next step."""
+    os.kill(device.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(device.pid, signal.SIGCONT)

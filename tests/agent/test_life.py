@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import ROOT, Broker, Client, Device, as_json, running, wait_until
+from tests.support import ROOT, Broker, Client, Device, as_json, running, stopped, wait_until
 
 pytestmark = pytest.mark.broker
 Make = Callable[..., Device]
@@ -124,8 +124,9 @@ def test_p09_events_are_kept_while_the_broker_is_away(tmp_path: Path) -> None:
             (worker,) = made.worker_pids()
             os.kill(worker, signal.SIGKILL)
             wait_until(lambda: "the worker is gone" in made.log.read_text(), 10, "the death is noticed")
-            broker.start()
-            client = Client(broker.port).subscribe("edged/v1/test/#")
+            with stopped(made):  # the event is not retained: the client must be there before it
+                broker.start()
+                client = Client(broker.port).subscribe("edged/v1/test/#")
             assert "SIGKILL" in client.document("/event", 30, code="worker_died")["message"]
             client.status("online")
             client.publish(f"{made.root}/prompt/me", {"id": "a", "prompt": "x"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Broker, Client, Device, as_json, running, wait_until
+from tests.support import Broker, Client, Device, as_json, running, stopped, wait_until
 
 pytestmark = pytest.mark.broker
 Make = Callable[..., Device]
@@ -104,19 +104,17 @@ def test_p09_what_was_finished_without_the_broker_is_delivered_later(tmp_path: P
     try:
         with running(made):
             client.wait(lambda m: m.payload == b"online", 30, "status online")
-            body = {"id": "away", "prompt": "before wait:go after"}
-            client.publish(f"{made.root}/prompt/me", body)
+            client.publish(f"{made.root}/prompt/me", {"id": "away", "prompt": "before wait:go after"})
             began(client, "away")
             client.close()
             broker.stop()
             wait_until(lambda: "not connected" in made.log.read_text(), 10, "the device notices")
             (made.control / "go").touch()
-            broker.start()
-            client = Client(broker.port).subscribe("edged/v1/test/#")
-            client.wait(lambda m: m.topic.endswith("/status") and m.payload == b"online", 30, "status online again")
-            # This broker forgot our subscription: a final that came before it stood is asked for again.
-            client.publish(f"{made.root}/prompt/me", body)
+            with stopped(made):  # this broker forgot our subscription: it must stand before the final comes
+                broker.start()
+                client = Client(broker.port).subscribe("edged/v1/test/#")
             assert "before after " == client.final("away", 30)["text"]
+            client.wait(lambda m: m.topic.endswith("/status") and m.payload == b"online", 30, "status online again")
             assert 0 == made.stop()
     finally:
         client.close()
