@@ -245,6 +245,8 @@ class Desk:
         ticket.last_chunk = self._clock()
 
     def _ended(self, ticket: Ticket, final: Final) -> None:
+        if ticket.first is None and final.usage.completion_tokens:
+            ticket.first = self._clock()  # a short answer comes whole, with its final
         ticket.text = final.text
         failure = final.failure or _NOT_COMPUTED if final.reason == "failed" else None
         reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason

@@ -18,6 +18,7 @@ from edged.engine.engine import Engine
 from edged.engine.kernels.library import load_library
 from edged.engine.memory import available_bytes, give_back
 from edged.engine.model import Model
+from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
 from edged.models.locate import LocatedModel, locate
 from edged.models.packed import PackedModel
@@ -78,6 +79,7 @@ def load_model(
     order = _Order(found, packed, bits, context, threads, models, progress, exact)
     computed, fallback = _open(order, backend)
     codec, template, architecture = _texts(order, computed)
+    compiled()  # sampling's kernels, too, are built now rather than at the first token
     give_back()
     info = ModelInfo(
         name=found.name,

@@ -151,6 +151,16 @@ def test_the_final_carries_everything(bench: Bench) -> None:
     assert (bench.desk.open, bench.desk.finished) == (0, 1)
 
 
+def test_an_answer_that_comes_whole_has_a_time_to_its_first_token_too(bench: Bench) -> None:
+    seq = bench.accept("a")
+    bench.clock.wait(0.5)
+    bench.began(seq)
+    bench.clock.wait(0.25)
+    bench.ended(seq, "5", tokens=1, ms=0.0)
+    assert bench.replies.finals[0]["timing"]["ttft_ms"] == 750.0
+    assert bench.desk.speed.ttft_ms == 250.0
+
+
 def test_the_final_is_in_the_journal_before_it_is_published(bench: Bench) -> None:
     seen: list[bytes | None] = []
     final = bench.replies.final

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edged.core.prompt import Sampling
+from edged.engine.choose_plain import candidates, draw
 from edged.engine.detokenizer import TextStream
-from edged.engine.sampler import BadLogitsError, Sampler, candidates, draw
+from edged.engine.sampler import BadLogitsError, Sampler
 
 
 def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:

@@ -135,6 +135,25 @@ void check_elementwise(const Kernels& k, const Kernels& plain) {
   expect(!k.finite(bad.data(), 200), k.name, "finite");
 }
 
+void check_sampling(const Kernels& k, const Kernels& plain) {
+  auto x = values(203, 30);
+  x[5] = x[201] = -INFINITY;
+  std::vector<float> a(203), b(203);
+  for (int n : {1, 7, 8, 200, 203}) {
+    const float best = plain.largest(x.data(), n);
+    expect(best == *std::max_element(x.begin(), x.begin() + n) && k.largest(x.data(), n) == best, k.name, "largest");
+    const float sum = k.weigh(x.data(), n, best, 1.5f, a.data()), plain_sum = plain.weigh(x.data(), n, best, 1.5f, b.data());
+    expect(near(a, b, 1e-5f) && std::fabs(sum - plain_sum) < 1e-5f * plain_sum, k.name, "weigh");
+  }
+  expect(a[5] == 0 && a[201] == 0, k.name, "weigh's zeros");
+  for (float bad : {NAN, INFINITY})
+    for (int at : {0, 100, 202}) {
+      auto y = x;
+      y[(size_t)at] = bad;
+      expect(std::isnan(k.largest(y.data(), 203)), k.name, "largest of what is not finite");
+    }
+}
+
 struct AttendRoom {
   std::vector<float> floats;
   AttendScratch scratch;
@@ -205,6 +224,7 @@ int main() {
     if (!table) continue;
     check_products(*table, plain);
     check_elementwise(*table, plain);
+    check_sampling(*table, plain);
     check_attention(*table);
     printf("%s: as plain C++\n", name);
   }

@@ -1,9 +1,10 @@
 // Every kernel, in the order they need each other, and the table of them. Included once by each instruction set's file, after its words.
 #pragma once
 #include "elementwise.h"
-// exp2 of elementwise.h serves attention.
+// exp2 of elementwise.h serves attention and sampling.
 #include "attention.h"
 #include "matmul.h"
+#include "sampling.h"
 
 #define EDGED_TABLE(name) \
-  { name, rms_norm, quantize, matmul, rotate, swiglu, add_to, scale_by, store_kv, attend, merge, finite }
+  { name, rms_norm, quantize, matmul, rotate, swiglu, add_to, scale_by, store_kv, attend, merge, finite, largest, weigh }

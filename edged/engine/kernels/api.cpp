@@ -5,6 +5,7 @@
 #include <exception>
 #include <stdexcept>
 
+#include "choose.h"
 #include "engine.h"
 #include "merges.h"
 #include "probe.h"
@@ -66,6 +67,10 @@ void edged_close(EdgedEngine* engine) { delete engine; }
 
 int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count, char* error) {
   return guarded(error, [&] { *count = edged::merge_bytes(*tables, text, lengths, pieces, ids); });
+}
+
+int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels, int32_t* token, char* error) {
+  return guarded(error, [&] { *token = edged::choose_token(logits, count, *how, kernels_named(kernels)); });
 }
 
 int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,

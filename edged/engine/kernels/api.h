@@ -10,7 +10,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 4;
+constexpr int32_t kApiVersion = 5;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
@@ -73,6 +73,14 @@ struct EdgedMerges {
   int64_t pair_count, vocabulary, whole_count;
 };
 
+// How a token is chosen from logits, see edged/engine/choose_plain.py. `chance` (0 … 1) decides where temperature is above 0.
+struct EdgedSampling {
+  double temperature, top_p, min_p, repetition_penalty, chance;
+  int32_t top_k;
+  int32_t seen_count;
+  const int32_t* seen;  // tokens that the repetition penalty is for, each once
+};
+
 struct EdgedEngine;
 
 EDGED_API int32_t edged_api_version();
@@ -86,6 +94,8 @@ EDGED_API void edged_close(EdgedEngine* engine);
 // Token ids of byte strings that lie one after another in `text`; `ids` has room for one a byte, `count` gets how many there are.
 EDGED_API int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count,
                               char* error);
+// The token chosen from `count` logits; −1 where the best of them is no finite number.
+EDGED_API int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels, int32_t* token, char* error);
 
 // For tests and `edged bench`: one product y [m, round up 8(rows)] = x [m, cols] · wᵀ on `threads` threads, `repeats` times over `copies`
 // matrices that lie `copy_stride` bytes apart; seconds[repeats] gets each time.

@@ -17,7 +17,7 @@ from typing import Final
 from edged.core.places import user_cache
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
-API_VERSION: Final = 4
+API_VERSION: Final = 5
 ERROR_BYTES: Final = 512
 
 
@@ -69,6 +69,17 @@ class Merges(Structure):
     ]
 
 
+class SamplingCall(Structure):
+    """EdgedSampling."""
+
+    _fields_ = [
+        *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "chance")),
+        ("top_k", c_int32),
+        ("seen_count", c_int32),
+        ("seen", c_void_p),
+    ]
+
+
 class KernelError(Exception):
     """A call into the kernels was refused; the message says why."""
 
@@ -92,6 +103,8 @@ class Library:
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
         c.edged_merge.restype = c_int32
         c.edged_merge.argtypes = [POINTER(Merges), c_char_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p]
+        c.edged_choose.restype = c_int32
+        c.edged_choose.argtypes = [c_void_p, c_int32, POINTER(SamplingCall), c_char_p, POINTER(c_int32), c_char_p]
         c.edged_matmul.restype = c_int32
         c.edged_matmul.argtypes = [
             POINTER(Tensor), c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_int64, c_void_p, c_char_p,
@@ -145,6 +158,12 @@ class Library:
         error, count = self._error(), c_int64()
         self._check(self._c.edged_merge(tables, text, lengths, pieces, ids, count, error), error)
         return count.value
+
+    def choose(self, logits: int, count: int, call: SamplingCall, kernels: str = "auto") -> int:
+        """The token chosen from `count` float32 at the address `logits`; -1 where the best of them is not finite."""
+        error, token = self._error(), c_int32()
+        self._check(self._c.edged_choose(logits, count, call, kernels.encode(), token, error), error)
+        return token.value
 
     def matmul(
         self, tensor: Tensor, x: int, m: int, y: int, *, threads: int = 1, repeats: int = 1, copies: int = 1, stride:

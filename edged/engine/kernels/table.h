@@ -90,6 +90,10 @@ struct Kernels {
   void (*merge)(const float* partial, size_t stride, int chunks, int dim, float* out);
   // Whether all n values are finite.
   bool (*finite)(const float* x, int n);
+  // The largest of n values, of which none is NaN or +infinity, else NaN.
+  float (*largest)(const float* x, int n);
+  // out = 2^((x − best) · factor) for n values ≤ best; their sum.
+  float (*weigh)(const float* x, int n, float best, float factor, float* out);
 };
 
 // The tables that this build has; null where the processor's family is another.

@@ -1,0 +1,11 @@
+// From logits to a token: the same steps as `edged/engine/choose_plain.py`, which says what they are, without a pass too many.
+#pragma once
+#include "api.h"
+#include "table.h"
+
+namespace edged {
+
+// The token chosen from `count` logits; −1 where the best of them is no finite number.
+int32_t choose_token(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels);
+
+}  // namespace edged
