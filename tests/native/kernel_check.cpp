@@ -1,5 +1,6 @@
 // Holds every instruction set that this processor runs against plain C++: a static program, cross-compiled for Arm and run under
 // qemu-user by test_arm.py. Prints one line a table and exits 1 at the first difference.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
