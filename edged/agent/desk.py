@@ -245,8 +245,9 @@ class Desk:
         ticket.last_chunk = self._clock()
 
     def _ended(self, ticket: Ticket, final: Final) -> None:
-        if ticket.first is None and final.usage.completion_tokens:
-            ticket.first = self._clock()  # a short answer comes whole, with its final
+        if ticket.first is None and ticket.began is not None and final.usage.completion_tokens:
+            # All of it came with the final: a single token, or text that was held back.
+            ticket.first = min(self._clock(), ticket.began + final.prefill_ms / 1000)
         ticket.text = final.text
         failure = final.failure or _NOT_COMPUTED if final.reason == "failed" else None
         reason = ticket.ending if final.reason == "cancelled" and ticket.ending else final.reason

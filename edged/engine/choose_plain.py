@@ -27,10 +27,10 @@ def choose(logits: Floats, sampling: Sampling, seen: npt.NDArray[np.int32], chan
 
     `seen` are the tokens that the repetition penalty is for, each once.
     """
-    if not np.isfinite(logits.max()):
-        return -1
     if sampling.repetition_penalty != 1.0:
         logits = penalized(logits, seen, np.float32(sampling.repetition_penalty))
+    if not np.isfinite(logits.max()):
+        return -1
     if sampling.temperature == 0:
         return int(logits.argmax())
     tokens, weights = candidates(logits, sampling)

@@ -25,10 +25,10 @@ SEEDS: Final = 1 << 53
 
 @lru_cache(maxsize=1)
 def compiled() -> Library | None:
-    """The compiled kernels, built on first use; None where there is no compiler."""
+    """The compiled kernels, built on first use; None where they cannot be built or loaded."""
     try:
         return load_library()
-    except BuildError:
+    except (BuildError, OSError):
         return None
 
 

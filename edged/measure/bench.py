@@ -147,7 +147,7 @@ def _row(case: speed.Case, peer: Peer | None, rounds: int) -> Row:
 
 def _outside(backend: NativeBackend, rounds: int) -> Row:
     ids = np.random.default_rng(0).integers(0, backend.vocabulary, 256).tolist()
-    return Row("a step outside C++", "ms", median(speed.outside_ms(backend, ids) for _ in range(rounds)))
+    return Row("a step outside the model", "ms", median(speed.outside_ms(backend, ids) for _ in range(rounds)))
 
 
 def _limit(packed: PackedModel, bandwidth: float, decode: float) -> dict[str, float]:

@@ -161,7 +161,7 @@ def token_bytes(packed: PackedModel) -> int:
 
 
 def outside_ms(backend: NativeBackend, ids: Sequence[int]) -> float:
-    """Milliseconds of a decode step that are not spent in C++: the run's bookkeeping and choosing a token."""
+    """Milliseconds of a decode step that are not the forward pass: the run's bookkeeping and choosing a token."""
     slot, sampler = backend.open(), Sampler(Sampling(seed=0), ())
     try:
         _run(backend, [Slice(slot, 0, ids[:START])])

@@ -156,9 +156,10 @@ def test_an_answer_that_comes_whole_has_a_time_to_its_first_token_too(bench: Ben
     bench.clock.wait(0.5)
     bench.began(seq)
     bench.clock.wait(0.25)
-    bench.ended(seq, "5", tokens=1, ms=0.0)
-    assert bench.replies.finals[0]["timing"]["ttft_ms"] == 750.0
-    assert bench.desk.speed.ttft_ms == 250.0
+    final = Final("stop", "5", Usage(2, 0, 3), seed=9, prefill_ms=125.0, decode_ms=100.0)
+    bench.desk.heard(frames.Ended(str(seq), final))
+    assert bench.replies.finals[0]["timing"]["ttft_ms"] == 625.0
+    assert bench.desk.speed.ttft_ms == 125.0
 
 
 def test_the_final_is_in_the_journal_before_it_is_published(bench: Bench) -> None:

@@ -103,16 +103,18 @@ def test_greedy_takes_the_lowest_of_the_best(size: int, kernels: str) -> None:
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
-def test_penalties_are_the_plain_ones(kernels: str) -> None:
-    random = np.random.default_rng(3)
-    logits = random.standard_normal(1000).astype(np.float32)
-    sampling = Sampling(temperature=0, repetition_penalty=1.8)
+@pytest.mark.parametrize("shift", [0.0, -5.0])  # with positive and with negative logits a penalty is another one
+@pytest.mark.parametrize("penalty", [0.7, 1.3])
+def test_penalties_are_the_plain_ones(shift: float, penalty: float, kernels: str) -> None:
+    given = (np.random.default_rng(3).standard_normal(1000) + shift).astype(np.float32)
+    logits = given.copy()
+    sampling = Sampling(temperature=0, repetition_penalty=penalty)
     seen = np.array([-1, 1000, 2**31 - 1], np.int32)  # what the model does not know is not looked at
     for _ in range(50):
         token = chosen(logits, sampling, 0.0, kernels, seen)
         assert token == choose_plain.choose(logits, sampling, seen[3:], 0.0)
         seen = seen if token in seen else np.append(seen, np.int32(token))
-    assert np.array_equal(logits, np.random.default_rng(3).standard_normal(1000).astype(np.float32))
+    assert np.array_equal(logits, given)  # the backend's array is not written to
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
@@ -127,11 +129,28 @@ def test_nothing_is_chosen_from_what_is_not_finite(value: float, kernels: str) -
         chosen(np.zeros(0), Sampling(), 0.5, kernels)
 
 
+@pytest.mark.parametrize("kernels", ALL_KERNELS)
+def test_rounding_at_the_end_of_the_line_falls_on_the_last_that_may_be_drawn(kernels: str) -> None:
+    logits = np.full(1000, -np.inf, np.float32)
+    logits[[3, 260]] = 0.0
+    assert [chosen(logits, Sampling(), chance, kernels) for chance in (0.0, 0.49, 0.51, 1.0)] == [3, 3, 260, 260]
+
+
+@pytest.mark.parametrize("kernels", ALL_KERNELS)
+@pytest.mark.parametrize("temperature", [0.01, 5.0])
+def test_the_best_one_is_the_greedy_one(temperature: float, kernels: str) -> None:
+    """However near the next is, and where all others weigh nothing."""
+    logits = np.full(9000, 0.9999999, np.float32)
+    logits[8000] = 1.0
+    assert chosen(logits, Sampling(temperature=temperature, top_k=1), 0.3, kernels) == 8000
+
+
 def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same seeds, with and without the library: the same tokens, and the same complaint."""
     logits = (np.random.default_rng(2).standard_normal((40, 5000)) * 3).astype(np.float32)
     wishes = [
         Sampling(temperature=0, repetition_penalty=1.3),
+        Sampling(temperature=0, repetition_penalty=0.5),
         Sampling(temperature=0.8, seed=1),
         Sampling(temperature=1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=2),
     ]

@@ -73,7 +73,7 @@ struct EdgedMerges {
   int64_t pair_count, vocabulary, whole_count;
 };
 
-// How a token is chosen from logits, see edged/engine/choose_plain.py. `chance` (0 … 1) decides where temperature is above 0.
+// How a token is chosen from logits, see edged/engine/choose_plain.py. `chance` (from 0, below 1) decides where temperature is above 0.
 struct EdgedSampling {
   double temperature, top_p, min_p, repetition_penalty, chance;
   int32_t top_k;

@@ -1,6 +1,7 @@
 #include "choose.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -13,10 +14,10 @@ constexpr double kColdest = 1e-6;  // the temperature below which nothing change
 constexpr int kHandful = 16;
 constexpr int kSumBlock = 256;     // weights that are summed at once, so that a draw need not add all one by one
 
-// The order of candidates: larger weights first, of equals the lower id.
+// The order of candidates, by their logits or weights: larger ones first, of equals the lower id.
 struct Before {
-  const float* weights;
-  bool operator()(int32_t a, int32_t b) const { return weights[a] > weights[b] || (weights[a] == weights[b] && a < b); }
+  const float* values;
+  bool operator()(int32_t a, int32_t b) const { return values[a] > values[b] || (values[a] == values[b] && a < b); }
 };
 
 uint32_t bits_of(float x) {
@@ -34,10 +35,12 @@ class Choice {
     const float best = kernels.largest(logits, count);
     if (!std::isfinite(best)) return -1;
     if (how.temperature == 0) return first_of(logits, best, kernels);
+    all_ = true;
+    weights_.resize((size_t)count);
+    if (how.top_k > 0 && how.top_k < count) keep_best(logits, how.top_k, kernels);
     weigh(logits, best, (float)(1.4426950408889634 / std::max(how.temperature, kColdest)), kernels);
-    if (how.top_k > 0 && how.top_k < count) keep_best(how.top_k, kernels);
     if (how.top_p < 1) keep_nucleus(how.top_p);
-    if (how.min_p > 0) keep_at_least((float)how.min_p);
+    if (how.min_p > 0) keep_at_least(weights_.data(), (float)how.min_p);
     return all_ ? draw_from_all(how.chance) : draw_from_kept(how.chance);
   }
 
@@ -62,8 +65,13 @@ class Choice {
   }
 
   void weigh(const float* logits, float best, float factor, const Kernels& kernels) {
-    all_ = true;
-    weights_.resize((size_t)count_);
+    if (!all_) {
+      some_.clear();
+      for (const int32_t id : kept_) some_.push_back(logits[id]);
+      kernels.weigh(some_.data(), (int)some_.size(), best, factor, some_.data());
+      for (size_t i = 0; i < kept_.size(); i++) weights_[(size_t)kept_[i]] = some_[i];
+      return;
+    }
     ends_.clear();
     double end = 0;
     for (int32_t at = 0; at < count_; at += kSumBlock) {
@@ -101,28 +109,26 @@ class Choice {
     ids.resize(end);
   }
 
-  void keep_at_least(float bound) {
-    const float* const w = weights_.data();
-    keep([=](int32_t id) { return w[id] >= bound; });
+  void keep_at_least(const float* values, float bound) {
+    keep([=](int32_t id) { return values[id] >= bound; });
   }
 
-  void keep_best(int32_t count, const Kernels& kernels) {
-    keep_at_least(reached_by(count, kernels));
+  void keep_best(const float* logits, int32_t count, const Kernels& kernels) {
+    keep_at_least(logits, reached_by(logits, count, kernels));
     if ((int32_t)kept_.size() <= count) return;
-    std::nth_element(kept_.begin(), kept_.begin() + count, kept_.end(), Before{weights_.data()});
+    std::nth_element(kept_.begin(), kept_.begin() + count, kept_.end(), Before{logits});
     kept_.resize((size_t)count);
     std::sort(kept_.begin(), kept_.end());
   }
 
-  // A weight that at least `count` tokens reach, and not many more: the count-th largest of the largest of blocks.
-  float reached_by(int32_t count, const Kernels& kernels) {
+  // A logit that at least `count` tokens reach (or all that are not masked), and not many more: the count-th largest of the largest of blocks.
+  float reached_by(const float* logits, int32_t count, const Kernels& kernels) {
     const int32_t size = count_ / 4 / count;
-    if (size < 2) return 0.f;
-    std::vector<float>& maxima = scores_;  // free again
-    maxima.clear();
-    for (int32_t at = 0; at + size <= count_; at += size) maxima.push_back(kernels.largest(weights_.data() + at, size));
-    std::nth_element(maxima.begin(), maxima.begin() + (count - 1), maxima.end(), [](float a, float b) { return a > b; });
-    return maxima[(size_t)count - 1];
+    if (size < 2) return -FLT_MAX;
+    some_.clear();
+    for (int32_t at = 0; at + size <= count_; at += size) some_.push_back(kernels.largest(logits + at, size));
+    std::nth_element(some_.begin(), some_.begin() + (count - 1), some_.end(), [](float a, float b) { return a > b; });
+    return std::max(some_[(size_t)count - 1], -FLT_MAX);
   }
 
   // The fewest of the largest that make up `share` of the sum, at least one.
@@ -130,7 +136,7 @@ class Choice {
     const double total = sum();
     const int32_t count = all_ ? count_ : (int32_t)kept_.size();
     // What is below this adds up to less than the rest of the sum, so the nucleus lies above; a little lower against rounding.
-    keep_at_least((float)(0.999 * (1 - share) * total / count));
+    keep_at_least(weights_.data(), (float)(0.999 * (1 - share) * total / count));
     const Before before{weights_.data()};
     const int32_t last = last_of(share * total);
     keep([=](int32_t id) { return !before(last, id); });
@@ -164,11 +170,14 @@ class Choice {
     return among[needed < 1 ? 0 : std::min((size_t)needed, among.size()) - 1];
   }
 
+  // All weights added up: in four sums at a time where they are many, because each waits for the one before.
   double sum() const {
-    if (all_) return ends_.back();
-    double total = 0;
-    for (const int32_t id : kept_) total += weights_[(size_t)id];
-    return total;
+    double sums[4] = {};
+    if (all_)
+      for (size_t i = 0; i < weights_.size(); i++) sums[i % 4] += weights_[i];
+    else
+      for (const int32_t id : kept_) sums[0] += weights_[(size_t)id];
+    return sums[0] + sums[1] + (sums[2] + sums[3]);
   }
 
   int32_t draw_from_kept(double chance) const {
@@ -176,12 +185,15 @@ class Choice {
   }
 
   int32_t draw_from_all(double chance) const {
-    const double place = chance * ends_.back();
-    const size_t block = (size_t)(std::upper_bound(ends_.begin(), ends_.end() - 1, place) - ends_.begin()), begin = block * kSumBlock;
-    const double within = place - (block ? ends_[block - 1] : 0.);
-    const int32_t token = draw(std::min((size_t)kSumBlock, (size_t)count_ - begin), within, [=](size_t i) { return (int32_t)(begin + i); });
-    if (token >= 0) return token;
-    return (int32_t)(std::max_element(weights_.begin(), weights_.end()) - weights_.begin());  // rounding led to a block of zeros
+    double place = chance * ends_.back();
+    size_t block = (size_t)(std::upper_bound(ends_.begin(), ends_.end() - 1, place) - ends_.begin());
+    if (block) place -= ends_[block - 1];
+    for (;; block--) {  // the best token weighs something, so a block is found; others than the first are looked at after rounding alone
+      const size_t begin = block * kSumBlock, size = std::min((size_t)kSumBlock, (size_t)count_ - begin);
+      const int32_t token = draw(size, place, [=](size_t i) { return (int32_t)(begin + i); });
+      if (token >= 0 || !block) return token;
+      place = INFINITY;
+    }
   }
 
   // Of n candidates the one in which the running sum passes `place`; the last that weighs anything where rounding keeps it below; −1: none.
@@ -201,7 +213,7 @@ class Choice {
 
   int32_t count_ = 0;
   bool all_ = true;
-  std::vector<float> scores_, weights_;
+  std::vector<float> scores_, weights_, some_;
   std::vector<double> ends_, sums_;  // ends_: where each block's weights end on the line that a draw falls on
   std::vector<int32_t> kept_, among_;
 };

@@ -1,4 +1,4 @@
-// Sampling's two passes over all of a vocabulary. Included once by each instruction set's file.
+// Sampling's passes over all of a vocabulary: its best, then what each token weighs. Included once by each instruction set's file.
 #pragma once
 #include <cfloat>
 #include <cmath>
