@@ -32,21 +32,20 @@ def reference(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
     return {token: weights[token] / total for token in kept}
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.integers(0, 2**32),
-    st.integers(2, 60),
-    st.sampled_from([0.1, 0.7, 1.0, 3.0]),
-    st.sampled_from([0, 1, 3, 10, 100]),
-    st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01, 0.0]),
-    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 3, 10, 100]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01, 0.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
 )
-def test_candidates_are_the_reference(
-    seed: int, size: int, temperature: float, top_k: int, top_p: float, min_p: float
-) -> None:
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 60), SAMPLINGS)
+def test_candidates_are_the_reference(seed: int, size: int, sampling: Sampling) -> None:
     random = np.random.default_rng(seed)
     logits = (random.standard_normal(size) * 3).round(1).astype(np.float32)  # rounded: with ties
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     check_candidates(logits, sampling)
 
 

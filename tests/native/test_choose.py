@@ -11,7 +11,7 @@ from edged.core.prompt import Sampling
 from edged.engine import choose_plain, sampler
 from edged.engine.kernels.library import KernelError, SamplingCall, load_library
 from edged.engine.sampler import BadLogitsError, Sampler
-from tests.engine.test_engine_text import reference
+from tests.engine.test_engine_text import SAMPLINGS, reference
 from tests.native.helpers import ALL_KERNELS
 
 CHANCES = (0.0, 1e-9, 0.1, 0.25, 0.5, 0.77, 0.999, 1 - 2**-53)
@@ -49,21 +49,11 @@ def check_draws(logits: np.ndarray, sampling: Sampling, kernels: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.integers(0, 2**32),
-    st.integers(1, 600),
-    st.sampled_from([0.1, 0.7, 1.0, 3.0]),
-    st.sampled_from([0, 1, 3, 10, 100]),
-    st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01, 0.0]),
-    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-    st.sampled_from(ALL_KERNELS),
-)
-def test_draws_are_the_reference(
-    seed: int, size: int, temperature: float, top_k: int, top_p: float, min_p: float, kernels: str
-) -> None:
+@given(st.integers(0, 2**32), st.integers(1, 600), SAMPLINGS, st.sampled_from(ALL_KERNELS))
+def test_draws_are_the_reference(seed: int, size: int, sampling: Sampling, kernels: str) -> None:
     random = np.random.default_rng(seed)
     logits = (random.standard_normal(size) * 3).round(1).astype(np.float32)  # rounded: with ties
-    check_draws(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), kernels)
+    check_draws(logits, sampling, kernels)
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
@@ -152,6 +142,7 @@ def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPat
         Sampling(temperature=0, repetition_penalty=1.3),
         Sampling(temperature=0, repetition_penalty=0.5),
         Sampling(temperature=0.8, seed=1),
+        Sampling(temperature=0.8, top_k=2**53, seed=3),
         Sampling(temperature=1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=2),
     ]
     compiled = [[pick.pick(row) for row in logits] for pick in (Sampler(wish, [1, 2]) for wish in wishes)]
