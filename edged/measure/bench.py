@@ -78,7 +78,7 @@ def bench(
     about = _about(packed) | {"memory": None if random else footprint(str(model.path), models, 2048)}
     backend = speed.open_for_bench(packed, threads, kernels)
     about |= {"threads": backend.model.threads, "kernels": backend.model.kernels}
-    opened = _open_peer(model, packed, peer, backend, work, progress) if peer else None
+    opened = open_peer(model, packed, peer, backend.model.threads, work, progress) if peer else None
     result = Result(about)
     progress("read bandwidth")
     before = speed.read_bandwidth(backend.model.threads)
@@ -108,14 +108,15 @@ def _about(packed: PackedModel) -> dict[str, Any]:
     }
 
 
-def _open_peer(
+def open_peer(
     model: LocatedModel,
     packed: PackedModel,
     order: PeerOrder,
-    backend: NativeBackend,
+    threads: int,
     work: Path,
-    progress: Callable[[str], None],
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Peer:
+    """The peer with the same file, or with random weights of the same shape in the folder `work`. Raises ModelError."""
     path = model.path
     if packed.manifest.name in SHAPES:
         progress("random weights for the peer")
@@ -125,8 +126,8 @@ def _open_peer(
         raise ModelError("unsupported", "llama.cpp runs GGUF files; give the GGUF file itself, or a packed --shape.")
     progress("loading the peer")
     if order.llama_bench is not None:
-        return LlamaBench(order.llama_bench, path, backend.model.threads)
-    return LlamaPeer(path, backend.model.threads, 4096, order.python)
+        return LlamaBench(order.llama_bench, path, threads)
+    return LlamaPeer(path, threads, 4096, order.python)
 
 
 def _row(case: speed.Case, peer: Peer | None, rounds: int) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,19 @@ def _check_against_an_empty_cache(model: NativeModel, backend: NativeBackend, to
     slot = fresh.open()
     assert np.array_equal(warm[0], fresh.run([Slice(slot, 0, tokens)])[0])
     assert np.array_equal(warm[1], fresh.run([Slice(slot, len(tokens), [7])])[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no threads")
+def test_the_callers_cores_stay_its_own(small: Path) -> None:
+    """A caller on another thread's core, or one that may use that core alone, gets its numbers and keeps its cores."""
+    cores = os.sched_getaffinity(0)
+    with open_model(small, threads=2) as model:
+        expected = model.step([Part([1, 2, 3], 0, [0])])
+        try:
+            for allowed in ({max(cores)}, cores):
+                os.sched_setaffinity(0, {max(cores)})
+                os.sched_setaffinity(0, allowed)
+                assert np.array_equal(model.step([Part([1, 2, 3], 0, [1])]), expected)
+                assert os.sched_getaffinity(0) == allowed
+        finally:
+            os.sched_setaffinity(0, cores)

@@ -9,7 +9,7 @@ from edged.models.tiles import Kind
 from tests.native.helpers import ALL_KERNELS, Packed, rounded
 
 KINDS = list(Kind)
-SHAPES = [(1, 1), (3, 7), (8, 32), (17, 40), (20, 96), (33, 129), (64, 576), (23, 1100)]
+SHAPES = [(1, 1), (3, 7), (8, 32), (17, 40), (20, 96), (33, 129), (64, 576), (104, 96), (23, 1100)]
 
 
 def _random(seed: int, *shape: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_products_agree_with_a_plain_reference(kernels: str, kind: Kind) -> None
 def test_wider_groups(kernels: str, group: int) -> None:
     """Groups of 64 and 128 k, of which the last may be incomplete."""
     for kind in (Kind.Q4, Kind.Q4_MIN, Kind.Q8, Kind.Q8_MIN):
-        for rows, cols in ((16, 128), (9, 200), (24, 1184)):
+        for rows, cols in ((16, 128), (9, 200), (56, 1184)):
             w, x = Packed(_random(1, rows, cols), kind, group), _random(2, 6, cols)
             expected = rounded(x) @ w.values.astype(np.float64).T
             assert np.max(np.abs(w.times(x, kernels) - expected)) < 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from edged.core.errors import ModelError
 from edged.engine.kernels.library import load_library
 from edged.models.gguf_file import open_gguf
 from edged.models.pack import pack_path, pack_shape
-from edged.models.packed import MANIFEST, WEIGHTS, open_packed
+from edged.models.packed import MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
 from edged.models.tiles import Kind, quantize
 from tests.native.helpers import dequantized, open_model, pack_tiny, tiny_checkpoint
 
@@ -192,6 +193,29 @@ def test_damaged_folders_are_refused_with_a_sentence(tmp_path: Path) -> None:
             open_packed(folder)
     (folder / MANIFEST).write_bytes(manifest)
     assert open_packed(folder).manifest.shape.layers == 3
+
+
+def test_weights_are_written_a_huge_page_at_a_time(tmp_path: Path) -> None:
+    """Pieces of any size become blocks of one; the file is what was given, and the digest is the file's."""
+    random = np.random.default_rng(0)
+    pieces = [random.bytes(int(size)) for size in (0, 5, 999, 1000, 1001, 12_345, 0, 1)]
+    blocks = list(in_blocks(pieces, 1000))
+    assert b"".join(blocks) == b"".join(pieces)
+    assert {len(block) for block in blocks[:-1]} == {1000}
+    infos = {name: TensorInfo(Kind.F32, 1, 300_000, 0) for name in ("one", "two", "three", "four")}
+    values = {name: np.full(300_000, index, np.float32).tobytes() for index, name in enumerate(infos)}
+    digest = write_weights(tmp_path / WEIGHTS, infos, ((name, [data]) for name, data in values.items()))
+    data = (tmp_path / WEIGHTS).read_bytes()
+    assert data.endswith(b"".join(values.values()))
+    assert digest == "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no huge pages")
+def test_huge_pages_are_asked_for(tmp_path: Path) -> None:
+    """The kernel marks the mapping of the weights as one that may have huge pages (`hg` in smaps)."""
+    with open_model(pack_tiny(tmp_path, "llama", bits=4)[1], context=64, blocks=2):
+        parts = Path("/proc/self/smaps").read_text().split(str(tmp_path))[1:]
+    assert any(" hg " in part.split("VmFlags:")[1].split("\n")[0] + " " for part in parts if WEIGHTS in part[:80])
 
 
 def test_a_shape_of_random_weights_packs(tmp_path: Path) -> None:

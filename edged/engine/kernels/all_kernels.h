@@ -7,4 +7,4 @@
 #include "sampling.h"
 
 #define EDGED_TABLE(name) \
-  { name, rms_norm, quantize, matmul, rotate, swiglu, add_to, scale_by, store_kv, attend, merge, finite, largest, weigh }
+  { name, rms_norm, quantize, matmul, kStrips, rotate, swiglu, add_to, scale_by, store_kv, attend, merge, finite, largest, weigh }

@@ -4,15 +4,6 @@
 #include <cmath>
 
 namespace edged {
-namespace {
-
-// How many tiles a thread takes at once: few rows stream weights, so about 32 KB; many rows are at work for long with each pair.
-int piece_of(const Matrix& w, int rows) {
-  if (rows > 16) return 4;
-  return std::max(2, (int)(32768 / w.tile_bytes) / 2 * 2);
-}
-
-}  // namespace
 
 void Forward::run(int thread) {
   Threads& threads = engine.threads_;
@@ -78,16 +69,17 @@ void Forward::project(const Layer& layer, int index, int thread) {
   const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
   const Buffer* outputs[] = {&engine.query_, &engine.key_, &engine.value_};
   const Activations x = narrow((int)plan.rows.size(), thread).view((int)plan.rows.size());
-  const int all = layer.query.tiles + layer.key.tiles + layer.value.tiles;
+  const Cut cuts[] = {{layer.query, x.m, engine.kernels_}, {layer.key, x.m, engine.kernels_}, {layer.value, x.m, engine.kernels_}};
+  const int all = cuts[0].tiles + cuts[1].tiles + cuts[2].tiles;
   Share piece;
-  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, piece_of(layer.query, x.m), piece)) {
+  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, cuts[0].piece, piece)) {
     for (int i = 0; i < 3; i++) {
       const Matrix& w = *matrices[i];
-      const int begin = std::max(piece.begin, 0), end = std::min(piece.end, w.tiles);
-      if (begin < end)
-        engine.kernels_.matmul(w, x, begin, end, outputs[i]->as<float>() + (size_t)begin * kTileRows, (size_t)w.rows, false, engine.rooms_[thread]->scratch);
-      piece.begin -= w.tiles;
-      piece.end -= w.tiles;
+      const Share mine{std::max(piece.begin, 0), std::min(piece.end, cuts[i].tiles)};
+      if (mine.begin < mine.end)
+        engine.kernels_.matmul(w, x, cuts[i].of(mine), outputs[i]->as<float>() + (size_t)mine.begin * kTileRows, (size_t)w.rows, false, engine.rooms_[thread]->scratch);
+      piece.begin -= cuts[i].tiles;
+      piece.end -= cuts[i].tiles;
     }
   }
 }
@@ -172,36 +164,45 @@ void Forward::gather(const Layer& layer, int thread) {
 
 void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread) {
   const Activations x = input.view((int)plan.rows.size());
+  const Cut cut(w, x.m, engine.kernels_);
   Share piece;
-  while (engine.shares_.take(phase, thread, w.tiles, piece_of(w, x.m), piece))
-    engine.kernels_.matmul(w, x, piece.begin, piece.end, engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
+  while (engine.shares_.take(phase, thread, cut.tiles, cut.piece, piece))
+    engine.kernels_.matmul(w, x, cut.of(piece), engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
                            engine.rooms_[thread]->scratch);
 }
 
 // 32 columns of gate and the same of up lie together, so that their product is quantized where it was computed.
 void Forward::gate(const Layer& layer, int index, int thread) {
-  const EdgedConfig& c = engine.model_.config;
   const Kernels& k = engine.kernels_;
   ThreadRoom& room = *engine.rooms_[thread];
-  ActivationRoom& wide = engine.wide_;
   const int all = (int)plan.rows.size();
-  Share units;
-  while (engine.shares_.take(index * kSharedPhases + kGate, thread, layer.gate_up.tiles / 8, 1, units)) {
-    const int u = units.begin, columns = std::min(32, c.ffn - u * 32);
+  const int pairs = layer.gate_up.tiles / 8;  // of 32 columns of gate and of up
+  const int strips = all <= kFewRows && !is_float(layer.gate_up.kind) ? k.strips : 1, apart = (pairs + strips - 1) / strips;
+  Share taken;
+  while (engine.shares_.take(index * kSharedPhases + kGate, thread, apart, 1, taken)) {
     for (int from = 0; from < all; from += 128) {
       const int rows = std::min(128, all - from);
-      k.matmul(layer.gate_up, narrow(all, thread).view(rows, from), u * 8, u * 8 + 8, room.gate_up, 64, false, room.scratch);
-      for (int i = 0; i < rows; i++) {
-        float* row = room.gate_up + i * 64;
-        k.swiglu(row, row + 32, 32, row);
-        const size_t at = (size_t)(from + i) * wide.stride + (size_t)u * 32, group = at / kActivationGroup;
-        if (is_float(layer.down.kind))
-          std::copy(row, row + columns, wide.values.as<float>() + at);
-        else
-          k.quantize(row, columns, 32, wide.codes.as<int8_t>() + at, wide.scale.as<float>() + group, wide.offset8.as<int32_t>() + group,
-                     wide.sum.as<float>() + group);
-      }
+      const size_t stride = (size_t)strips * 64;
+      k.matmul(layer.gate_up, narrow(all, thread).view(rows, from), {taken.begin * 8, 8, strips, apart * 8, 64}, room.gate_up, stride, false, room.scratch);
+      for (int pair = taken.begin, strip = 0; strip < strips && pair < pairs; pair += apart, strip++) activate(layer, room.gate_up + strip * 64, stride, rows, from, pair);
     }
+  }
+}
+
+// silu(gate) · up of one pair of 32 columns becomes input of the next product, rows from … from + rows.
+void Forward::activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair) {
+  const Kernels& k = engine.kernels_;
+  ActivationRoom& wide = engine.wide_;
+  const int width = std::min(32, engine.model_.config.ffn - pair * 32);
+  for (int i = 0; i < rows; i++) {
+    float* row = columns + i * stride;
+    k.swiglu(row, row + 32, 32, row);
+    const size_t at = (size_t)(from + i) * wide.stride + (size_t)pair * 32, group = at / kActivationGroup;
+    if (is_float(layer.down.kind))
+      std::copy(row, row + width, wide.values.as<float>() + at);
+    else
+      k.quantize(row, width, 32, wide.codes.as<int8_t>() + at, wide.scale.as<float>() + group, wide.offset8.as<int32_t>() + group,
+                 wide.sum.as<float>() + group);
   }
 }
 
@@ -217,9 +218,10 @@ void Forward::logits(int thread) {
     prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
   if (wanted > 1) engine.threads_.barrier();
+  const Cut cut(head, wanted, engine.kernels_);
   Share piece;
-  while (engine.shares_.take(c.layers * kSharedPhases, thread, head.tiles, piece_of(head, wanted), piece))
-    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), piece.begin, piece.end, plan.step.logits + (size_t)piece.begin * kTileRows,
+  while (engine.shares_.take(c.layers * kSharedPhases, thread, cut.tiles, cut.piece, piece))
+    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), cut.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
                            (size_t)plan.step.logits_stride, false, engine.rooms_[thread]->scratch);
 }
 

@@ -24,6 +24,7 @@ struct Forward {
   void gather(const Layer& layer, int thread);                                               // attended_ → narrow
   void add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread);     // x_ += input · wᵀ
   void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
+  void activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
   void logits(int thread);
 
   bool alone() const { return plan.rows.size() == 1; }

@@ -2,9 +2,12 @@
 //
 // The sum over k runs group by group in one float accumulator a row and output, for every m: a product gives the same bits alone, in a
 // batch, and on any thread. Products of codes are exact integers, so their grouping may differ between the two paths below:
-//   few rows (m ≤ 16): codes are unpacked in registers, 4 rows at a time, while the weights stream from memory once;
+//   few rows (m ≤ 16): codes are unpacked in registers, 4 rows at a time, while the weights stream from memory once, from several places
+//   at a time where that is faster (kStrips);
 //   many rows: a pair of tiles is unpacked into the first-level cache and visited by all rows, a few at a time.
 #pragma once
+#include <algorithm>
+
 #include "table.h"
 
 namespace {
@@ -14,9 +17,9 @@ constexpr bool is_q4(Kind kind) { return kind == kQ4 || kind == kQ4Min; }
 constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min; }
 constexpr int header_bytes(Kind kind) { return has_minimum(kind) ? 32 : 16; }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
-constexpr int kStreamRows = 16;
-// Prefetch distance in bytes when each weight is used once or a few times: a page, so that the walk to the next one is early, too
-// (mapped files have small pages; 4096 decoded 1 to 6 % faster than 1536).
+// Prefetch distance in bytes of a single stream: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
+// 1536). Several streams are left to the processor's own prefetchers, which fetch more at a time: asking for lines 512 bytes ahead or more
+// made four streams 15 to 20 % slower.
 constexpr int kAhead = 4096;
 
 // acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The codes' 8 of kQ4 is off already: sums of
@@ -29,44 +32,55 @@ inline F8 add_group(F8 acc, I8 dot, F8 scale, F8 minimum, const Activations& x, 
   return acc;
 }
 
-// One tile × M rows of activations, weights read once.
-template <Kind kind, int M>
-inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations& x, int row, F8* acc) {
-  const int parts = w.group / kActivationGroup, x_groups = x.stride / kActivationGroup;
-  for (int m = 0; m < M; m++) acc[m] = zero();
+// T tiles, `apart` bytes from each other, × M rows of activations, weights read once. `group`: 32, or 0 where only w knows.
+template <Kind kind, int M, int T, int group>
+inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, const Activations& x, int row, F8 (&acc)[T][M]) {
+  const int parts = (group ? group : w.group) / kActivationGroup, x_groups = x.stride / kActivationGroup;
+  for (int t = 0; t < T; t++)
+    for (int m = 0; m < M; m++) acc[t][m] = zero();
   const int8_t* codes = x.codes + (size_t)row * x.stride;
   size_t at = (size_t)row * x_groups;
   for (int g = 0; g < w.groups; g++) {
-    const F8 scale = load_f16((const uint16_t*)tile);
-    const F8 minimum = has_minimum(kind) ? load_f16((const uint16_t*)(tile + 16)) : scale;
+    const uint8_t* header = tile;
     tile += header_bytes(kind);
-    for (int p = 0; p < parts; p++, at++, codes += kActivationGroup) {
+    for (int p = 0; p < parts; p++, at++, codes += kActivationGroup, tile += group32_bytes(kind)) {
+      I8 dot[T][M];
       if (is_q4(kind)) {
-        Sum4 sum[M];
-        for (int m = 0; m < M; m++) sum[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
+        Sum4 sum[T][M];
+        for (auto& one : sum)
+          for (int m = 0; m < M; m++) one[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
 #pragma GCC unroll 4
-        for (int l = 0; l < 4; l++, tile += 32) {
-          const W32 both = load_w(tile), low = low_nibbles(both), high = high_nibbles(both);
-          for (int m = 0; m < M; m++) {
-            const int8_t* a = codes + (size_t)m * x.stride;
-            sum[m] = dot4(dot4(sum[m], low, load_a(a, l * 8)), high, load_a(a, l * 8 + 4));
+        for (int l = 0; l < 4; l++) {
+          for (int t = 0; t < T; t++) {
+            const W32 both = load_w(tile + t * apart + l * 32), low = low_nibbles(both), high = high_nibbles(both);
+            for (int m = 0; m < M; m++) {
+              const int8_t* a = codes + (size_t)m * x.stride;
+              sum[t][m] = dot4(dot4(sum[t][m], low, load_a(a, l * 8)), high, load_a(a, l * 8 + 4));
+            }
           }
         }
-        for (int line = 0; line < 3; line++) prefetch(tile + kAhead + line * 64);
-        for (int m = 0; m < M; m++) {
-          const size_t here = at + (size_t)m * x_groups;
-          acc[m] = add_group<kind>(acc[m], rows4(sum[m], kind == kQ4 ? x.offset8[here] : 0), scale, minimum, x, here);
-        }
+        for (int t = 0; t < T; t++)
+          for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
       } else {
-        Sum8 sum[M];
-        for (int m = 0; m < M; m++) sum[m] = no_sum8();
+        Sum8 sum[T][M];
+        for (auto& one : sum)
+          for (int m = 0; m < M; m++) one[m] = no_sum8();
 #pragma GCC unroll 8
-        for (int l = 0; l < 8; l++, tile += 32) {
-          const W32 code = prepare8(load_w(tile));
-          for (int m = 0; m < M; m++) sum[m] = dot8(sum[m], code, load_a(codes + (size_t)m * x.stride, l * 4));
+        for (int l = 0; l < 8; l++) {
+          for (int t = 0; t < T; t++) {
+            const W32 code = prepare8(load_w(tile + t * apart + l * 32));
+            for (int m = 0; m < M; m++) sum[t][m] = dot8(sum[t][m], code, load_a(codes + (size_t)m * x.stride, l * 4));
+          }
         }
-        for (int line = 0; line < 4; line++) prefetch(tile + kAhead + line * 64);
-        for (int m = 0; m < M; m++) acc[m] = add_group<kind>(acc[m], rows8(sum[m]), scale, minimum, x, at + (size_t)m * x_groups);
+        for (int t = 0; t < T; t++)
+          for (int m = 0; m < M; m++) dot[t][m] = rows8(sum[t][m]);
+      }
+      if (T == 1)
+        for (int line = 0; line <= group32_bytes(kind); line += 64) prefetch(tile + group32_bytes(kind) + kAhead + line);
+      for (int t = 0; t < T; t++) {
+        const F8 scale = load_f16((const uint16_t*)(header + t * apart));
+        const F8 minimum = has_minimum(kind) ? load_f16((const uint16_t*)(header + t * apart + 16)) : scale;
+        for (int m = 0; m < M; m++) acc[t][m] = add_group<kind>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
       }
     }
   }
@@ -74,11 +88,49 @@ inline void stream_tile(const Matrix& w, const uint8_t* tile, const Activations&
 
 inline void put(float* y, F8 acc, bool accumulate) { store(y, accumulate ? add(load(y), acc) : acc); }
 
+// A product of few rows, and where its results go.
+struct FewRows {
+  const Matrix& w;
+  const Activations& x;
+  const Strips& strips;
+  float* y;
+  size_t y_stride;
+  bool accumulate;
+};
+
+// Tile i of T strips × M rows.
+template <Kind kind, int M, int T>
+inline void stream_rows(const FewRows& p, int strip, int i, int row) {
+  const uint8_t* tile = p.w.data + ((size_t)strip * p.strips.apart + p.strips.begin + i) * p.w.tile_bytes;
+  F8 acc[T][M];
+  const size_t apart = p.strips.apart * p.w.tile_bytes;
+  if (p.w.group == kActivationGroup)
+    stream_tiles<kind, M, T, kActivationGroup>(p.w, tile, apart, p.x, row, acc);
+  else
+    stream_tiles<kind, M, T, 0>(p.w, tile, apart, p.x, row, acc);
+  for (int t = 0; t < T; t++)
+    for (int m = 0; m < M; m++) put(p.y + (size_t)(row + m) * p.y_stride + (strip + t) * p.strips.y_apart + (size_t)i * kTileRows, acc[t][m], p.accumulate);
+}
+
+// Tile i of `count` strips × M rows, as many strips at once as the registers hold.
 template <Kind kind, int M>
-inline void stream_rows(const Matrix& w, int tile, const Activations& x, int row, float* y, size_t y_stride, bool accumulate) {
-  F8 acc[M];
-  stream_tile<kind, M>(w, w.data + (size_t)tile * w.tile_bytes, x, row, acc);
-  for (int m = 0; m < M; m++) put(y + (size_t)(row + m) * y_stride, acc[m], accumulate);
+inline void stream_strips(const FewRows& p, int i, int count, int row) {
+  constexpr int T = M <= 2 ? kStrips : (kStrips + 1) / 2;
+  int strip = 0;
+  for (; strip + T <= count; strip += T) stream_rows<kind, M, T>(p, strip, i, row);
+  for (; strip < count; strip++) stream_rows<kind, M, 1>(p, strip, i, row);
+}
+
+template <Kind kind>
+void few_rows(const FewRows& p) {
+  for (int i = 0; i < p.strips.tiles; i++) {
+    int count = 0, row = 0;
+    while (count < p.strips.count && p.strips.begin + count * p.strips.apart + i < p.w.tiles) count++;
+    for (; row + 4 <= p.x.m; row += 4) stream_strips<kind, 4>(p, i, count, row);
+    if (p.x.m - row == 3) stream_strips<kind, 3>(p, i, count, row);
+    if (p.x.m - row == 2) stream_strips<kind, 2>(p, i, count, row);
+    if (p.x.m - row == 1) stream_strips<kind, 1>(p, i, count, row);
+  }
 }
 
 // Groups of 32 [begin, end) of one tile into scratch: codes a byte each, scales as float32.
@@ -173,17 +225,7 @@ void block_rows(const Matrix& w, int tile, const Activations& x, int row, int ro
 }
 
 template <Kind kind>
-void matmul_codes(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& s) {
-  if (x.m <= kStreamRows) {
-    for (int tile = begin; tile < end; tile++, y += kTileRows) {
-      int row = 0;
-      for (; row + 4 <= x.m; row += 4) stream_rows<kind, 4>(w, tile, x, row, y, y_stride, accumulate);
-      if (x.m - row == 3) stream_rows<kind, 3>(w, tile, x, row, y, y_stride, accumulate);
-      if (x.m - row == 2) stream_rows<kind, 2>(w, tile, x, row, y, y_stride, accumulate);
-      if (x.m - row == 1) stream_rows<kind, 1>(w, tile, x, row, y, y_stride, accumulate);
-    }
-    return;
-  }
+void many_rows(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& s) {
   for (int row = 0; row < x.m; row += 128) {
     const int rows = x.m - row < 128 ? x.m - row : 128;
     int tile = begin;
@@ -214,7 +256,7 @@ inline void float_rows(const Matrix& w, int tile, const Activations& x, int row,
 }
 
 template <Kind kind>
-void matmul_floats(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate) {
+void float_tiles(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate) {
   for (int tile = begin; tile < end; tile++, y += kTileRows) {
     int row = 0;
     for (; row + 8 <= x.m; row += 8) float_rows<kind, 8>(w, tile, x, row, y, y_stride, accumulate);
@@ -222,15 +264,28 @@ void matmul_floats(const Matrix& w, const Activations& x, int begin, int end, fl
   }
 }
 
-void matmul(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& s) {
+template <Kind kind>
+void product(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
+  if constexpr (kind > kBF16)
+    if (x.m <= kFewRows) return few_rows<kind>({w, x, strips, y, y_stride, accumulate});
+  for (int i = 0; i < strips.count; i++, y += strips.y_apart) {
+    const int begin = strips.begin + i * strips.apart, end = std::min(begin + strips.tiles, w.tiles);
+    if constexpr (kind > kBF16)
+      many_rows<kind>(w, x, begin, end, y, y_stride, accumulate, s);
+    else
+      float_tiles<kind>(w, x, begin, end, y, y_stride, accumulate);
+  }
+}
+
+void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
   switch (w.kind) {
-    case kF32: return matmul_floats<kF32>(w, x, begin, end, y, y_stride, accumulate);
-    case kF16: return matmul_floats<kF16>(w, x, begin, end, y, y_stride, accumulate);
-    case kBF16: return matmul_floats<kBF16>(w, x, begin, end, y, y_stride, accumulate);
-    case kQ4: return matmul_codes<kQ4>(w, x, begin, end, y, y_stride, accumulate, s);
-    case kQ4Min: return matmul_codes<kQ4Min>(w, x, begin, end, y, y_stride, accumulate, s);
-    case kQ8: return matmul_codes<kQ8>(w, x, begin, end, y, y_stride, accumulate, s);
-    case kQ8Min: return matmul_codes<kQ8Min>(w, x, begin, end, y, y_stride, accumulate, s);
+    case kF32: return product<kF32>(w, x, strips, y, y_stride, accumulate, s);
+    case kF16: return product<kF16>(w, x, strips, y, y_stride, accumulate, s);
+    case kBF16: return product<kBF16>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ4: return product<kQ4>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ4Min: return product<kQ4Min>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ8: return product<kQ8>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ8Min: return product<kQ8Min>(w, x, strips, y, y_stride, accumulate, s);
   }
 }
 

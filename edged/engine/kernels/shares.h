@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "table.h"
+
 namespace edged {
 
 struct Share {
@@ -16,6 +18,19 @@ struct Share {
 inline Share share(int n, int thread, int threads) {
   return {(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
 }
+
+// How a product cuts its matrix into strips, and how many tiles of each a thread takes at once: few rows stream weights, so about 32 KB in
+// all; many rows are at work for long with each pair.
+struct Cut {
+  int strips, tiles, piece;
+  Cut(const Matrix& w, int rows, const Kernels& kernels) {
+    const bool few = rows <= kFewRows && !is_float(w.kind);
+    strips = few ? kernels.strips : 1;
+    tiles = (w.tiles + strips - 1) / strips;
+    piece = rows > kFewRows ? 4 : std::max(few ? 1 : 2, (int)(32768 / w.tile_bytes) / strips);
+  }
+  Strips of(const Share& piece) const { return {piece.begin, piece.end - piece.begin, strips, tiles, (size_t)tiles * kTileRows}; }
+};
 
 class Shares {
  public:

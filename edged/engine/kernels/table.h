@@ -27,6 +27,13 @@ struct Matrix {
   size_t block_bytes = 0, tile_bytes = 0;  // of one group, of one tile
 };
 
+// Tiles that are computed together: `tiles` of them from `begin` on, and as many from each of `count` − 1 places further on, `apart` tiles
+// from one to the next (those beyond the matrix's last are left out). Several places are several streams from memory.
+struct Strips {
+  int begin = 0, tiles = 0, count = 1, apart = 0;
+  size_t y_apart = 0;  // floats from the results of one place to those of the next
+};
+
 // m rows of activations [m, k], as floats and as int8 in groups of 32; either may be missing where no matrix asks for it.
 struct Activations {
   const float* values = nullptr;    // [m, stride]
@@ -67,6 +74,7 @@ struct AttendScratch {
   float *merged, *merged_total, *merged_maximum;
 };
 
+constexpr int kFewRows = 16;   // rows up to which a product streams its weights from memory once
 constexpr int kMaxLanes = 48;  // query rows × heads in one piece of attention
 
 struct Kernels {
@@ -75,8 +83,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
   // One row of k values (zeros up to stride) to int8 groups.
   void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8, float* sum);
-  // y[i, (tile − begin)·8 …] = or += x[i] · w[tile]ᵀ for tiles [begin, end).
-  void (*matmul)(const Matrix& w, const Activations& x, int begin, int end, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
+  // y[i, strip·y_apart + (tile − begin)·8 …] = or += x[i] · w[strip·apart + tile]ᵀ for all tiles of the strips.
+  void (*matmul)(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
+  int strips;  // into which a product of few rows is best cut
   // One head x[2*half]: rotates (x[i], x[i+half]).
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
   // out = silu(gate) * up.

@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <stdexcept>
@@ -27,27 +28,35 @@ inline void pause() {
 constexpr auto kSpin = std::chrono::microseconds(300);
 constexpr int kSpinsBeforeYield = 4000;  // at a barrier: then another process probably holds the missing thread's core
 
-// Gives the thread a core of its own among those that the process may use. Best effort: a refusal costs speed alone.
-void pin(int thread) {
+// The cores that the process may use, one a thread; fewer where there are fewer.
+std::vector<int> own_cores(int count) {
+  std::vector<int> cores;
 #if defined(__linux__)
-  cpu_set_t allowed, one;
-  if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
-  int seen = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-    if (!CPU_ISSET(cpu, &allowed) || seen++ != thread) continue;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    pthread_setaffinity_np(pthread_self(), sizeof one, &one);
-    return;
-  }
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed)) return cores;
+  for (int cpu = 0; cpu < CPU_SETSIZE && (int)cores.size() < count; cpu++)
+    if (CPU_ISSET(cpu, &allowed)) cores.push_back(cpu);
 #else
-  (void)thread;
+  (void)count;
+#endif
+  return cores;
+}
+
+// Moves the calling thread to one core. Best effort: a refusal costs speed alone.
+void pin(int core) {
+#if defined(__linux__)
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+#else
+  (void)core;
 #endif
 }
 
 }  // namespace
 
-Threads::Threads(int count) : count_(count) {
+Threads::Threads(int count) : count_(count), cores_(own_cores(count)) {
   try {
     for (int t = 1; t < count_; t++) others_.emplace_back([this, t] { serve(t); });
   } catch (const std::exception& e) {
@@ -71,7 +80,20 @@ void Threads::stop() {
   for (auto& thread : others_) thread.join();
 }
 
+// The caller, which is not ours to pin, may have woken on a core that one of the others is pinned to. The system's balancing takes about
+// 10 ms to see that; until then the two take turns at every barrier.
+void Threads::leave_others_cores() const {
+#if defined(__linux__)
+  if (cores_.size() < 2 || std::find(cores_.begin() + 1, cores_.end(), sched_getcpu()) == cores_.end()) return;
+  cpu_set_t allowed;
+  if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) || !CPU_ISSET(cores_[0], &allowed)) return;
+  pin(cores_[0]);
+  pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+#endif
+}
+
 void Threads::run(void (*function)(void*, int), void* context) {
+  leave_others_cores();
   function_ = function;
   context_ = context;
   turn_.fetch_add(1, std::memory_order_seq_cst);
@@ -100,7 +122,7 @@ void Threads::barrier() {
 }
 
 void Threads::serve(int thread) {
-  pin(thread);
+  if (thread < (int)cores_.size()) pin(cores_[thread]);
   unsigned seen = 0;
   for (;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;

@@ -25,9 +25,11 @@ class Threads {
 
  private:
   void serve(int thread);
+  void leave_others_cores() const;
   void stop();  // ends and joins the other threads
 
   const int count_;
+  const std::vector<int> cores_;  // where the threads belong; the caller's is the first, but only the others are pinned
   std::vector<std::thread> others_;
   void (*function_)(void*, int) = nullptr;
   void* context_ = nullptr;

@@ -1,0 +1,91 @@
+"""Decode beside the memory's speed of the same moment: our tokens a second, llama.cpp's, and a plain loop's read speed.
+
+    .venv/bin/python scripts/decode_speed.py MODEL [--minutes N] [--kernels NAME] [--threads N] [--peer-python PYTHON]
+
+On a machine whose memory others use, too, both engines' speeds follow the neighbours. So each pair of measurements is
+told with the loop's speed right before and after it, and the medians are told for each range of that speed. MODEL is
+anything that `edged bench` takes; llama.cpp gets the same file, or random weights of the same shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from first_light import FOLDER
+
+from edged.core.errors import EdgedError
+from edged.measure import speed
+from edged.measure.bench import PeerOrder, open_peer
+from edged.models.locate import locate
+from edged.models.packed_cache import packed_model
+from edged.models.store import Store
+
+MODELS = FOLDER / "state" / "models"
+STEP = 4.0  # GB/s of a range
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The loop's GB/s (the slower of before and after), our tokens a second and theirs."""
+
+    loop: float
+    ours: float
+    theirs: float
+
+
+def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
+    """One after another until the time is over. Raises ModelError."""
+    model = locate(arguments.model, None, Store(MODELS))
+    packed = packed_model(model, "auto", MODELS)
+    backend = speed.open_for_bench(packed, arguments.threads, arguments.kernels)
+    threads = backend.model.threads
+    peer = open_peer(model, packed, PeerOrder(arguments.peer_python, None), threads, work)
+    print(f"{packed.manifest.name}, {backend.model.kernels}, {threads} threads; peer: {peer.about.get('system')}")
+    decode = speed.cases(backend)[0]
+    assert decode.peer
+    until = time.monotonic() + arguments.minutes * 60
+    loop = speed.read_bandwidth(threads)
+    while time.monotonic() < until:
+        before = loop
+        ours, theirs = decode.run(), peer.ask(*decode.peer)
+        loop = speed.read_bandwidth(threads)
+        yield Moment(min(before, loop) / 1e9, ours, theirs)
+    peer.close()
+
+
+def main() -> int:
+    """0, or 1 after a sentence that says what is wrong."""
+    parser = argparse.ArgumentParser(description="Decode beside the memory's speed of the moment, and llama.cpp's.")
+    parser.add_argument("model")
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--peer-python", default=sys.executable)
+    arguments = parser.parse_args()
+    found: list[Moment] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="edged-decode-") as work:
+            for one in moments(arguments, Path(work)):
+                found.append(one)
+                print(f"loop {one.loop:5.1f} GB/s  {one.ours:6.1f} / {one.theirs:6.1f} = {one.ours / one.theirs:.2f} ×")
+    except EdgedError as error:
+        print(f"decode_speed: {error}", file=sys.stderr)
+        return 1
+    print("\n    loop GB/s  pairs   edged  llama.cpp   ratio")
+    for step in sorted({int(one.loop / STEP) for one in found}):
+        group = [one for one in found if int(one.loop / STEP) == step]
+        ours, theirs = median(one.ours for one in group), median(one.theirs for one in group)
+        ratio = median(one.ours / one.theirs for one in group)
+        print(f"{step * STEP:6.0f} – {step * STEP + STEP:.0f} {len(group):6} {ours:7.1f} {theirs:10.1f} {ratio:7.2f} ×")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
