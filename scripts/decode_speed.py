@@ -52,12 +52,14 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
     assert decode.peer
     until = time.monotonic() + arguments.minutes * 60
     loop = speed.read_bandwidth(threads)
-    while time.monotonic() < until:
-        before = loop
-        ours, theirs = decode.run(), peer.ask(*decode.peer)
-        loop = speed.read_bandwidth(threads)
-        yield Moment(min(before, loop) / 1e9, ours, theirs)
-    peer.close()
+    try:
+        while time.monotonic() < until:
+            before = loop
+            ours, theirs = decode.run(), peer.ask(*decode.peer)
+            loop = speed.read_bandwidth(threads)
+            yield Moment(min(before, loop) / 1e9, ours, theirs)
+    finally:
+        peer.close()
 
 
 def main() -> int:
@@ -75,6 +77,8 @@ def main() -> int:
             for one in moments(arguments, Path(work)):
                 found.append(one)
                 print(f"loop {one.loop:5.1f} GB/s  {one.ours:6.1f} / {one.theirs:6.1f} = {one.ours / one.theirs:.2f} ×")
+    except KeyboardInterrupt:
+        pass  # what was found until now is told
     except EdgedError as error:
         print(f"decode_speed: {error}", file=sys.stderr)
         return 1

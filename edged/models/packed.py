@@ -31,7 +31,7 @@ MANIFEST: Final = "manifest.json"
 GGUF_TOKENIZER: Final = "tokenizer.gguf"
 LINE: Final = 64  # bytes; tensors begin on a multiple
 MAX_HEADER: Final = 20_000_000  # bytes of a safetensors header or a manifest
-HUGE_PAGE: Final = 2 << 20  # bytes; files are written in whole ones
+HUGE_PAGE: Final = 2 << 20  # bytes; files are written in whole ones, but for their end
 LAYER_MATRICES: Final = ("query", "key", "value", "out", "gate_up", "down")
 
 

@@ -88,7 +88,7 @@ std::vector<float> times(const Kernels& k, const Packed& w, const Rows& x, int m
   const size_t width = (size_t)w.matrix.tiles * 8;
   std::vector<float> y(width * m);
   auto scratch = std::make_unique<Scratch>();
-  const Cut cut(w.matrix, m, k);
+  const Cut cut(w.matrix, m, 1, k);
   k.matmul(w.matrix, x.view(m), cut.of({0, cut.tiles}), y.data(), width, false, *scratch);
   return y;
 }
@@ -104,7 +104,7 @@ bool near(const std::vector<float>& a, const std::vector<float>& b, float tolera
 
 void check_products(const Kernels& k, const Kernels& plain) {
   for (int kind = kF32; kind <= kQ8Min; kind++)
-    for (auto [rows, cols, group] : {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}, {104, 96, 32}, {99, 128, 64}}) {
+    for (auto [rows, cols, group] : {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}}) {
       const Packed w((Kind)kind, rows, cols, group);
       const auto x = values((size_t)40 * cols);
       const Rows mine(k, x, 40, cols), theirs(plain, x, 40, cols);

@@ -195,7 +195,7 @@ def test_damaged_folders_are_refused_with_a_sentence(tmp_path: Path) -> None:
     assert open_packed(folder).manifest.shape.layers == 3
 
 
-def test_weights_are_written_a_huge_page_at_a_time(tmp_path: Path) -> None:
+def test_pieces_of_any_size_are_written_in_blocks_of_one(tmp_path: Path) -> None:
     """Pieces of any size become blocks of one; the file is what was given, and the digest is the file's."""
     random = np.random.default_rng(0)
     pieces = [random.bytes(int(size)) for size in (0, 5, 999, 1000, 1001, 12_345, 0, 1)]

@@ -69,7 +69,7 @@ void Forward::project(const Layer& layer, int index, int thread) {
   const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
   const Buffer* outputs[] = {&engine.query_, &engine.key_, &engine.value_};
   const Activations x = narrow((int)plan.rows.size(), thread).view((int)plan.rows.size());
-  const Cut cuts[] = {{layer.query, x.m, engine.kernels_}, {layer.key, x.m, engine.kernels_}, {layer.value, x.m, engine.kernels_}};
+  const Cut cuts[] = {cut(layer.query, x.m), cut(layer.key, x.m), cut(layer.value, x.m)};
   const int all = cuts[0].tiles + cuts[1].tiles + cuts[2].tiles;
   Share piece;
   while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, cuts[0].piece, piece)) {
@@ -164,10 +164,10 @@ void Forward::gather(const Layer& layer, int thread) {
 
 void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread) {
   const Activations x = input.view((int)plan.rows.size());
-  const Cut cut(w, x.m, engine.kernels_);
+  const Cut found = cut(w, x.m);
   Share piece;
-  while (engine.shares_.take(phase, thread, cut.tiles, cut.piece, piece))
-    engine.kernels_.matmul(w, x, cut.of(piece), engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
+  while (engine.shares_.take(phase, thread, found.tiles, found.piece, piece))
+    engine.kernels_.matmul(w, x, found.of(piece), engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
                            engine.rooms_[thread]->scratch);
 }
 
@@ -177,7 +177,7 @@ void Forward::gate(const Layer& layer, int index, int thread) {
   ThreadRoom& room = *engine.rooms_[thread];
   const int all = (int)plan.rows.size();
   const int pairs = layer.gate_up.tiles / 8;  // of 32 columns of gate and of up
-  const int strips = all <= kFewRows && !is_float(layer.gate_up.kind) ? k.strips : 1, apart = (pairs + strips - 1) / strips;
+  const int strips = strips_of(layer.gate_up, all, pairs, engine.model_.config.threads, k), apart = (pairs + strips - 1) / strips;
   Share taken;
   while (engine.shares_.take(index * kSharedPhases + kGate, thread, apart, 1, taken)) {
     for (int from = 0; from < all; from += 128) {
@@ -218,10 +218,10 @@ void Forward::logits(int thread) {
     prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
   if (wanted > 1) engine.threads_.barrier();
-  const Cut cut(head, wanted, engine.kernels_);
+  const Cut found = cut(head, wanted);
   Share piece;
-  while (engine.shares_.take(c.layers * kSharedPhases, thread, cut.tiles, cut.piece, piece))
-    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), cut.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
+  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.piece, piece))
+    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), found.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
                            (size_t)plan.step.logits_stride, false, engine.rooms_[thread]->scratch);
 }
 

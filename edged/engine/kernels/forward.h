@@ -32,6 +32,7 @@ struct Forward {
   ActivationRoom& narrow(int rows, int thread) const { return rows == 1 ? engine.rooms_[thread]->narrow : engine.narrow_; }
   // This thread's share of `rows` rows that become such input: the only row is everybody's.
   Share rows_of(int rows, int thread) const { return rows == 1 ? Share{0, 1} : share(rows, thread, engine.model_.config.threads); }
+  Cut cut(const Matrix& w, int rows) const { return {w, rows, engine.model_.config.threads, engine.kernels_}; }
   void barrier_unless_alone() const {
     if (!alone()) engine.threads_.barrier();
   }

@@ -6,8 +6,6 @@
 //   at a time where that is faster (kStrips);
 //   many rows: a pair of tiles is unpacked into the first-level cache and visited by all rows, a few at a time.
 #pragma once
-#include <algorithm>
-
 #include "table.h"
 
 namespace {
@@ -18,8 +16,8 @@ constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min;
 constexpr int header_bytes(Kind kind) { return has_minimum(kind) ? 32 : 16; }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 // Prefetch distance in bytes of a single stream: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
-// 1536). Several streams are left to the processor's own prefetchers, which fetch more at a time: asking for lines 512 bytes ahead or more
-// made four streams 15 to 20 % slower.
+// 1536). Several streams are left to the processor's own prefetchers, which fetch more at a time: AVX2 decoded no faster with lines asked
+// for 128 to 320 bytes ahead, and slower with more.
 constexpr int kAhead = 4096;
 
 // acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The codes' 8 of kQ4 is off already: sums of
@@ -76,7 +74,7 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
           for (int m = 0; m < M; m++) dot[t][m] = rows8(sum[t][m]);
       }
       if (T == 1)
-        for (int line = 0; line <= group32_bytes(kind); line += 64) prefetch(tile + group32_bytes(kind) + kAhead + line);
+        for (int line = 0; line < (is_q4(kind) ? 192 : 256); line += 64) prefetch(tile + group32_bytes(kind) + kAhead + line);
       for (int t = 0; t < T; t++) {
         const F8 scale = load_f16((const uint16_t*)(header + t * apart));
         const F8 minimum = has_minimum(kind) ? load_f16((const uint16_t*)(header + t * apart + 16)) : scale;
@@ -266,15 +264,13 @@ void float_tiles(const Matrix& w, const Activations& x, int begin, int end, floa
 
 template <Kind kind>
 void product(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
-  if constexpr (kind > kBF16)
-    if (x.m <= kFewRows) return few_rows<kind>({w, x, strips, y, y_stride, accumulate});
-  for (int i = 0; i < strips.count; i++, y += strips.y_apart) {
-    const int begin = strips.begin + i * strips.apart, end = std::min(begin + strips.tiles, w.tiles);
-    if constexpr (kind > kBF16)
-      many_rows<kind>(w, x, begin, end, y, y_stride, accumulate, s);
-    else
-      float_tiles<kind>(w, x, begin, end, y, y_stride, accumulate);
-  }
+  const int begin = strips.begin, end = strips.begin + strips.tiles;
+  if constexpr (kind <= kBF16)
+    float_tiles<kind>(w, x, begin, end, y, y_stride, accumulate);
+  else if (x.m <= kFewRows)
+    few_rows<kind>({w, x, strips, y, y_stride, accumulate});
+  else
+    many_rows<kind>(w, x, begin, end, y, y_stride, accumulate, s);
 }
 
 void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {

@@ -54,7 +54,7 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
     pool.run(
         [](void* context, int thread) {
           auto& [p, scratches] = *static_cast<Work*>(context);
-          const Cut cut(p.w, p.x.m, *p.kernels);
+          const Cut cut(p.w, p.x.m, p.threads, *p.kernels);
           const Share mine = share(cut.tiles, thread, p.threads);
           if (mine.begin < mine.end)
             p.kernels->matmul(p.w, p.x, cut.of(mine), p.y + (size_t)mine.begin * kTileRows, (size_t)p.w.tiles * kTileRows, false, *(*scratches)[thread]);
@@ -64,7 +64,7 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
   }
 }
 
-// Each thread reads its part from four places in turn: that was the fastest of the plain loops tried (docs/native.md).
+// Each thread reads its part from four places in turn, as products of few rows do: no plain loop that was tried is faster (docs/native.md).
 double read_bandwidth(const void* data, int64_t bytes, int threads, int repeats) {
   if (bytes < 64 || threads < 1 || threads > 256 || repeats < 1) return 0;
   Reading reading{(const uint64_t*)data, bytes / 8, threads, {0}};

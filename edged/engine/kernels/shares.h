@@ -19,17 +19,22 @@ inline Share share(int n, int thread, int threads) {
   return {(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
 }
 
-// How a product cuts its matrix into strips, and how many tiles of each a thread takes at once: few rows stream weights, so about 32 KB in
-// all; many rows are at work for long with each pair.
+// Into how many strips a product cuts its matrix, of which threads share out n things: one where several would leave a thread with too few
+// to even out with the others.
+inline int strips_of(const Matrix& w, int rows, int n, int threads, const Kernels& kernels) {
+  return rows <= kFewRows && !is_float(w.kind) && n >= 4 * threads * kernels.strips ? kernels.strips : 1;
+}
+
+// A product's strips, and how many tiles of each a thread takes at once: few rows stream weights, so 32 KB or one tile of each; many rows
+// are at work for long with each pair.
 struct Cut {
   int strips, tiles, piece;
-  Cut(const Matrix& w, int rows, const Kernels& kernels) {
-    const bool few = rows <= kFewRows && !is_float(w.kind);
-    strips = few ? kernels.strips : 1;
+  Cut(const Matrix& w, int rows, int threads, const Kernels& kernels) {
+    strips = strips_of(w, rows, w.tiles, threads, kernels);
     tiles = (w.tiles + strips - 1) / strips;
-    piece = rows > kFewRows ? 4 : std::max(few ? 1 : 2, (int)(32768 / w.tile_bytes) / strips);
+    piece = rows > kFewRows ? 4 : std::max(1, (int)(32768 / w.tile_bytes) / strips);
   }
-  Strips of(const Share& piece) const { return {piece.begin, piece.end - piece.begin, strips, tiles, (size_t)tiles * kTileRows}; }
+  Strips of(const Share& taken) const { return {taken.begin, taken.end - taken.begin, strips, tiles, (size_t)tiles * kTileRows}; }
 };
 
 class Shares {

@@ -28,7 +28,8 @@ struct Matrix {
 };
 
 // Tiles that are computed together: `tiles` of them from `begin` on, and as many from each of `count` − 1 places further on, `apart` tiles
-// from one to the next (those beyond the matrix's last are left out). Several places are several streams from memory.
+// from one to the next (those beyond the matrix's last are left out). Several places are several streams from memory: for few rows of
+// codes alone.
 struct Strips {
   int begin = 0, tiles = 0, count = 1, apart = 0;
   size_t y_apart = 0;  // floats from the results of one place to those of the next

@@ -81,14 +81,19 @@ void Threads::stop() {
 }
 
 // The caller, which is not ours to pin, may have woken on a core that one of the others is pinned to. The system's balancing takes about
-// 10 ms to see that; until then the two take turns at every barrier.
+// 10 ms to see that; until then the two take turns at every barrier. So it moves to a core of its own and may use all of its cores again.
 void Threads::leave_others_cores() const {
 #if defined(__linux__)
-  if (cores_.size() < 2 || std::find(cores_.begin() + 1, cores_.end(), sched_getcpu()) == cores_.end()) return;
+  const auto taken = [this](int core) { return std::find(cores_.begin() + 1, cores_.end(), core) != cores_.end(); };
+  if (cores_.size() < 2 || !taken(sched_getcpu())) return;
   cpu_set_t allowed;
-  if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed) || !CPU_ISSET(cores_[0], &allowed)) return;
-  pin(cores_[0]);
-  pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+  if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
+  for (int core = 0; core < CPU_SETSIZE; core++) {
+    if (!CPU_ISSET(core, &allowed) || taken(core)) continue;
+    pin(core);
+    pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+    return;
+  }
 #endif
 }
 

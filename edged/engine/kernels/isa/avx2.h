@@ -91,7 +91,7 @@ inline A4 load_a(const int8_t* group, int k) {
   return _mm256_set1_epi32(word);
 }
 
-constexpr int kStrips = 4;     // places of a matrix read in turn: 2 and 3 were slower, 6 and 8 no faster
+constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: not measured
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
 
 // Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.

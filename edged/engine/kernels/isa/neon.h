@@ -79,9 +79,9 @@ inline W32 low_nibbles(W32 w) { return {vandq_s8(w.a, vdupq_n_s8(15)), vandq_s8(
 inline int8x16_t high_nibbles(int8x16_t w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
 inline W32 high_nibbles(W32 w) { return {high_nibbles(w.a), high_nibbles(w.b)}; }
 
+constexpr int kStrips = 1;  // several streams at once were never measured on Arm
 // Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row, tile and group of 32 k: A72 56
 // with 4 and 38 with 2, A76 22 and 14).
-constexpr int kStrips = 1;  // one stream from memory: what llvm-mca could judge
 constexpr int kBlockRows = 2;
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
