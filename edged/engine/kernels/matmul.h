@@ -15,9 +15,9 @@ constexpr bool is_q4(Kind kind) { return kind == kQ4 || kind == kQ4Min; }
 constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min; }
 constexpr int header_bytes(Kind kind) { return has_minimum(kind) ? 32 : 16; }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
-// Prefetch distance in bytes of a single stream: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
-// 1536). Several streams are left to the processor's own prefetchers, which fetch more at a time: AVX2 decoded no faster with lines asked
-// for 128 to 320 bytes ahead, and slower with more.
+// Prefetch distance in bytes of one or two streams: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
+// 1536). Four streams are left to the processor's own prefetchers, which fetch more at a time: AVX2 decoded no faster with lines asked for
+// 128 to 320 bytes ahead, and slower with more.
 constexpr int kAhead = 4096;
 
 // acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The codes' 8 of kQ4 is off already: sums of
@@ -73,8 +73,9 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
         for (int t = 0; t < T; t++)
           for (int m = 0; m < M; m++) dot[t][m] = rows8(sum[t][m]);
       }
-      if (T == 1)
-        for (int line = 0; line < (is_q4(kind) ? 192 : 256); line += 64) prefetch(tile + group32_bytes(kind) + kAhead + line);
+      if (T == 1 || T < kStrips)
+        for (int t = 0; t < T; t++)
+          for (int line = 0; line < (is_q4(kind) ? 192 : 256); line += 64) prefetch(tile + t * apart + group32_bytes(kind) + kAhead + line);
       for (int t = 0; t < T; t++) {
         const F8 scale = load_f16((const uint16_t*)(header + t * apart));
         const F8 minimum = has_minimum(kind) ? load_f16((const uint16_t*)(header + t * apart + 16)) : scale;
