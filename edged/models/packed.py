@@ -173,7 +173,7 @@ def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[
                 raise AssertionError(f"{name}: {written} bytes were packed where {expected} of {info.size} belongs")
             yield bytes(end - begin - written)
 
-    # Linux keeps what one call writes in pages of that size, where the file system can (seen: ext4, Linux 6.18): a buffer
+    # Linux keeps what one call writes in pages of that size where the file system can (seen: ext4 on 6.18): a buffer
     # of just that size, filled to the last byte, is written in one call.
     with path.open("wb", buffering=HUGE_PAGE) as file:
         for block in in_blocks(body(), HUGE_PAGE):
