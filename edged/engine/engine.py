@@ -7,6 +7,7 @@ what is done.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable
 from itertools import zip_longest
 
@@ -42,6 +43,8 @@ class Engine:
         self._encoder = encoder
         self._formats = FormatCompiler(codec)
         self._clock = clock
+        self._stops = array("i", sorted(codec.stops))
+        self._hurry = array("i", [0])
         self._speculation = Speculation()
         self._scheduler = Scheduler(backend, self._speculation)
         self._sequences: dict[str, Sequence] = {}
@@ -88,6 +91,10 @@ class Engine:
         if sequence:
             sequence.cancelled = True
 
+    def interrupt(self) -> None:
+        """A step that runs ends after the tokens it is computing. For any thread: there is something new to add."""
+        self._hurry[0] = 1
+
     def step(self) -> Events:
         """One bounded piece of work: a token for each that decodes, or a few, and a chunk of a prompt.
 
@@ -102,6 +109,10 @@ class Engine:
         if fresh := [work.sequence for work in batch if not work.sequence.started]:
             self._begun = batch
             return events + [self._start(sequence) for sequence in fresh]
+        if decoded := self._decode(batch):
+            for work, tokens in zip(batch, decoded, strict=True):
+                events += self._take_chosen(work.sequence, tokens)
+            return events
         for work, result in zip(batch, self._run(batch), strict=True):
             sequence = work.sequence
             sequence.computed += work.tokens
@@ -112,6 +123,29 @@ class Engine:
                 events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
                 events += self._take(work, result)
+        return events
+
+    def _decode(self, batch: list[Work]) -> list[list[int]]:
+        """The tokens that the backend chose for each, in one step or a few; [] where `_run` is to give logits."""
+        if not batch or not batch[0].steps:
+            return []
+        sequences = [work.sequence.decoding(work.steps, work.watch) for work in batch]
+        begun = self._clock()
+        decoded = self._backend.decode(sequences, batch[0].steps, self._stops, self._hurry)
+        self._hurry[0] = 0  # who asks first makes known what is new, which is looked at before the next step
+        if decoded:
+            self._speculation.measured(len(batch), (self._clock() - begun) / len(decoded[0]))
+        return decoded
+
+    def _take_chosen(self, sequence: Sequence, tokens: list[int]) -> Events:
+        """Takes tokens that the backend chose, up to one that ends the sequence."""
+        events: Events = []
+        for token in tokens:
+            sequence.computed += 1
+            sequence.take(token)
+            events += self._follow(sequence, token)
+            if sequence.slot is None:
+                break
         return events
 
     def _run(self, batch: list[Work]) -> list[Logits | ComputeError]:
@@ -142,13 +176,17 @@ class Engine:
         return sequence.key, Started()
 
     def _sample(self, sequence: Sequence, logits: Logits) -> Events:
-        """Chooses a sequence's next token from [vocabulary], hands its text on, and retires the sequence that ends."""
+        """Chooses a sequence's next token from [vocabulary]."""
         try:
             token = sequence.choose(logits)
         except BadLogitsError:
             return self._retire(sequence, "failed")
         except ConstraintError as error:
             return self._retire(sequence, "failed", error.failure)
+        return self._follow(sequence, token)
+
+    def _follow(self, sequence: Sequence, token: int) -> Events:
+        """Hands on the text of a token that was chosen, and retires the sequence that it ends."""
         if sequence.first is None:
             sequence.first = self._clock()
         if token in self._codec.stops:

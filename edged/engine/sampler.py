@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from array import array
+from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -44,8 +45,9 @@ class Sampler:
         self._sampling = sampling
         self._penalizes = sampling.repetition_penalty != 1.0
         self._seen = set(prompt) if self._penalizes else set()
-        self._ids = array("i", sorted(self._seen))
+        self.ids = array("i", sorted(self._seen))  # what the penalty is for
         self._random = np.random.Generator(np.random.PCG64(self.seed))
+        self._draws: deque[float] = deque()  # of tokens that are not chosen yet
         self._library = compiled()
         self._call = SamplingCall(
             sampling.temperature,
@@ -57,19 +59,32 @@ class Sampler:
 
     def pick(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token from float32 [vocabulary]. Raises BadLogitsError where there is no finite best one."""
-        chance = self._random.random() if self._sampling.temperature > 0 else 0.0
-        token = self._choose(np.ascontiguousarray(logits, np.float32), chance)
+        token = self._choose(np.ascontiguousarray(logits, np.float32), self.chances(1)[0])
         if token < 0:
             raise BadLogitsError("the model's logits are not finite")
+        self.took(token)
+        return token
+
+    def chances(self, count: int) -> array[float]:
+        """The draws of the next `count` tokens, float64."""
+        if self._sampling.temperature == 0:
+            return array("d", bytes(8 * count))
+        while len(self._draws) < count:
+            self._draws.append(self._random.random())
+        return array("d", [self._draws[index] for index in range(count)])
+
+    def took(self, token: int) -> None:
+        """Says that the next token was chosen, here or with its draw elsewhere."""
+        if self._draws:
+            self._draws.popleft()
         if self._penalizes and token not in self._seen:
             self._seen.add(token)
-            self._ids.append(token)
-        return token
+            self.ids.append(token)
 
     def _choose(self, logits: npt.NDArray[np.float32], chance: float) -> int:
         if self._library is None:
-            return choose_plain.choose(logits, self._sampling, np.array(self._ids, np.int32), chance)
-        self._call.seen, self._call.seen_count = self._ids.buffer_info()
+            return choose_plain.choose(logits, self._sampling, np.array(self.ids, np.int32), chance)
+        self._call.seen, self._call.seen_count = self.ids.buffer_info()
         self._call.chance = chance
         return self._library.choose(logits.ctypes.data, len(logits), self._call)
 

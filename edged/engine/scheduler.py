@@ -3,7 +3,8 @@
 - Only the best priority class that has sequences is served.
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
-- Where no prompt is to be computed, drafts (`speculation.py`) may follow each token.
+- Where no prompt is to be computed, drafts (`speculation.py`) may follow each token; else a few tokens of each come
+  from one call where a step is short, because what runs between two calls takes a noticeable part of it then.
 - What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
   alike and arrive together, each computes a part for all.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,
@@ -18,18 +19,26 @@ from typing import Final
 
 from edged.engine.backends.base import MAX_SLICE, SLICE_BESIDE, Backend
 from edged.engine.sequence import Sequence
-from edged.engine.speculation import MAX_ROWS, Speculation
+from edged.engine.speculation import MAX_ROWS, Offer, Speculation
 
+AHEAD: Final = 0.04  # seconds that steps computed in one call may take: a reply's text goes out every 50 ms at most
+MAX_STEPS: Final = 8
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
 @dataclass(frozen=True)
 class Work:
-    """The next `tokens` tokens of a sequence, to be computed in this step, and drafts of what follows them."""
+    """The next `tokens` tokens of a sequence, to be computed in this step, and drafts of what follows them.
+
+    `steps`, the same for all of a batch: how many decode steps may be computed at once, with `watch` as far as drafts
+    could follow; 0: only logits are wanted.
+    """
 
     sequence: Sequence
     tokens: int
     drafts: Tokens[int] = ()
+    steps: int = 0
+    watch: bool = False
 
 
 class Scheduler:
@@ -67,8 +76,18 @@ class Scheduler:
     def _decode(self, running: list[Sequence]) -> list[Work]:
         most = self._backend.drafts if len(running) < MAX_ROWS else 0
         offers = [sequence.offer(min(most, self._backend.context - len(sequence.tokens) - 1)) for sequence in running]
-        count = self._speculation.count(offers)
-        return [Work(sequence, 1, offer.drafts[:count]) for sequence, offer in zip(running, offers, strict=True)]
+        if count := self._speculation.count(offers):
+            return [Work(sequence, 1, offer.drafts[:count]) for sequence, offer in zip(running, offers, strict=True)]
+        watch = self._speculation.count([Offer(range(most), offer.chance) for offer in offers]) > 0
+        steps = self._steps(running)
+        return [Work(sequence, 1, steps=steps, watch=watch) for sequence in running]
+
+    def _steps(self, running: list[Sequence]) -> int:
+        """How many decode steps at once: what takes AHEAD seconds, and none past the end of any."""
+        if not all(sequence.streams for sequence in running):
+            return 0
+        room = min(min(sequence.left, self._backend.context - len(sequence.tokens)) for sequence in running)
+        return min(room, steps_at_once(self._speculation.seconds(len(running))))
 
     def _prefill(self, sequence: Sequence, most: int) -> Work:
         assert sequence.slot is not None  # noqa: S101 only those with a slot run
@@ -114,6 +133,11 @@ class Scheduler:
     def _to_the_end(self, sequence: Sequence) -> None:
         self._line.remove(sequence)
         self._line.append(sequence)
+
+
+def steps_at_once(seconds: float | None) -> int:
+    """How many decode steps one call may compute where each takes so long; 1 where that is not known."""
+    return 1 if seconds is None else max(1, min(MAX_STEPS, int(AHEAD / seconds)))
 
 
 def quantum(computed: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.prompt import Failure, Final, Reason, Request, Usage
-from edged.engine.backends.base import Slice
+from edged.engine.backends.base import Decoding, Slice
 from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler, logprob
@@ -56,9 +56,26 @@ class Sequence:
         assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
         return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count], drafts)
 
+    @property
+    def left(self) -> int:
+        """How many tokens may still be chosen."""
+        return self.request.sampling.max_tokens - self.completion
+
+    @property
+    def streams(self) -> bool:
+        """Whether its first token is out and the others are chosen from logits alone: a few may come together."""
+        return self.first is not None and self.constraint is None and not self.request.logprobs
+
+    def decoding(self, steps: int, watch: bool) -> Decoding:
+        """What a backend needs to choose its next `steps` tokens. `watch`: it ends where drafts could follow."""
+        assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
+        sampler, past = self.sampler, self.lookup.tokens if watch else None
+        chances = sampler.chances(steps)
+        return Decoding(self.slot, self.computed, self.tokens[-1], self.request.sampling, chances, sampler.ids, past)
+
     def offer(self, most: int) -> Offer:
         """At most `most` drafts, none past the last token that may still be chosen."""
-        most = min(most, self.request.sampling.max_tokens - self.completion - 1)
+        most = min(most, self.left - 1)
         return Offer(self.lookup.offer(most), self.lookup.chance)
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
@@ -70,10 +87,18 @@ class Sequence:
             self.constraint.accept(token)
         if self.request.logprobs:
             self.logprobs.append(logprob(logits, token))
+        self._append(token)
+        return token
+
+    def take(self, token: int) -> None:
+        """Takes the next token, which a backend chose."""
+        self.sampler.took(token)
+        self._append(token)
+
+    def _append(self, token: int) -> None:
         self.tokens.append(token)
         self.lookup.append(token)
         self.served += 1
-        return token
 
     @property
     def complete(self) -> bool:

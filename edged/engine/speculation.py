@@ -30,7 +30,7 @@ class Lookup:
     """The tokens of one sequence, what may follow them, and how often that was right."""
 
     def __init__(self, prompt: Iterable[int]) -> None:
-        self._tokens = array("i", prompt)
+        self.tokens = array("i", prompt)
         self._expected: list[int] = []
         self._right, self._tried = PRIOR
 
@@ -41,7 +41,7 @@ class Lookup:
 
     def append(self, token: int) -> None:
         """Takes a chosen token, and learns from it whether the drafts offered last were right, computed or not."""
-        self._tokens.append(token)
+        self.tokens.append(token)
         if not self._expected:
             return
         right = self._expected.pop(0) == token
@@ -52,11 +52,11 @@ class Lookup:
 
     def offer(self, most: int) -> list[int]:
         """At most `most` drafts; [] where the last two tokens are new together."""
-        self._expected = self._following(most) if most > 0 and len(self._tokens) >= max(MATCH) else []
+        self._expected = self._following(most) if most > 0 and len(self.tokens) >= max(MATCH) else []
         return list(self._expected)
 
     def _following(self, most: int) -> list[int]:
-        seen = np.frombuffer(self._tokens, np.int32)
+        seen = np.frombuffer(self.tokens, np.int32)
         places = np.flatnonzero((seen[1:-1] == seen[-1]) & (seen[:-2] == seen[-2])) + 2
         if not places.size:
             return []
@@ -109,6 +109,10 @@ class Speculation:
             if speed > best:
                 best, found = speed, count
         return found
+
+    def seconds(self, rows: int) -> float | None:
+        """What a step of so many tokens takes; None where none was measured lately."""
+        return self._seconds.get(rows)
 
     def measured(self, rows: int, seconds: float) -> None:
         """A step of `rows` tokens, each of a sequence that decodes or a draft, took so long."""

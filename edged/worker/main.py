@@ -55,6 +55,8 @@ class Worker:
             while data := self._channel.recv(65536):
                 for frame in decoder.feed(data):
                     self._inbox.put(frame)
+                if (model := self._model) is not None:
+                    model.engine.interrupt()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
             print(f"worker: the agent's frames cannot be read: {error}", file=sys.stderr)
         os._exit(0)  # the agent is gone: whatever runs now has no reader

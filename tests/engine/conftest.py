@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from edged.core.prompt import ModelInfo
-from edged.engine.backends.base import MAX_SLICE, ComputeError, Logits, Slice
+from edged.engine import choose_plain
+from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.chat import PromptEncoder
 from edged.engine.engine import Engine
 from edged.models.gguf_file import open_gguf
@@ -36,6 +38,8 @@ class FakeBackend:
         self.drafted: dict[int, list[int]] = {}
         self.log: list[list[int]] = []  # the number of tokens of each slice of each run
         self.draft_log: list[int] = []  # the number of drafts of each run
+        self.steps_log: list[tuple[int, int]] = []  # of each decode: the steps that were asked for and done
+        self.decodes = False
         self.most_open = 0
         self.kept: list[int] = []  # what `reuse` finds
         self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
@@ -58,6 +62,29 @@ class FakeBackend:
     def keep(self, slot: int, token: int) -> None:
         assert self.drafted[slot].pop(0) == token
         self.caches[slot].append(token)
+
+    def decode(
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+    ) -> list[list[int]]:
+        assert steps >= 1
+        chosen: list[list[int]] = [[] for _ in sequences]
+        for step in range(steps if self.decodes else 0):
+            rows = []
+            for one, tokens in zip(sequences, chosen, strict=True):
+                cache = self.caches[one.slot]
+                assert one.start + len(tokens) == len(cache)
+                rows.append(self._row([*cache, *[one.token, *tokens][-1:]]))
+            if any(isinstance(row, ComputeError) for row in rows):
+                break
+            for one, tokens, row in zip(sequences, chosen, rows, strict=True):
+                assert not isinstance(row, ComputeError)
+                self.caches[one.slot] += [one.token, *tokens][-1:]
+                seen = np.array(sorted({*one.seen, *tokens}), np.int32)
+                tokens.append(choose_plain.choose(row[0], one.sampling, seen, one.chances[step]))
+            if any(tokens[-1] in stops for tokens in chosen) or hurry[0]:
+                break
+        self.steps_log.append((steps, len(chosen[0])))
+        return chosen if chosen[0] else []
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         assert len({item.slot for item in slices}) == len(slices)

@@ -6,12 +6,15 @@ engine's. One thread owns it, and no call blocks longer than computing its slice
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from edged.core.prompt import Sampling
 
 Logits = npt.NDArray[np.float32]
 MAX_SLICE: Final = 256  # tokens of one sequence in one run
@@ -30,6 +33,24 @@ class Slice:
     start: int
     tokens: Sequence[int]
     drafts: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A sequence that goes on by several tokens in one call, each chosen by the backend.
+
+    `token`, the newest, comes to position `start`, the number of tokens that the slot holds. `chances`: float64, the
+    draw of each token. `seen`: int32, what a repetition penalty is for. `past`: int32, all its tokens, where the call
+    is to end as soon as drafts could follow; None: it need not.
+    """
+
+    slot: int
+    start: int
+    token: int
+    sampling: Sampling
+    chances: array[float]
+    seen: array[int]
+    past: array[int] | None = None
 
 
 class Backend(Protocol):
@@ -71,6 +92,17 @@ class Backend(Protocol):
 
         With `every`: after each token, too. A slice that fails gives its error in place of logits and leaves its slot
         useless; the others are not touched.
+        """
+
+    def decode(
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+    ) -> list[list[int]]:
+        """Computes up to `steps` decode steps, one token of each sequence a step: the tokens chosen for each, as many
+        for one as for the others. The slots hold them but for the last.
+
+        It ends with a token of `stops` (int32), where drafts could follow, before a step that cannot be computed, and
+        after the one in which another thread sets `hurry` (one int32) to something else than 0. [] where not even one
+        step was computed: `run` then says why, or the backend has no such call.
         """
 
     def keep(self, slot: int, token: int) -> None:

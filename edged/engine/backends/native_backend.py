@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from edged.engine.backends.base import MAX_SLICE, ComputeError, Logits, Slice
+from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.backends.native_model import BLOCK, NativeModel, Part
 from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
@@ -95,6 +96,26 @@ class NativeBackend:
         if kept.drafts[:1] != [token]:
             raise ComputeError(f"token {token} is not the next draft")
         self._hold(kept, [kept.drafts.pop(0)])
+
+    def decode(
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+    ) -> list[list[int]]:
+        """As the protocol says. As many steps as the last block of every sequence has room for."""
+        slots = [self._slots[one.slot] for one in sequences]
+        if any(len(slot.tokens) != one.start for slot, one in zip(slots, sequences, strict=True)):
+            return []
+        try:
+            for slot in slots:
+                self.pool.extend(slot.table, len(slot.tokens) + 1)
+            room = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
+            tables = [slot.table.blocks for slot in slots]
+            chosen = self.model.decode(sequences, tables, min(steps, *room), stops, hurry)
+        except (MemoryError, KernelError):
+            return []
+        for slot, one, tokens in zip(slots, sequences, chosen, strict=True):
+            slot.drafts = []
+            self._hold(slot, [one.token, *tokens][: len(tokens)])
+        return chosen if chosen[0] else []
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """As the protocol says. Slices are computed together, in steps of up to the model's rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library
+from edged.engine.backends.base import Decoding
+from edged.engine.kernels import library as c
+from edged.engine.kernels.library import Config, KernelError, Library, SamplingCall, Step, Tensor, load_library
 from edged.models.packed import PackedModel
 
 BLOCK: Final = 32  # tokens of a cache block
@@ -127,6 +130,42 @@ class NativeModel:
         self._library.step(self._handle, step)
         self.inside += time.perf_counter() - begun
         return logits[:, : self.vocabulary]
+
+    def decode(
+        self,
+        sequences: Sequence[Decoding],
+        tables: Sequence[Sequence[int]],
+        steps: int,
+        stops: array[int],
+        hurry: array[int],
+    ) -> list[list[int]]:
+        """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
+
+        `tables`: their block tables, covering `start` + `steps` tokens. Raises KernelError where not even one step
+        could be computed.
+        """
+        if self._handle is None:
+            raise KernelError("the model is closed")
+        blocks = array("i", [block for table in tables for block in table])
+        chosen = np.empty((len(sequences), steps), np.int32)
+        calls = (c.Decoding * len(sequences))()
+        first = 0
+        for call, one, table, row in zip(calls, sequences, tables, chosen, strict=True):
+            how = one.sampling
+            call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
+            call.sampling = SamplingCall(how.temperature, how.top_p, how.min_p, how.repetition_penalty)
+            call.sampling.top_k = min(how.top_k, 2**31 - 1)
+            call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
+            call.chances = one.chances.buffer_info()[0]
+            if one.past is not None:
+                call.past, call.past_count = one.past.buffer_info()
+            call.chosen = row.ctypes.data
+            first += len(table)
+        begun = time.perf_counter()
+        ended = stops.buffer_info(), steps, hurry.buffer_info()[0]
+        done = self._library.decode(self._handle, calls, blocks.buffer_info(), *ended)
+        self.inside += time.perf_counter() - begun
+        return [row[:done].tolist() for row in chosen]
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies the keys and values of one cache block into another."""

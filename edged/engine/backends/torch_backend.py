@@ -7,6 +7,7 @@ other GGUF files and checkpoint folders run in transformers' classes (`torch_hub
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from edged.core.errors import ModelError
-from edged.engine.backends.base import MAX_SLICE, ComputeError, Logits, Slice
+from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.backends.llama_shape import llama_shape, weight_count
 from edged.engine.backends.torch_gguf import read_network
 from edged.engine.memory import admit
@@ -70,6 +71,15 @@ class TorchBackend:
 
     def keep(self, slot: int, token: int) -> None:
         raise ComputeError(f"slot {slot} has no draft {token}: the torch backend takes none")
+
+    def decode(
+        self,
+        sequences: Sequence[Decoding],  # noqa: ARG002 one step a call here
+        steps: int,  # noqa: ARG002
+        stops: array[int],  # noqa: ARG002
+        hurry: array[int],  # noqa: ARG002
+    ) -> list[list[int]]:
+        return []
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         return [self._run(item, every) for item in slices]

@@ -55,6 +55,11 @@ int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error) {
   return guarded(error, [&] { engine->engine.step(*step); });
 }
 
+int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count, const int32_t* blocks, int32_t block_count, const int32_t* stops,
+                     int32_t stop_count, int32_t steps, const int32_t* hurry, int32_t* done, char* error) {
+  return guarded(error, [&] { *done = engine->engine.decode({sequences, count, blocks, block_count, stops, stop_count, steps, hurry}); });
+}
+
 int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error) {
   return guarded(error, [&] { engine->engine.copy_block(from, to); });
 }

@@ -10,7 +10,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 5;
+constexpr int32_t kApiVersion = 6;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
@@ -81,12 +81,30 @@ struct EdgedSampling {
   const int32_t* seen;  // tokens that the repetition penalty is for, each once
 };
 
+// A sequence of which several tokens are computed and chosen in one call.
+struct EdgedDecoding {
+  int32_t token;          // its newest, which is computed first
+  int32_t position;       // of that token
+  int32_t first_block;    // where the sequence's block table starts in `blocks`
+  int32_t block_count;    // its length; it must cover position + steps tokens
+  EdgedSampling sampling; // `chance` is not looked at; what is chosen is added to what was seen
+  const double* chances;  // [steps]
+  const int32_t* past;    // [past_count] all its tokens up to `token`; none: the call does not end where drafts could follow
+  int32_t past_count;
+  int32_t* chosen;        // [steps]
+};
+
 struct EdgedEngine;
 
 EDGED_API int32_t edged_api_version();
 EDGED_API const char* edged_kernels(const char* name);  // the table that "auto" or a name gives; null: none
 EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count, const char* kernels, char* error);
 EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error);
+// Up to `steps` decode steps, each with one token of every sequence; `done` gets how many were computed. It ends after the step in which a
+// sequence chose one of `stops` or came to two tokens that its past has, after that in which another thread set `hurry`, and before one that
+// fails; an error where that is the first.
+EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count, const int32_t* blocks, int32_t block_count,
+                               const int32_t* stops, int32_t stop_count, int32_t steps, const int32_t* hurry, int32_t* done, char* error);
 // Copies all keys and values of one cache block into another, so that a sequence can go on from the middle of a shared block.
 EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
 EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers

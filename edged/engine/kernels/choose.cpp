@@ -29,10 +29,13 @@ uint32_t bits_of(float x) {
 // One choice's candidates: all tokens until something leaves some out, then `kept_`, by rising id. A thread keeps one for the room.
 class Choice {
  public:
-  int32_t run(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels) {
+  int32_t run(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels, const float* known) {
     count_ = count;
-    if (how.repetition_penalty != 1) logits = penalized(logits, how);
-    const float best = kernels.largest(logits, count);
+    if (how.repetition_penalty != 1) {
+      logits = penalized(logits, how);
+      known = nullptr;
+    }
+    const float best = known ? *known : kernels.largest(logits, count);
     if (!std::isfinite(best)) return -1;
     if (how.temperature == 0) return first_of(logits, best, kernels);
     all_ = true;
@@ -220,10 +223,10 @@ class Choice {
 
 }  // namespace
 
-int32_t choose_token(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels) {
+int32_t choose_token(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels, const float* best) {
   if (count < 1) throw std::invalid_argument("there are no logits to choose from");
   static thread_local Choice choice;
-  return choice.run(logits, count, how, kernels);
+  return choice.run(logits, count, how, kernels, best);
 }
 
 }  // namespace edged

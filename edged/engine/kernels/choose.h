@@ -5,7 +5,7 @@
 
 namespace edged {
 
-// The token chosen from `count` logits; −1 where the best of them is no finite number.
-int32_t choose_token(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels);
+// The token chosen from `count` logits; −1 where the best of them is no finite number. `best`: the largest, where it is known.
+int32_t choose_token(const float* logits, int32_t count, const EdgedSampling& how, const Kernels& kernels, const float* best = nullptr);
 
 }  // namespace edged

@@ -53,6 +53,7 @@ Engine::Engine(Model model, const Kernels& kernels)
   for (int t = 0; t < c.threads; t++) {
     auto room = std::make_unique<ThreadRoom>();
     room->row.resize((size_t)narrow_.stride);
+    room->best.reserve(rows);
     room->narrow = ActivationRoom(1, narrow_.stride);
     room->attention.resize(2 * dim * kBlockTokens + lanes * (kBlockTokens + 2 * dim + 8 + 3));
     float* at = room->attention.data();
@@ -86,7 +87,7 @@ void Engine::copy_block(int from, int to) {
 }
 
 size_t Engine::buffer_bytes() const {
-  size_t all = x_.bytes() + query_.bytes() + key_.bytes() + value_.bytes() + attended_.bytes() + partials_.bytes();
+  size_t all = x_.bytes() + query_.bytes() + key_.bytes() + value_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
   all += narrow_.bytes() + wide_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;
   for (const auto& room : rooms_) all += sizeof *room + room->narrow.bytes() + (room->attention.size() + room->row.size()) * 4;
   return all;
@@ -146,14 +147,24 @@ Plan Engine::plan(const EdgedStep& step) const {
 
 void Engine::step(const EdgedStep& step) {
   std::lock_guard<std::mutex> lock(mutex_);
+  compute(step);
+}
+
+Best Engine::best(int row) const {
+  Best found = rooms_[0]->best[(size_t)row];
+  for (const auto& room : rooms_)
+    if (room->best[(size_t)row] > found) found = room->best[(size_t)row];
+  return found;
+}
+
+void Engine::compute(const EdgedStep& step) {
   Plan p = plan(step);
   if (partials_.bytes() < p.partial_floats * 4) partials_ = Buffer(p.partial_floats * 4);
   shares_.reset();
   Forward forward{*this, p};
   threads_.run([](void* context, int thread) { static_cast<Forward*>(context)->run(thread); }, &forward);
-  for (int i = 0; i < step.wanted_count; i++)
-    if (!kernels_.finite(step.logits + (size_t)i * step.logits_stride, model_.config.vocabulary))
-      throw std::runtime_error("the logits are not finite: the model's weights are damaged or overflow");
+  for (const auto& room : rooms_)
+    if (step.wanted_count && !room->finite) throw std::runtime_error("the logits are not finite: the model's weights are damaged or overflow");
 }
 
 }  // namespace edged

@@ -41,12 +41,33 @@ struct Plan {
   size_t partial_floats = 0;
 };
 
+// Decode steps that are computed one after another, see edged_decode.
+struct DecodeOrder {
+  const EdgedDecoding* sequences;
+  int count;
+  const int32_t* blocks;
+  int block_count;
+  const int32_t* stops;
+  int stop_count;
+  int steps;
+  const int32_t* hurry;
+};
+
+struct Best {
+  float value;
+  int32_t token;
+  bool operator>(const Best& other) const { return value > other.value || (value == other.value && token < other.token); }
+};
+
 struct ThreadRoom {
   Scratch scratch;
   std::vector<float> attention, row;
   AttendScratch attend;
   ActivationRoom narrow;  // one row, where each thread prepares it for itself
   float gate_up[128 * 64];
+  // Of the logits that the thread computed in this step: whether all are finite, and the best of each row (of equals the lowest token).
+  bool finite;
+  std::vector<Best> best;
 };
 
 class Engine {
@@ -54,6 +75,8 @@ class Engine {
   Engine(Model model, const Kernels& kernels);
   // Throws std::invalid_argument for a step that cannot be run; then nothing was computed. One caller at a time.
   void step(const EdgedStep& step);
+  // Returns how many steps were computed; throws where not even the first was.
+  int decode(const DecodeOrder& order);
   // Throws std::invalid_argument for a block outside the cache.
   void copy_block(int from, int to);
   size_t cache_bytes() const { return cache_.bytes(); }
@@ -62,6 +85,8 @@ class Engine {
  private:
   friend struct Forward;
   Plan plan(const EdgedStep& step) const;
+  void compute(const EdgedStep& step);
+  Best best(int row) const;  // of the logits of the last step
 
   const Model model_;
   const Kernels& kernels_;
@@ -69,6 +94,7 @@ class Engine {
   std::mutex mutex_;
   size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
   Buffer cache_, x_, query_, key_, value_, attended_, partials_;
+  Buffer logits_;                 // of a decode, [sequences, vocabulary rounded up to 8]
   ActivationRoom narrow_, wide_;  // inputs of width or heads·dim; of ffn
   std::vector<std::unique_ptr<ThreadRoom>> rooms_;
   Shares shares_;  // of the five phases of each layer that threads share out piece by piece, and of the head

@@ -218,11 +218,31 @@ void Forward::logits(int thread) {
     prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
   if (wanted > 1) engine.threads_.barrier();
-  const Cut found = cut(head, wanted);
+  Cut found = cut(head, wanted);
+  found.piece *= 4;  // the one product behind which nobody waits at a barrier of a layer: longer pieces are looked at in fewer calls
+  ThreadRoom& room = *engine.rooms_[thread];
+  room.finite = true;
+  room.best.assign((size_t)wanted, {-INFINITY, c.vocabulary});
   Share piece;
-  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.piece, piece))
+  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.piece, piece)) {
     engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), found.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
-                           (size_t)plan.step.logits_stride, false, engine.rooms_[thread]->scratch);
+                           (size_t)plan.step.logits_stride, false, room.scratch);
+    look(head, found.of(piece), room);
+  }
+}
+
+// What can be told of the logits that one product gave, while they are in the first-level cache.
+void Forward::look(const Matrix& head, const Strips& computed, ThreadRoom& room) const {
+  const Kernels& k = engine.kernels_;
+  for (int i = 0; i < plan.step.wanted_count; i++)
+    for (int strip = 0; strip < computed.count; strip++) {
+      const int first = (computed.begin + strip * computed.apart) * kTileRows, n = std::min(computed.tiles * kTileRows, head.rows - first);
+      if (n <= 0) continue;
+      const float* logits = plan.step.logits + (size_t)i * plan.step.logits_stride + first;
+      room.finite = room.finite && k.finite(logits, n);
+      const Best best{k.largest(logits, n), first};
+      if (best > room.best[(size_t)i]) room.best[(size_t)i] = {best.value, first + (int)(std::find(logits, logits + n, best.value) - logits)};
+    }
 }
 
 }  // namespace edged

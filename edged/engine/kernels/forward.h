@@ -26,6 +26,7 @@ struct Forward {
   void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
   void activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
   void logits(int thread);
+  void look(const Matrix& head, const Strips& computed, ThreadRoom& room) const;
 
   bool alone() const { return plan.rows.size() == 1; }
   // Where the input of products of `rows` rows lies: with one row, the thread's own.

@@ -17,7 +17,7 @@ from typing import Final
 from edged.core.places import user_cache
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
-API_VERSION: Final = 5
+API_VERSION: Final = 6
 ERROR_BYTES: Final = 512
 
 
@@ -80,6 +80,19 @@ class SamplingCall(Structure):
     ]
 
 
+class Decoding(Structure):
+    """EdgedDecoding."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("token", "position", "first_block", "block_count")),
+        ("sampling", SamplingCall),
+        ("chances", c_void_p),
+        ("past", c_void_p),
+        ("past_count", c_int32),
+        ("chosen", c_void_p),
+    ]
+
+
 class KernelError(Exception):
     """A call into the kernels was refused; the message says why."""
 
@@ -97,6 +110,11 @@ class Library:
         c.edged_open.restype = c_void_p
         c.edged_open.argtypes = [POINTER(Config), POINTER(Tensor), c_int32, c_char_p, c_char_p]
         c.edged_step.restype, c.edged_step.argtypes = c_int32, [c_void_p, POINTER(Step), c_char_p]
+        c.edged_decode.restype = c_int32
+        c.edged_decode.argtypes = [
+            c_void_p, POINTER(Decoding), c_int32, c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p,
+            POINTER(c_int32), c_char_p,
+        ]  # fmt: skip
         c.edged_copy_block.restype = c_int32
         c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_char_p]
         c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
@@ -138,6 +156,17 @@ class Library:
         """Computes one step."""
         error = self._error()
         self._check(self._c.edged_step(handle, step, error), error)
+
+    def decode(
+        self, handle: int, sequences: ctypes.Array[Decoding], blocks: tuple[int, int], stops: tuple[int, int],
+        steps: int, hurry: int,
+    ) -> int:  # fmt: skip
+        """How many of `steps` decode steps were computed. `blocks`, `stops`: address and count of int32; `hurry`: the
+        address of one."""
+        error, done = self._error(), c_int32()
+        failed = self._c.edged_decode(handle, sequences, len(sequences), *blocks, *stops, steps, hurry, done, error)
+        self._check(failed, error)
+        return done.value
 
     def copy_block(self, handle: int, source: int, target: int) -> None:
         """Copies the keys and values of one cache block into another."""
