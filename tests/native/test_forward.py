@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from edged.engine.backends.base import Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
+from edged.models.packed import PackedModel, open_packed
 from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny
 
 LLAMA3 = {
@@ -190,3 +192,26 @@ def test_the_caller_leaves_the_cores_of_pinned_threads(small: Path) -> None:
             os.sched_setaffinity(0, cores)
     # The system itself may move a thread at any time, so not each time.
     assert left >= 15
+
+
+@pytest.mark.parametrize("bits", [4, None])
+def test_projections_may_lie_apart(tmp_path: Path, bits: int | None) -> None:
+    """Query, key and value are one product where they lie together in the file, and the same bits where they do not."""
+    _, folder = pack_tiny(tmp_path, "qwen2", bits=bits)
+    packed = open_packed(folder)
+    size = -(-len(packed.data) // 64) * 64
+    data, places = mmap.mmap(-1, 2 * size), dict(packed._places)
+    data[: len(packed.data)] = packed.data[:]
+    at = size
+    for name in [name for name in places if name.endswith(".key")]:
+        start, count = places[name]
+        data[at : at + count] = packed.data[start : start + count]
+        data[start : start + count] = bytes(count)
+        places[name] = (at, count)
+        at += -(-count // 64) * 64
+    parts = [Part(list(range(40)), 0, [0, 1]), Part([7], 0, [2]), Part([9, 8], 0, [3], wanted=2)]
+    with (
+        open_model(folder) as together,
+        NativeModel(PackedModel(folder, packed.manifest, data, places), context=256, blocks=64, threads=2) as apart,
+    ):
+        assert np.array_equal(together.step(parts), apart.step(parts))

@@ -33,7 +33,11 @@ Activations ActivationRoom::view(int m, int from) const {
 }
 
 Engine::Engine(Model model, const Kernels& kernels)
-    : model_(std::move(model)), kernels_(kernels), threads_(model_.config.threads), shares_(model_.config.layers * kSharedPhases + 1, model_.config.threads) {
+    : model_(std::move(model)),
+      kernels_(kernels),
+      threads_(model_.config.threads),
+      projected_stride_((model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_dim),
+      shares_(model_.config.layers * kSharedPhases + 1, model_.config.threads) {
   const EdgedConfig& c = model_.config;
   const size_t rows = (size_t)c.max_rows;
   head_stride_ = (size_t)c.head_dim * kBlockTokens * 2;
@@ -41,11 +45,9 @@ Engine::Engine(Model model, const Kernels& kernels)
   // A block's layers lie together: a short sequence then touches little memory, even where pages are huge.
   block_stride_ = layer_stride_ * c.layers;
   cache_ = Buffer(block_stride_ * c.blocks * 2);
-  const size_t q = (size_t)c.heads * c.head_dim, kv = (size_t)c.kv_heads * c.head_dim;
+  const size_t q = (size_t)c.heads * c.head_dim;
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
-  query_ = Buffer(rows * q * 4);
-  key_ = Buffer(rows * kv * 4);
-  value_ = Buffer(rows * kv * 4);
+  projected_ = Buffer(rows * projected_stride_ * 4);
   attended_ = Buffer(rows * q * 4);
   narrow_ = ActivationRoom(c.max_rows, std::max(c.width, (int)q));
   wide_ = ActivationRoom(c.max_rows, c.ffn);
@@ -87,7 +89,7 @@ void Engine::copy_block(int from, int to) {
 }
 
 size_t Engine::buffer_bytes() const {
-  size_t all = x_.bytes() + query_.bytes() + key_.bytes() + value_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
+  size_t all = x_.bytes() + projected_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
   all += narrow_.bytes() + wide_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;
   for (const auto& room : rooms_) all += sizeof *room + room->narrow.bytes() + (room->attention.size() + room->row.size()) * 4;
   return all;
@@ -99,7 +101,7 @@ Plan Engine::plan(const EdgedStep& step) const {
   require(step.slice_count >= 1 && step.slice_count <= step.token_count, "a step needs at least one slice, and a token in each");
   require(step.wanted_count >= 0 && step.wanted_count <= step.token_count, "more logits are wanted than tokens are computed");
   require(step.wanted_count == 0 || step.logits_stride >= round_up(c.vocabulary, 8), "the rows of the logits are shorter than the vocabulary");
-  Plan p{step, {}, {}, {}, 0};
+  Plan p{step, {}, {}, {}, 0, step.token_count == step.slice_count};
   p.rows.reserve((size_t)step.token_count);
   const int heads = c.heads / c.kv_heads;
   for (int s = 0; s < step.slice_count; s++) {

@@ -39,6 +39,7 @@ struct Plan {
   std::vector<Piece> pieces;
   std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
   size_t partial_floats = 0;
+  bool apart = false;  // each token is another sequence's: none attends to another of the same step
 };
 
 // Decode steps that are computed one after another, see edged_decode.
@@ -93,7 +94,8 @@ class Engine {
   Threads threads_;
   std::mutex mutex_;
   size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
-  Buffer cache_, x_, query_, key_, value_, attended_, partials_;
+  const int projected_stride_;    // of query, key and value of one row
+  Buffer cache_, x_, projected_, attended_, partials_;
   Buffer logits_;                 // of a decode, [sequences, vocabulary rounded up to 8]
   ActivationRoom narrow_, wide_;  // inputs of width or heads·dim; of ffn
   std::vector<std::unique_ptr<ThreadRoom>> rooms_;

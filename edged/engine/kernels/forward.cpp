@@ -12,13 +12,15 @@ void Forward::run(int thread) {
   threads.barrier();
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
-    normalize(layer.attention_norm, layer.query, thread);
+    normalize(layer.attention_norm, layer.projections[0], thread);
     barrier_unless_alone();
     project(layer, i, thread);
     threads.barrier();
-    remember(layer, i, thread);
-    threads.barrier();
-    attend(i, thread);
+    if (!plan.apart) {
+      remember(layer, i, thread);
+      threads.barrier();
+    }
+    attend(layer, i, thread);
     threads.barrier();
     gather(layer, thread);
     barrier_unless_alone();
@@ -66,67 +68,90 @@ void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
 }
 
 void Forward::project(const Layer& layer, int index, int thread) {
-  const Matrix* matrices[] = {&layer.query, &layer.key, &layer.value};
-  const Buffer* outputs[] = {&engine.query_, &engine.key_, &engine.value_};
   const Activations x = narrow((int)plan.rows.size(), thread).view((int)plan.rows.size());
-  const Cut cuts[] = {cut(layer.query, x.m), cut(layer.key, x.m), cut(layer.value, x.m)};
-  const int all = cuts[0].tiles + cuts[1].tiles + cuts[2].tiles;
+  int all = 0;
+  for (const Matrix& w : layer.projections) all += cut(w, x.m).tiles;
   Share piece;
-  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, cuts[0].piece, piece)) {
-    for (int i = 0; i < 3; i++) {
-      const Matrix& w = *matrices[i];
-      const Share mine{std::max(piece.begin, 0), std::min(piece.end, cuts[i].tiles)};
+  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, cut(layer.projections[0], x.m).sizes, piece)) {
+    float* y = engine.projected_.as<float>();
+    for (const Matrix& w : layer.projections) {
+      const Cut found = cut(w, x.m);
+      const Share mine{std::max(piece.begin, 0), std::min(piece.end, found.tiles)};
       if (mine.begin < mine.end)
-        engine.kernels_.matmul(w, x, cuts[i].of(mine), outputs[i]->as<float>() + (size_t)mine.begin * kTileRows, (size_t)w.rows, false, engine.rooms_[thread]->scratch);
-      piece.begin -= cuts[i].tiles;
-      piece.end -= cuts[i].tiles;
+        engine.kernels_.matmul(w, x, found.of(mine), y + (size_t)mine.begin * kTileRows, (size_t)engine.projected_stride_, false, engine.rooms_[thread]->scratch);
+      piece.begin -= found.tiles;
+      piece.end -= found.tiles;
+      y += w.rows;
     }
   }
 }
 
 void Forward::remember(const Layer& layer, int index, int thread) {
   const EdgedConfig& c = engine.model_.config;
-  const Kernels& k = engine.kernels_;
-  const int dim = c.head_dim, half = dim / 2, all = c.heads + c.kv_heads;
-  const float query_scale = 1.4426950408889634f / std::sqrt((float)dim);  // attention works in powers of two
+  const int all = c.heads + c.kv_heads;
   const Share units = share((int)plan.rows.size() * all, thread, c.threads);
   for (int u = units.begin; u < units.end; u++) {
     const int i = u / all, head = u % all;
-    const Row& row = plan.rows[i];
-    const float* cosine = engine.model_.cosine.data() + (size_t)row.position * half;
-    const float* sine = engine.model_.sine.data() + (size_t)row.position * half;
-    const bool is_query = head < c.heads;
-    const int h = is_query ? head : head - c.heads;
-    float* x = is_query ? engine.query_.as<float>() + ((size_t)i * c.heads + h) * dim : engine.key_.as<float>() + ((size_t)i * c.kv_heads + h) * dim;
-    const float* bias = is_query ? layer.query_bias : layer.key_bias;
-    const float* norm = is_query ? layer.query_norm : layer.key_norm;
-    if (bias) k.add(x, bias + (size_t)h * dim, dim);
-    if (norm) k.rms_norm(x, norm, dim, c.rms_epsilon, x);
-    k.rotate(x, cosine, sine, half);
-    if (is_query) {
-      k.scale(x, query_scale, dim);
-      continue;
-    }
-    float* value = engine.value_.as<float>() + ((size_t)i * c.kv_heads + h) * dim;
-    if (layer.value_bias) k.add(value, layer.value_bias + (size_t)h * dim, dim);
-    const EdgedSlice& slice = plan.step.slices[row.slice];
-    const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
-    uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)block * engine.block_stride_ + (size_t)h * engine.head_stride_;
-    k.store_kv(x, value, dim, place, row.position % kBlockTokens);
+    if (head < c.heads)
+      turn_query(layer, i, head, projected(i, head));
+    else
+      store(layer, index, i, head - c.heads);
   }
 }
 
-void Forward::attend(int index, int thread) {
+// Bias, norm and rotation of one head's query, in place; also scaled for attention, which works in powers of two.
+void Forward::turn_query(const Layer& layer, int row, int head, float* x) {
+  const EdgedConfig& c = engine.model_.config;
+  turn(layer.query_bias ? layer.query_bias + (size_t)head * c.head_dim : nullptr, layer.query_norm, plan.rows[row].position, x);
+  engine.kernels_.scale(x, 1.4426950408889634f / std::sqrt((float)c.head_dim), c.head_dim);
+}
+
+void Forward::turn(const float* bias, const float* norm, int position, float* x) {
+  const EdgedConfig& c = engine.model_.config;
+  const Kernels& k = engine.kernels_;
+  const int half = c.head_dim / 2;
+  if (bias) k.add(x, bias, c.head_dim);
+  if (norm) k.rms_norm(x, norm, c.head_dim, c.rms_epsilon, x);
+  k.rotate(x, engine.model_.cosine.data() + (size_t)position * half, engine.model_.sine.data() + (size_t)position * half, half);
+}
+
+// A row's key and value of one head go into the cache.
+void Forward::store(const Layer& layer, int index, int i, int head) {
+  const EdgedConfig& c = engine.model_.config;
+  const Row& row = plan.rows[i];
+  const size_t at = (size_t)head * c.head_dim;
+  float *key = projected(i, c.heads + head), *value = projected(i, c.heads + c.kv_heads + head);
+  turn(layer.key_bias ? layer.key_bias + at : nullptr, layer.key_norm, row.position, key);
+  if (layer.value_bias) engine.kernels_.add(value, layer.value_bias + at, c.head_dim);
+  const EdgedSlice& slice = plan.step.slices[row.slice];
+  const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
+  uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)block * engine.block_stride_ + (size_t)head * engine.head_stride_;
+  engine.kernels_.store_kv(key, value, c.head_dim, place, row.position % kBlockTokens);
+}
+
+// What `remember` does, for a piece that nobody else's tokens depend on: its key and value are stored by who attends to them, the queries
+// turned by everyone who needs them. Returns the queries.
+const float* Forward::remember_piece(const Layer& layer, int index, const Piece& piece, int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const int heads = c.heads / c.kv_heads, first = piece.kv_head * heads;
+  float* queries = engine.rooms_[thread]->row.data();
+  std::copy_n(projected(piece.row, first), (size_t)heads * c.head_dim, queries);
+  for (int h = 0; h < heads; h++) turn_query(layer, piece.row, first + h, queries + (size_t)h * c.head_dim);
+  if (plan.rows[piece.row].position < piece.chunk_end * kChunkBlocks * kBlockTokens) store(layer, index, piece.row, piece.kv_head);
+  return queries;
+}
+
+void Forward::attend(const Layer& layer, int index, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
   Share taken;
-  while (engine.shares_.take(index * kSharedPhases + kAttend, thread, (int)plan.pieces.size(), 1, taken)) {
+  while (engine.shares_.take(index * kSharedPhases + kAttend, thread, (int)plan.pieces.size(), {}, taken)) {
     const Piece& piece = plan.pieces[taken.begin];
     const Row& row = plan.rows[piece.row];
     const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
     Attend work;
-    work.query = engine.query_.as<float>() + piece.row * stride + column;
-    work.query_stride = stride;
+    work.query = plan.apart ? remember_piece(layer, index, piece, thread) : projected(piece.row, piece.kv_head * heads);
+    work.query_stride = (size_t)engine.projected_stride_;
     work.rows = piece.rows;
     work.heads = heads;
     work.dim = c.head_dim;
@@ -166,7 +191,7 @@ void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phas
   const Activations x = input.view((int)plan.rows.size());
   const Cut found = cut(w, x.m);
   Share piece;
-  while (engine.shares_.take(phase, thread, found.tiles, found.piece, piece))
+  while (engine.shares_.take(phase, thread, found.tiles, found.sizes, piece))
     engine.kernels_.matmul(w, x, found.of(piece), engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
                            engine.rooms_[thread]->scratch);
 }
@@ -179,7 +204,7 @@ void Forward::gate(const Layer& layer, int index, int thread) {
   const int pairs = layer.gate_up.tiles / 8;  // of 32 columns of gate and of up
   const int strips = strips_of(layer.gate_up, all, pairs, engine.model_.config.threads, k), apart = (pairs + strips - 1) / strips;
   Share taken;
-  while (engine.shares_.take(index * kSharedPhases + kGate, thread, apart, 1, taken)) {
+  while (engine.shares_.take(index * kSharedPhases + kGate, thread, apart, {}, taken)) {
     for (int from = 0; from < all; from += 128) {
       const int rows = std::min(128, all - from);
       const size_t stride = (size_t)strips * 64;
@@ -218,13 +243,12 @@ void Forward::logits(int thread) {
     prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
   if (wanted > 1) engine.threads_.barrier();
-  Cut found = cut(head, wanted);
-  found.piece *= 4;  // the one product behind which nobody waits at a barrier of a layer: longer pieces are looked at in fewer calls
+  const Cut found = cut(head, wanted);
   ThreadRoom& room = *engine.rooms_[thread];
   room.finite = true;
   room.best.assign((size_t)wanted, {-INFINITY, c.vocabulary});
   Share piece;
-  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.piece, piece)) {
+  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.sizes, piece)) {
     engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), found.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
                            (size_t)plan.step.logits_stride, false, room.scratch);
     look(head, found.of(piece), room);

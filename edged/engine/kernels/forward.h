@@ -18,16 +18,24 @@ struct Forward {
   // Each phase is computed by all threads; `thread` says which share is this one's.
   void embed(int thread);
   void normalize(const float* weight, const Matrix& reader, int thread);                     // x_ → narrow
-  void project(const Layer& layer, int index, int thread);                                   // narrow → query_, key_, value_
-  void remember(const Layer& layer, int index, int thread);                                  // rotary; key_, value_ → cache
-  void attend(int index, int thread);                                                        // query_, cache → attended_
+  void project(const Layer& layer, int index, int thread);                                   // narrow → projected_
+  void remember(const Layer& layer, int index, int thread);                                  // rotary; projected_ → cache
+  void attend(const Layer& layer, int index, int thread);                                    // projected_, cache → attended_
   void gather(const Layer& layer, int thread);                                               // attended_ → narrow
   void add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread);     // x_ += input · wᵀ
   void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
   void activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
   void logits(int thread);
+  void turn_query(const Layer& layer, int row, int head, float* x);
+  void turn(const float* bias, const float* norm, int position, float* x);
+  void store(const Layer& layer, int index, int row, int head);
+  const float* remember_piece(const Layer& layer, int index, const Piece& piece, int thread);
   void look(const Matrix& head, const Strips& computed, ThreadRoom& room) const;
 
+  // One head of a row's query, key and value; heads of queries come first, then those of keys.
+  float* projected(int row, int head) const {
+    return engine.projected_.as<float>() + (size_t)row * engine.projected_stride_ + (size_t)head * engine.model_.config.head_dim;
+  }
   bool alone() const { return plan.rows.size() == 1; }
   // Where the input of products of `rows` rows lies: with one row, the thread's own.
   ActivationRoom& narrow(int rows, int thread) const { return rows == 1 ? engine.rooms_[thread]->narrow : engine.narrow_; }

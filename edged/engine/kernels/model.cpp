@@ -107,6 +107,22 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
   return m;
 }
 
+namespace {
+
+// Matrices [rows, cols] one after another as one, where they are that in memory, too: one product has longer streams and one end.
+std::vector<Matrix> together(const std::vector<Matrix>& parts) {
+  Matrix all = parts[0];
+  for (size_t i = 1; i < parts.size(); i++) {
+    const Matrix& part = parts[i];
+    if (part.kind != all.kind || part.group != all.group || part.data != all.data + all.tiles * all.tile_bytes) return parts;
+    all.rows += part.rows;
+    all.tiles += part.tiles;
+  }
+  return {all};
+}
+
+}  // namespace
+
 Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int count) {
   check_config(config);
   const EdgedConfig& c = config;
@@ -128,9 +144,8 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
     layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, c.head_dim, true);
     layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, c.head_dim, true);
-    layer.query = read_matrix(t[kQuery], "query" + at, q, c.width);
-    layer.key = read_matrix(t[kKey], "key" + at, kv, c.width);
-    layer.value = read_matrix(t[kValue], "value" + at, kv, c.width);
+    layer.projections = together({read_matrix(t[kQuery], "query" + at, q, c.width), read_matrix(t[kKey], "key" + at, kv, c.width),
+                                  read_matrix(t[kValue], "value" + at, kv, c.width)});
     layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
     layer.gate_up = read_matrix(t[kGateUp], "gate and up" + at, 2 * round_up(c.ffn, 32), c.width);
     layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);

@@ -1,5 +1,6 @@
-// Who computes what in a phase: each thread starts with an equal, contiguous part and takes it in pieces; who is done early takes
-// pieces of the others' parts. A contiguous part keeps the memory streams long; the taking keeps a delayed thread from delaying all.
+// Who computes what in a phase: each thread starts with an equal, contiguous part and takes it in pieces, half of what is left at a time;
+// who is done early takes pieces of the others' parts. A contiguous part keeps the memory streams long; the taking keeps a delayed thread
+// from delaying all, and small pieces at the end keep the wait at the barrier short.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -25,14 +26,20 @@ inline int strips_of(const Matrix& w, int rows, int n, int threads, const Kernel
   return rows <= kFewRows && !is_float(w.kind) && n >= 4 * threads * kernels.strips ? kernels.strips : 1;
 }
 
-// A product's strips, and how many tiles of each a thread takes at once: few rows stream weights, so 32 KB or one tile of each; many rows
-// are at work for long with each pair.
+// The most and the fewest things that are taken at once (fewer only where no more are left).
+struct Sizes {
+  int most = 1, least = 1;
+};
+
+// A product's strips, and how many tiles of each a thread takes at once: few rows stream weights, so at most 256 KB; many rows are at work
+// for long with each pair.
 struct Cut {
-  int strips, tiles, piece;
+  int strips, tiles;
+  Sizes sizes;
   Cut(const Matrix& w, int rows, int threads, const Kernels& kernels) {
     strips = strips_of(w, rows, w.tiles, threads, kernels);
     tiles = (w.tiles + strips - 1) / strips;
-    piece = rows > kFewRows ? 4 : std::max(1, (int)(32768 / w.tile_bytes) / strips);
+    sizes = rows > kFewRows ? Sizes{4, 4} : Sizes{std::max(1, (int)(262144 / w.tile_bytes) / strips), 1};
   }
   Strips of(const Share& taken) const { return {taken.begin, taken.end - taken.begin, strips, tiles, (size_t)tiles * kTileRows}; }
 };
@@ -46,17 +53,19 @@ class Shares {
     for (auto& one : taken_) one.count.store(0, std::memory_order_relaxed);
   }
 
-  // The next piece of at most `piece` of the n things of a phase; false when all are taken.
-  bool take(int phase, int thread, int n, int piece, Share& out) {
+  // The next of the n things of a phase: half of what is left of a part, within `sizes`; false when all are taken.
+  bool take(int phase, int thread, int n, Sizes sizes, Share& out) {
     for (int i = 0; i < threads_; i++) {
       const int owner = (thread + i) % threads_;
       const Share part = share(n, owner, threads_);
       std::atomic<int>& count = taken_[(size_t)phase * threads_ + owner].count;
-      if (part.begin + count.load(std::memory_order_relaxed) >= part.end) continue;
-      const int begin = part.begin + count.fetch_add(piece, std::memory_order_relaxed);
-      if (begin >= part.end) continue;
-      out = {begin, std::min(begin + piece, part.end)};
-      return true;
+      int taken = count.load(std::memory_order_relaxed);
+      for (int left = part.end - part.begin - taken; left > 0; left = part.end - part.begin - taken) {
+        const int size = std::min(left, std::clamp(left / 2, sizes.least, sizes.most));
+        if (!count.compare_exchange_weak(taken, taken + size, std::memory_order_relaxed)) continue;
+        out = {part.begin + taken, part.begin + taken + size};
+        return true;
+      }
     }
     return false;
   }
