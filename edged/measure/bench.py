@@ -17,12 +17,12 @@ import numpy as np
 from edged.core.errors import ModelError
 from edged.engine.backends.native_backend import NativeBackend
 from edged.measure import speed
-from edged.measure.footprint import footprint
+from edged.measure.footprint import footprint, huge_share
 from edged.measure.peer import LlamaBench, LlamaPeer
 from edged.measure.random_gguf import write_random_gguf
 from edged.models.locate import LocatedModel
 from edged.models.pack_shapes import SHAPES
-from edged.models.packed import PackedModel
+from edged.models.packed import WEIGHTS, PackedModel
 from edged.models.tiles import Kind
 
 Peer = LlamaPeer | LlamaBench
@@ -95,6 +95,7 @@ def bench(
     # Neighbours on the same memory take their part now and then: the faster of two is nearer to the limit.
     bandwidth = max(before, speed.read_bandwidth(backend.model.threads))
     about |= _limit(packed, bandwidth, result.rows[0].ours)
+    about |= {"huge_pages": huge_share((packed.folder / WEIGHTS).resolve())}
     return result
 
 

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import edged.worker.main  # noqa: F401 what a worker imports counts
 from edged.core.errors import ModelError
@@ -24,6 +24,7 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.models.packed import WEIGHTS
 
 TOKENS: Final = 64
+SMAPS: Final = Path("/proc/self/smaps")
 
 
 def footprint(source: str, models: Path, context: int) -> dict[str, int]:
@@ -42,28 +43,40 @@ def _main(source: str, models: Path, context: int) -> None:
         pass
     if not isinstance(model.backend, NativeBackend):
         raise ModelError("unsupported", "Memory is counted for the native engine alone.")
-    maps = _mappings()
-    resident = sum(size for _, _, size in maps)
-    weights = sum(size for name, _, size in maps if name.endswith(f"/{WEIGHTS}"))
+    maps = mappings(SMAPS.read_text("utf-8", "replace"))
+    resident = sum(one.resident for one in maps)
+    weights = sum(one.resident for one in maps if one.name.endswith(f"/{WEIGHTS}"))
     reserved, _ = model.backend.model.memory()
-    cache = max((size for name, room, size in maps if not name and room >= reserved), default=0)
+    cache = max((one.resident for one in maps if not one.name and one.reserved >= reserved), default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {"resident": resident, "peak": peak, "weights": weights, "cache": cache}
     print(json.dumps({**figures, "above": resident - weights - cache}))
 
 
-def _mappings() -> list[tuple[str, int, int]]:
-    """This process's mappings: the file's path ("" where there is none), bytes reserved, bytes in memory."""
-    found: list[tuple[str, int, int]] = []
-    name, room = "", 0
-    for line in Path("/proc/self/smaps").read_text("utf-8", "replace").splitlines():
+def huge_share(path: Path) -> float:
+    """How much of a mapped file's bytes in memory this process has mapped in huge pages, 0 to 1."""
+    found = [one for one in mappings(SMAPS.read_text("utf-8", "replace")) if one.name == str(path)]
+    return sum(one.huge for one in found) / max(1, sum(one.resident for one in found))
+
+
+class Mapping(NamedTuple):
+    """One mapping: the file's path ("" where there is none), bytes reserved, in memory, and in huge pages of a file."""
+
+    name: str
+    reserved: int
+    resident: int
+    huge: int
+
+
+def mappings(smaps: str) -> list[Mapping]:
+    """A process's mappings. Source: proc(5) for /proc/PID/smaps."""
+    found: list[Mapping] = []
+    for line in smaps.splitlines():
         key, _, rest = line.partition(":")
         if "-" in key.split(" ", 1)[0]:
-            name = [*line.split(maxsplit=5), ""][5]
-        elif key == "Size":
-            room = int(rest.split()[0]) * 1024
-        elif key == "Rss":
-            found.append((name, room, int(rest.split()[0]) * 1024))
+            found.append(Mapping([*line.split(maxsplit=5), ""][5], 0, 0, 0))
+        elif field := {"Size": "reserved", "Rss": "resident", "FilePmdMapped": "huge"}.get(key):
+            found[-1] = Mapping(**{**found[-1]._asdict(), field: int(rest.split()[0]) * 1024})
     return found
 
 

@@ -98,6 +98,7 @@ def test_bench_measures_every_case(folder: Path) -> None:
     assert "peer" not in cases["decode × 16"]
     assert found["peer"]["name"] == "llama-bench abc"
     assert 0 < found["fraction_of_limit"]
+    assert 0 <= found["huge_pages"] <= 1
     assert found["memory"]["above"] > 10_000_000
     drawn = ET.fromstring((folder / "plot.svg").read_text())
     tops = [float(bar.get("y", "nan")) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")][
