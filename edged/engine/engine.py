@@ -109,11 +109,16 @@ class Engine:
         if fresh := [work.sequence for work in batch if not work.sequence.started]:
             self._begun = batch
             return events + [self._start(sequence) for sequence in fresh]
+        if not batch:
+            return events
+        decodes, begun = not any(work.sequence.prefilling for work in batch), self._clock()
         if decoded := self._decode(batch):
             for work, tokens in zip(batch, decoded, strict=True):
                 events += self._take_chosen(work.sequence, tokens)
+            self._speculation.measured(len(batch), self._clock() - begun, len(decoded[0]))
             return events
-        for work, result in zip(batch, self._run(batch), strict=True):
+        results = self._run(batch)
+        for work, result in zip(batch, results, strict=True):
             sequence = work.sequence
             sequence.computed += work.tokens
             if isinstance(result, ComputeError):
@@ -123,18 +128,18 @@ class Engine:
                 events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
                 events += self._take(work, result)
+        if decodes:
+            rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
+            self._speculation.measured(rows, self._clock() - begun)
         return events
 
     def _decode(self, batch: list[Work]) -> list[list[int]]:
         """The tokens that the backend chose for each, in one step or a few; [] where `_run` is to give logits."""
-        if not batch or not batch[0].steps:
+        if not batch[0].steps:
             return []
         sequences = [work.sequence.decoding(work.steps, work.watch) for work in batch]
-        begun = self._clock()
         decoded = self._backend.decode(sequences, batch[0].steps, self._stops, self._hurry)
         self._hurry[0] = 0  # who asks first makes known what is new, which is looked at before the next step
-        if decoded:
-            self._speculation.measured(len(batch), (self._clock() - begun) / len(decoded[0]))
         return decoded
 
     def _take_chosen(self, sequence: Sequence, tokens: list[int]) -> Events:
@@ -149,15 +154,7 @@ class Engine:
         return events
 
     def _run(self, batch: list[Work]) -> list[Logits | ComputeError]:
-        if not batch:
-            return []
-        decodes = not any(work.sequence.prefilling for work in batch)
-        begun = self._clock()
-        results = self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch])
-        if decodes:
-            rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
-            self._speculation.measured(rows, self._clock() - begun)
-        return results
+        return self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch])
 
     def _take(self, work: Work, logits: Logits) -> Events:
         """Chooses tokens after what was computed: one, and one more after each draft that was chosen."""

@@ -31,7 +31,7 @@ class Work:
     """The next `tokens` tokens of a sequence, to be computed in this step, and drafts of what follows them.
 
     `steps`, the same for all of a batch: how many decode steps may be computed at once, with `watch` as far as drafts
-    could follow; 0: only logits are wanted.
+    of this sequence could follow; 0: only logits are wanted.
     """
 
     sequence: Sequence
@@ -78,9 +78,17 @@ class Scheduler:
         offers = [sequence.offer(min(most, self._backend.context - len(sequence.tokens) - 1)) for sequence in running]
         if count := self._speculation.count(offers):
             return [Work(sequence, 1, offer.drafts[:count]) for sequence, offer in zip(running, offers, strict=True)]
-        watch = self._speculation.count([Offer(range(most), offer.chance) for offer in offers]) > 0
         steps = self._steps(running)
-        return [Work(sequence, 1, steps=steps, watch=watch) for sequence in running]
+        return [
+            Work(sequence, 1, steps=steps, watch=self._awaits(offers, index, most))
+            for index, sequence in enumerate(running)
+        ]
+
+    def _awaits(self, offers: Tokens[Offer], index: int, most: int) -> bool:
+        """Whether drafts would be computed if that sequence alone came to have some."""
+        nothing = [Offer((), offer.chance) for offer in offers]
+        nothing[index] = Offer(range(most), offers[index].chance)
+        return self._speculation.count(nothing) > 0
 
     def _steps(self, running: list[Sequence]) -> int:
         """How many decode steps at once: what takes AHEAD seconds, and none past the end of any."""

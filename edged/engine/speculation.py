@@ -114,10 +114,11 @@ class Speculation:
         """What a step of so many tokens takes; None where none was measured lately."""
         return self._seconds.get(rows)
 
-    def measured(self, rows: int, seconds: float) -> None:
-        """A step of `rows` tokens, each of a sequence that decodes or a draft, took so long."""
+    def measured(self, rows: int, seconds: float, steps: int = 1) -> None:
+        """So many steps of `rows` tokens, each of a sequence that decodes or a draft, took so long together."""
+        seconds /= steps
         for other in list(self._age):
-            self._age[other] += 1
+            self._age[other] += steps
             if self._age[other] > AGAIN:
                 del self._age[other], self._seconds[other]
         self._age[rows] = 0

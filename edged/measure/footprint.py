@@ -55,6 +55,8 @@ def _main(source: str, models: Path, context: int) -> None:
 
 def huge_share(path: Path) -> float:
     """How much of a mapped file's bytes in memory this process has mapped in huge pages, 0 to 1."""
+    if not SMAPS.exists():
+        return 0.0
     found = [one for one in mappings(SMAPS.read_text("utf-8", "replace")) if one.name == str(path)]
     return sum(one.huge for one in found) / max(1, sum(one.resident for one in found))
 

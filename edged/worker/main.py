@@ -47,6 +47,8 @@ class Worker:
         while True:
             self._take_frames()
             if self._model is not None and self._model.engine.busy:
+                if not self._inbox.empty():  # a format was checked, and more is waiting
+                    self._model.engine.interrupt()
                 self._step(self._model)
 
     def _read(self) -> None:

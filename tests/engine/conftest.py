@@ -39,6 +39,7 @@ class FakeBackend:
         self.log: list[list[int]] = []  # the number of tokens of each slice of each run
         self.draft_log: list[int] = []  # the number of drafts of each run
         self.steps_log: list[tuple[int, int]] = []  # of each decode: the steps that were asked for and done
+        self.watched: list[list[bool]] = []  # of each decode: which sequences wait for drafts
         self.decodes = False
         self.most_open = 0
         self.kept: list[int] = []  # what `reuse` finds
@@ -67,6 +68,7 @@ class FakeBackend:
         self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
     ) -> list[list[int]]:
         assert steps >= 1
+        self.watched.append([one.past is not None for one in sequences])
         chosen: list[list[int]] = [[] for _ in sequences]
         for step in range(steps if self.decodes else 0):
             rows = []

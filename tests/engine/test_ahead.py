@@ -165,6 +165,24 @@ def test_a_cancel_is_seen_between_two_calls(codec: TextCodec, tiny_gguf: Path) -
     assert final.usage.completion_tokens == 25
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 6, 8])
+def test_those_wait_for_drafts_for_which_they_would_pay(codec: TextCodec, tiny_gguf: Path, count: int) -> None:
+    """Each as if it alone came to have some; no others, and none where a step has no room for them."""
+    requests = [Request(raw=f"a {number}", sampling=Sampling(temperature=0, max_tokens=40)) for number in range(count)]
+    engine = ahead(codec, tiny_gguf, requests)
+    fake(engine).slots, fake(engine).drafts = 8, 7
+    for _ in range(3 + 2 * count):
+        engine.step()
+    for rows in range(1, 9):  # each token more costs a tenth
+        engine._speculation._seconds[rows], engine._speculation._age[rows] = 1e-4 * (1 + 0.1 * rows), 0
+    for number, sequence in enumerate(engine._sequences.values()):
+        sequence.lookup._right, sequence.lookup._tried = (9.0, 10.0) if number % 2 else (0.0, 10.0)
+        sequence.lookup._expected = []
+    fake(engine).watched.clear()
+    engine.step()
+    assert fake(engine).watched == [[number % 2 == 1 and count < 8 for number in range(count)]]
+
+
 @pytest.mark.skipif(kernels_missing() is not None, reason=f"no kernels: {kernels_missing()}")
 def test_the_native_engine_gives_the_same(tiny_gguf: Path, tmp_path: Path) -> None:
     """Texts with and without, with and without drafts beside it, whatever the width; and it was used."""

@@ -8,8 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from edged.core.prompt import Regex, Request
 from edged.worker import frames
@@ -99,4 +102,22 @@ def test_formats_are_checked_one_between_two_steps() -> None:
     decoder: frames.Decoder[frames.FromWorker] = frames.Decoder(frames.FromWorker)
     assert list(decoder.feed(ours.recv(65536))) == [frames.Progress()] * 3
     ours.close()
+    theirs.close()
+
+
+def test_what_arrives_interrupts_the_step_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it lies in the inbox, so that it is found by who looks there next."""
+    ours, theirs = socket.socketpair()
+    worker, lengths = Worker(theirs), queue.Queue[int]()
+    engine = SimpleNamespace(interrupt=lambda: lengths.put(worker._inbox.qsize()))
+    worker._model = SimpleNamespace(engine=engine)  # type: ignore[assignment]
+    monkeypatch.setattr("edged.worker.main.os._exit", lambda _: None)  # how a reader ends that has lost its agent
+    reader = threading.Thread(target=worker._read)
+    reader.start()
+    for count in (1, 2):
+        ours.sendall(frames.encode(frames.Cancel("a")))
+        assert lengths.get(timeout=SECONDS) == count
+    ours.close()
+    reader.join(SECONDS)
+    assert not reader.is_alive()
     theirs.close()

@@ -102,7 +102,7 @@ class Backend(Protocol):
 
         It ends with a token of `stops` (int32), where drafts could follow, before a step that cannot be computed, and
         after the one in which another thread sets `hurry` (one int32) to something else than 0. [] where not even one
-        step was computed: `run` then says why, or the backend has no such call.
+        step was computed: `run` then says why, or the backend never does.
         """
 
     def keep(self, slot: int, token: int) -> None:

@@ -32,7 +32,7 @@ class Part:
     """Consecutive tokens of one sequence in a step. `blocks`: the sequence's block table, covering `start` + tokens.
 
     The keys and values of the tokens are written into the table's blocks; tokens before `start` must be there already.
-    Logits are wanted after the last `wanted` tokens.
+    Logits are wanted after the last `wanted` tokens. The parts of one step belong to different sequences.
     """
 
     tokens: Sequence[int]
@@ -141,8 +141,8 @@ class NativeModel:
     ) -> list[list[int]]:
         """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
 
-        `tables`: their block tables, covering `start` + `steps` tokens. Raises KernelError where not even one step
-        could be computed.
+        `tables`: their block tables, covering `start` + `steps` tokens. No tokens where none could be chosen. Raises
+        KernelError where not even one step could be computed.
         """
         if self._handle is None:
             raise KernelError("the model is closed")

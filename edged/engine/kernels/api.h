@@ -40,7 +40,7 @@ enum EdgedLayerTensor : int32_t {
   kLayerTensors
 };
 
-// Consecutive tokens of one sequence, to be computed in this step.
+// Consecutive tokens of one sequence, to be computed in this step. Slices of one step belong to different sequences.
 struct EdgedSlice {
   int32_t position;      // of the first token
   int32_t count;         // of tokens
@@ -102,7 +102,7 @@ EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* 
 EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error);
 // Up to `steps` decode steps, each with one token of every sequence; `done` gets how many were computed. It ends after the step in which a
 // sequence chose one of `stops` or came to two tokens that its past has, after that in which another thread set `hurry`, and before one that
-// fails; an error where that is the first.
+// fails; an error where that is the first. 0 steps without an error: a first token's best logit is not finite once penalized.
 EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count, const int32_t* blocks, int32_t block_count,
                                const int32_t* stops, int32_t stop_count, int32_t steps, const int32_t* hurry, int32_t* done, char* error);
 // Copies all keys and values of one cache block into another, so that a sequence can go on from the middle of a shared block.

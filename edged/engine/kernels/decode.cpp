@@ -36,7 +36,7 @@ class Decoding {
 
   // Whether the last two tokens stand together earlier in the sequence: what followed them then could be drafts.
   bool repeats() const {
-    if (past_.size() < 3) return false;
+    if (past_.size() < 4) return false;
     const auto earlier = past_.end() - 1;
     return std::search(past_.begin(), earlier, past_.end() - 2, past_.end()) != earlier;
   }
