@@ -92,7 +92,7 @@ class Engine:
             sequence.cancelled = True
 
     def interrupt(self) -> None:
-        """A step that runs ends after the tokens it is computing. For any thread: there is something new to add."""
+        """Ends a step of several tokens after the one it is computing: there is something new. For any thread."""
         self._hurry[0] = 1
 
     def step(self) -> Events:

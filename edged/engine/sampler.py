@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edged.core.prompt import Sampling
 from edged.engine import choose_plain
 from edged.engine.kernels.build import BuildError
-from edged.engine.kernels.library import Library, SamplingCall, load_library
+from edged.engine.kernels.library import Library, load_library, sampling_call
 
 SEEDS: Final = 1 << 53
 
@@ -49,13 +49,7 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(self.seed))
         self._draws: deque[float] = deque()  # of tokens that are not chosen yet
         self._library = compiled()
-        self._call = SamplingCall(
-            sampling.temperature,
-            sampling.top_p,
-            sampling.min_p,
-            sampling.repetition_penalty,
-            top_k=min(sampling.top_k, 2**31 - 1),
-        )
+        self._call = sampling_call(sampling)
 
     def pick(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token from float32 [vocabulary]. Raises BadLogitsError where there is no finite best one."""

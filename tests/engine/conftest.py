@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edged.core.prompt import ModelInfo
+from edged.core.prompt import Final, ModelInfo
 from edged.engine import choose_plain
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.chat import PromptEncoder
@@ -149,3 +149,26 @@ def make_engine(backend: FakeBackend, codec: TextCodec, tiny_gguf: Path) -> Engi
     info = ModelInfo("fake", "sha256:0", "llama", "none", "fake", backend.context, backend.slots, 0)
     template = ChatTemplate(open_gguf(tiny_gguf).get("tokenizer.chat_template"), codec.names)
     return Engine(info, backend, codec, PromptEncoder(codec, template))
+
+
+class Clock:
+    """Each look at it takes so many seconds."""
+
+    def __init__(self, step: float = 1.0) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def finals(engine: Engine) -> dict[str, Final]:
+    """Steps until nothing is left; how each sequence ended."""
+    return {
+        key: event for _ in iter(lambda: engine.busy, False) for key, event in engine.step() if isinstance(event, Final)
+    }
+
+
+def what(final: Final) -> tuple[object, ...]:
+    """A final without its times."""
+    return final.reason, final.text, final.usage, final.logprobs, final.failure

@@ -14,20 +14,9 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
 from edged.engine.scheduler import AHEAD, MAX_STEPS, steps_at_once
 from edged.models.tokenizer import TextCodec
-from tests.engine.conftest import FakeBackend, make_engine
+from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS
-
-
-class Clock:
-    """Each look at it takes so many seconds."""
-
-    def __init__(self, step: float) -> None:
-        self.now, self.step = 0.0, step
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
 
 
 def ahead(codec: TextCodec, path: Path, requests: list[Request], decodes: bool = True, step: float = 1e-4) -> Engine:
@@ -43,16 +32,6 @@ def ahead(codec: TextCodec, path: Path, requests: list[Request], decodes: bool =
 def fake(engine: Engine) -> FakeBackend:
     assert isinstance(engine._backend, FakeBackend)
     return engine._backend
-
-
-def finals(engine: Engine) -> dict[str, Final]:
-    return {
-        key: event for _ in iter(lambda: engine.busy, False) for key, event in engine.step() if isinstance(event, Final)
-    }
-
-
-def what(final: Final) -> tuple[object, ...]:
-    return final.reason, final.text, final.usage, final.logprobs, final.failure
 
 
 @pytest.mark.parametrize(

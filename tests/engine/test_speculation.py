@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from edged.core.prompt import Choice, Final, Request, Sampling
+from edged.core.prompt import Choice, Request, Sampling
 from edged.engine import load_model
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
 from edged.engine.speculation import AGAIN, Lookup, Offer, Speculation
 from edged.models.tokenizer import TextCodec
-from tests.engine.conftest import FakeBackend, make_engine
+from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS
 
@@ -135,17 +135,6 @@ def run(speculation: Speculation, offer: Offer, costs: dict[int, float], steps: 
     return chosen
 
 
-class Clock:
-    """A step takes one second, whatever it computes."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1.0
-        return self.now
-
-
 def repeating(cache: list[int]) -> int | None:
     """A model that mostly goes on as eleven tokens before."""
     return cache[-11] if len(cache) > 60 and len(cache) % 9 else None
@@ -159,16 +148,6 @@ def drafting(codec: TextCodec, path: Path, drafts: int, requests: list[Request])
     for number, request in enumerate(requests):
         engine.add(f"{number}", request)
     return engine, backend
-
-
-def finals(engine: Engine) -> dict[str, Final]:
-    return {
-        key: event for _ in iter(lambda: engine.busy, False) for key, event in engine.step() if isinstance(event, Final)
-    }
-
-
-def what(final: Final) -> tuple[object, ...]:
-    return final.reason, final.text, final.usage, final.logprobs, final.failure
 
 
 def test_no_text_depends_on_drafts(codec: TextCodec, tiny_gguf: Path) -> None:

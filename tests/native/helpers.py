@@ -130,4 +130,26 @@ def pack_tiny(tmp: Path, family: str, bits: int | None = None, **changes: Any) -
     return model, tmp / "packed"
 
 
-__all__ = ["ALL_KERNELS", "Packed", "dequantized", "open_model", "pack_tiny", "rounded", "tiny_checkpoint"]
+def pack_overflowing(tmp: Path, bits: int | None) -> Path:
+    """A packed model whose logits are beyond float32."""
+    import torch
+
+    model = tiny_checkpoint(tmp / "checkpoint", "llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+        model.lm_head.weight.mul_(100)
+    model.save_pretrained(tmp / "checkpoint")
+    pack_path(tmp / "checkpoint", tmp / "packed", bits=bits)
+    return tmp / "packed"
+
+
+__all__ = [
+    "ALL_KERNELS",
+    "Packed",
+    "dequantized",
+    "open_model",
+    "pack_overflowing",
+    "pack_tiny",
+    "rounded",
+    "tiny_checkpoint",
+]

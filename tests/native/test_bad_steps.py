@@ -15,10 +15,9 @@ from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
 from edged.engine.memory import WORKING
-from edged.models.pack import pack_path
 from edged.models.packed import PackedModel, open_packed
 from edged.models.tiles import Kind
-from tests.native.helpers import open_model, pack_tiny, tiny_checkpoint
+from tests.native.helpers import open_model, pack_overflowing, pack_tiny
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +122,11 @@ def test_weights_damaged_after_packing_are_refused(tmp_path: Path, bits: int | N
 
 def test_numbers_beyond_float32_are_an_error(tmp_path: Path) -> None:
     """Weights that make the activations overflow: the step says so."""
-    import torch
-
-    model = tiny_checkpoint(tmp_path / "checkpoint", "llama")
-    with torch.no_grad():
-        model.model.norm.weight.fill_(3e38)
-        model.lm_head.weight.mul_(100)
-    model.save_pretrained(tmp_path / "checkpoint")
     for bits in (None, 4):
-        pack_path(tmp_path / "checkpoint", tmp_path / f"packed{bits}", bits=bits)
-        with open_model(tmp_path / f"packed{bits}") as opened, pytest.raises(KernelError, match="not finite"):
+        with (
+            open_model(pack_overflowing(tmp_path / str(bits), bits)) as opened,
+            pytest.raises(KernelError, match="not finite"),
+        ):
             opened.step([Part([1, 2, 3], 0, [0])])
 
 

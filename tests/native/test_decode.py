@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,8 @@ from edged.engine.backends.base import ComputeError, Decoding, Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.kernels.library import KernelError
 from edged.engine.sampler import Sampler
-from edged.models.pack import pack_path
 from edged.models.packed import open_packed
-from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny, tiny_checkpoint
+from tests.native.helpers import ALL_KERNELS, open_model, pack_overflowing, pack_tiny
 
 CALM = array("i", [0])
 NONE = array("i")
@@ -248,16 +247,8 @@ def test_a_table_that_ends_too_soon_ends_it(folder: Path) -> None:
 
 def test_logits_that_are_not_finite(tmp_path: Path) -> None:
     """From the first step on: the error of a step; nothing is chosen."""
-    import torch
-
-    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "llama")
-    with torch.no_grad():
-        checkpoint.model.norm.weight.fill_(3e38)
-        checkpoint.lm_head.weight.mul_(100)
-    checkpoint.save_pretrained(tmp_path / "checkpoint")
-    pack_path(tmp_path / "checkpoint", tmp_path / "packed", bits=4)
     order = Decoding(0, 0, 5, Sampling(temperature=0), array("d", bytes(64)), NONE)
-    with open_model(tmp_path / "packed") as model, pytest.raises(KernelError, match="not finite"):
+    with open_model(pack_overflowing(tmp_path, 4)) as model, pytest.raises(KernelError, match="not finite"):
         model.decode([order], [[0]], 4, NONE, CALM)
 
 
@@ -288,3 +279,14 @@ def test_of_equals_the_lowest_token_is_chosen(tmp_path: Path) -> None:
     with open_model(packed, threads=3) as model:
         reply = Reply(NativeBackend(model, slots=1), [9], Sampling(temperature=0))
         assert reply.backend.decode([reply.order(4)], 4, NONE, CALM) == [[0, 0, 0, 0]]
+
+
+def test_a_token_that_cannot_be_chosen_ends_it(folder: Path) -> None:
+    """What was chosen before counts: here a penalty makes the first token's next logit infinite."""
+    absurd = Sampling(temperature=0, repetition_penalty=1e-40)
+    with open_model(folder) as model:
+        reply = Reply(NativeBackend(model, slots=1), [9], absurd)
+        (chosen,) = reply.backend.decode([replace(reply.order(8), seen=NONE)], 8, NONE, CALM)
+        assert 1 <= len(chosen) < 8
+        reply.take(chosen)
+        assert reply.backend.decode([reply.order(8)], 8, NONE, CALM) == []

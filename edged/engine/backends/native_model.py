@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edged.engine.backends.base import Decoding
 from edged.engine.kernels import library as c
-from edged.engine.kernels.library import Config, KernelError, Library, SamplingCall, Step, Tensor, load_library
+from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library, sampling_call
 from edged.models.packed import PackedModel
 
 BLOCK: Final = 32  # tokens of a cache block
@@ -151,10 +151,8 @@ class NativeModel:
         calls = (c.Decoding * len(sequences))()
         first = 0
         for call, one, table, row in zip(calls, sequences, tables, chosen, strict=True):
-            how = one.sampling
             call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
-            call.sampling = SamplingCall(how.temperature, how.top_p, how.min_p, how.repetition_penalty)
-            call.sampling.top_k = min(how.top_k, 2**31 - 1)
+            call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
             call.chances = one.chances.buffer_info()[0]
             if one.past is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from edged.core.places import user_cache
+from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 
 API_VERSION: Final = 6
@@ -70,7 +71,7 @@ class Merges(Structure):
 
 
 class SamplingCall(Structure):
-    """EdgedSampling."""
+    """EdgedSampling; `sampling_call` makes one."""
 
     _fields_ = [
         *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "chance")),
@@ -78,6 +79,13 @@ class SamplingCall(Structure):
         ("seen_count", c_int32),
         ("seen", c_void_p),
     ]
+
+
+def sampling_call(how: Sampling) -> SamplingCall:
+    """How tokens are chosen, without what was seen and the draw."""
+    call = SamplingCall(how.temperature, how.top_p, how.min_p, how.repetition_penalty)
+    call.top_k = min(how.top_k, 2**31 - 1)
+    return call
 
 
 class Decoding(Structure):
