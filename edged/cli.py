@@ -79,7 +79,12 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     )
     pack.add_argument("--bits", type=int, choices=(4, 8), help="of what is not quantized yet (a checkpoint: 4)")
     pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights that share a scale (default 32)")
-    pack.add_argument("--shape", metavar="NAME", help="random weights of a known shape: qwen2.5-0.5b, smollm2-135m, …")
+    pack.add_argument(
+        "--scale-only", action="store_true", help="4 bits without a minimum: 6 %% smaller and faster, less exact"
+    )
+    pack.add_argument(
+        "--shape", metavar="NAME", help="random weights (scale only) of a known shape: qwen2.5-0.5b, smollm2-135m, …"
+    )
     pack.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="with --shape: whose tokenizer.json to take")
     pack.set_defaults(run=_pack)
 

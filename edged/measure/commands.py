@@ -67,11 +67,14 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
     bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
     if arguments.group and bits is None:
         raise BadValue("--group", "needs --bits: without, the weights stay as the file has them")
+    if arguments.scale_only and bits != 4:
+        raise BadValue("--scale-only", "goes with --bits 4: 8 bits have no minimum")
     pack(
         open_source(found.path),
         destination,
         bits=bits,
         group=arguments.group or 32,
+        minimum=not arguments.scale_only,
         source_digest=found.digest,
         progress=doing,
     )

@@ -68,7 +68,7 @@ def pack(
         raise ModelError(
             "unsupported", f"Weights are packed in 4 or 8 bits and groups of 32, 64 or 128, not {bits} and {group}."
         )
-    kind = {KEEP: None, 4: Kind.Q4_MIN if minimum else Kind.Q4, 8: Kind.Q8}[bits]
+    kind = {KEEP: None, 4: Kind.Q4_BYTE_MIN if minimum else Kind.Q4_BYTE, 8: Kind.Q8}[bits]
     infos: dict[str, TensorInfo] = {}
     for name, rows, cols in matrix_names(source.shape, source.tied):
         stored = _kind(source, name)
@@ -222,8 +222,9 @@ def _matrix(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:
 
 def _check_codes(codes: Codes, name: str, source: Source) -> None:
     _check_finite(codes.scale, name, source)
-    if codes.minimum is not None:
-        _check_finite(codes.minimum, name, source)
+    for values in (codes.minimum, codes.factor):
+        if values is not None:
+            _check_finite(values, name, source)
 
 
 def _check_finite(values: npt.NDArray[Any], name: str, source: Source) -> None:

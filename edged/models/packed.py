@@ -25,7 +25,8 @@ from edged.models.digest import file_sha256
 from edged.models.families import FAMILIES, Shape, check_shape
 from edged.models.tiles import GROUPS, Kind, packed_bytes
 
-FORMAT: Final = 4
+FORMAT: Final = 5  # written; 4 had fewer kinds
+READABLE: Final = (4, 5)
 WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
 GGUF_TOKENIZER: Final = "tokenizer.gguf"
@@ -236,7 +237,7 @@ def _read_manifest(path: Path) -> Manifest:
     if path.stat().st_size > MAX_HEADER:
         raise ValueError("its manifest is far too large")
     document = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    if document["format"] != FORMAT:
+    if document["format"] not in READABLE:
         raise ModelError(
             "unsupported", f"{path.parent} is packed in format {document['format']}, not {FORMAT}; pack it again."
         )

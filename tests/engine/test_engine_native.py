@@ -128,7 +128,7 @@ def test_what_is_loaded_says_how(tiny_gguf: Path, tiny_checkpoint: Path, models:
         of_gguf.fallback,
         of_gguf.architecture,
     )
-    assert "q4_1" == load(tiny_checkpoint, models).info.quantization
+    assert "q4_byte_min" == load(tiny_checkpoint, models).info.quantization
     assert "q8_0" == load(tiny_checkpoint, models, bits=8).info.quantization
     pack_path(tiny_gguf, models / "own")
     own = load(models / "own", models)

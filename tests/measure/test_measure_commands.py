@@ -78,6 +78,10 @@ def test_pack_a_checkpoint_with_bits_and_group(tmp_path: Path) -> None:
     assert packed["quantization"] == "q8_0"
     manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
     assert {64} == {group for kind, _, _, group in manifest["tensors"].values() if kind == "q8"}
+    scale_only = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "s"), "--scale-only", "--json")
+    assert document(scale_only)["quantization"] == "q4_byte"
+    refused = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "r"), "--bits", "8", "--scale-only")
+    assert (refused.returncode, "--scale-only: goes with --bits 4" in refused.stderr) == (2, True), refused.stderr
 
 
 def test_bench_measures_every_case(folder: Path) -> None:

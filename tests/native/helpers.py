@@ -68,12 +68,13 @@ def _floats(values: np.ndarray, kind: Kind) -> tuple[np.ndarray, bytes]:
 
 def dequantized(codes: Codes, kind: Kind, group: int) -> np.ndarray:
     """What coded rows stand for, float32 [rows, cols]."""
-    wide = codes.codes.astype(np.float32) - (8 if kind is Kind.Q4 else 0)
+    wide = codes.codes.astype(np.float32) - (8 if kind in {Kind.Q4, Kind.Q4_BYTE} else 0)
     cols = wide.shape[1]
     values = np.repeat(codes.scale.astype(np.float32), group, 1)[:, :cols] * wide
     if codes.minimum is not None:
-        values = values + np.repeat(codes.minimum.astype(np.float32), group, 1)[:, :cols]
-    return values
+        step = 8 if kind is Kind.Q4_BYTE_MIN else 1
+        values = values + np.repeat(codes.minimum.astype(np.float32) * step, group, 1)[:, :cols]
+    return values if codes.factor is None else values * (codes.factor.astype(np.float32) / 128)[:, None]
 
 
 def rounded(x: np.ndarray) -> np.ndarray:

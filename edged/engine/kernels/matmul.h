@@ -11,16 +11,33 @@
 namespace {
 using namespace edged;
 
-constexpr bool is_q4(Kind kind) { return kind == kQ4 || kind == kQ4Min; }
-constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min; }
-constexpr int header_bytes(Kind kind) { return has_minimum(kind) ? 32 : 16; }
+constexpr int factor_bytes(Kind kind) { return has_factor(kind) ? 16 : 0; }
+constexpr int scale_bytes(Kind kind) { return has_factor(kind) ? 8 : 16; }
+constexpr int header_bytes(Kind kind) { return scale_bytes(kind) * (has_minimum(kind) ? 2 : 1); }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 // Prefetch distance in bytes of one or two streams: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
 // 1536). Four streams are left to the processor's own prefetchers, which fetch more at a time: AVX2 decoded no faster with lines asked for
 // 128 to 2048 bytes ahead.
 constexpr int kAhead = 4096;
 
-// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The codes' 8 of kQ4 is off already: sums of
+// What makes values of a tile's sums.
+template <Kind kind>
+inline F8 factors(const uint8_t* tile) {
+  return has_factor(kind) ? mul(load_f16((const uint16_t*)tile), splat(kShare)) : splat(1);
+}
+
+// 8 rows' scales of a group, and its minima; in shares where the kind has factors.
+template <Kind kind>
+inline F8 scales(const uint8_t* header) {
+  return has_factor(kind) ? load_int8(header) : load_f16((const uint16_t*)header);
+}
+template <Kind kind>
+inline F8 minima(const uint8_t* header) {
+  if (has_factor(kind)) return mul(load_int8(header + 8), splat(kMinimumStep));
+  return load_f16((const uint16_t*)(header + 16));
+}
+
+// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The 8 of centred codes is off already: sums of
 // 4-bit codes run from start4(−8 · Σ x_codes) to rows4 of the same; whichever of the two is cheaper takes it off.
 template <Kind kind>
 inline F8 add_group(F8 acc, I8 dot, F8 scale, F8 minimum, const Activations& x, size_t at) {
@@ -38,6 +55,8 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
     for (int m = 0; m < M; m++) acc[t][m] = zero();
   const int8_t* codes = x.codes + (size_t)row * x.stride;
   size_t at = (size_t)row * x_groups;
+  const uint8_t* first = tile;
+  tile += factor_bytes(kind);
   for (int g = 0; g < w.groups; g++) {
     const uint8_t* header = tile;
     tile += header_bytes(kind);
@@ -46,7 +65,7 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
       if (is_q4(kind)) {
         Sum4 sum[T][M];
         for (auto& one : sum)
-          for (int m = 0; m < M; m++) one[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
+          for (int m = 0; m < M; m++) one[m] = start4(is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
 #pragma GCC unroll 4
         for (int l = 0; l < 4; l++) {
           for (int t = 0; t < T; t++) {
@@ -58,7 +77,7 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
           }
         }
         for (int t = 0; t < T; t++)
-          for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
+          for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
       } else {
         Sum8 sum[T][M];
         for (auto& one : sum)
@@ -77,12 +96,14 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t apart, con
         for (int t = 0; t < T; t++)
           for (int line = 0; line < (is_q4(kind) ? 192 : 256); line += 64) prefetch(tile + t * apart + group32_bytes(kind) + kAhead + line);
       for (int t = 0; t < T; t++) {
-        const F8 scale = load_f16((const uint16_t*)(header + t * apart));
-        const F8 minimum = has_minimum(kind) ? load_f16((const uint16_t*)(header + t * apart + 16)) : scale;
+        const F8 scale = scales<kind>(header + t * apart), minimum = has_minimum(kind) ? minima<kind>(header + t * apart) : scale;
         for (int m = 0; m < M; m++) acc[t][m] = add_group<kind>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
       }
     }
   }
+  if (has_factor(kind))
+    for (int t = 0; t < T; t++)
+      for (int m = 0; m < M; m++) acc[t][m] = mul(acc[t][m], factors<kind>(first + t * apart));
 }
 
 inline void put(float* y, F8 acc, bool accumulate) { store(y, accumulate ? add(load(y), acc) : acc); }
@@ -138,9 +159,9 @@ void unpack(const Matrix& w, int tile, int begin, int end, Scratch& s, int t) {
   const int parts = w.group / kActivationGroup;
   uint8_t* out = s.codes[t];
   for (int g = begin; g < end; g++) {
-    const uint8_t* block = w.data + (size_t)tile * w.tile_bytes + (size_t)(g / parts) * w.block_bytes;
-    store(s.scale[t] + (g - begin) * 8, load_f16((const uint16_t*)block));
-    if (has_minimum(kind)) store(s.minimum[t] + (g - begin) * 8, load_f16((const uint16_t*)(block + 16)));
+    const uint8_t* block = w.data + (size_t)tile * w.tile_bytes + factor_bytes(kind) + (size_t)(g / parts) * w.block_bytes;
+    store(s.scale[t] + (g - begin) * 8, scales<kind>(block));
+    if (has_minimum(kind)) store(s.minimum[t] + (g - begin) * 8, minima<kind>(block));
     const uint8_t* code = block + header_bytes(kind) + g % parts * group32_bytes(kind);
     for (int l = 0; l < group32_bytes(kind) / 32; l++, code += 32) {
       const W32 both = load_w(code);
@@ -171,7 +192,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
     if (is_q4(kind)) {
       Sum4 sum[T][M];
       for (auto& tile : sum)
-        for (int m = 0; m < M; m++) tile[m] = start4(kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
+        for (int m = 0; m < M; m++) tile[m] = start4(is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
 #pragma GCC unroll 8
       for (int l = 0; l < 8; l++) {
         W32 code[T];
@@ -182,7 +203,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
         }
       }
       for (int t = 0; t < T; t++)
-        for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], kind == kQ4 ? x.offset8[at + (size_t)m * x_groups] : 0);
+        for (int m = 0; m < M; m++) dot[t][m] = rows4(sum[t][m], is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
     } else {
       Sum8 sum[T][M];
       for (auto& tile : sum)
@@ -219,8 +240,13 @@ void block_rows(const Matrix& w, int tile, const Activations& x, int row, int ro
     for (; m + kBlockRows <= rows; m += kBlockRows) block_tile<kind, T, kBlockRows>(x, row + m, first, count, s, m, first > 0);
     for (; m < rows; m++) block_tile<kind, T, 1>(x, row + m, first, count, s, m, first > 0);
   }
-  for (int m = 0; m < rows; m++)
-    for (int t = 0; t < T; t++) put(y + (size_t)(row + m) * y_stride + t * kTileRows, load(s.sums[t][m]), accumulate);
+  for (int t = 0; t < T; t++) {
+    const F8 factor = factors<kind>(w.data + (size_t)(tile + t) * w.tile_bytes);
+    for (int m = 0; m < rows; m++) {
+      const F8 sum = load(s.sums[t][m]);
+      put(y + (size_t)(row + m) * y_stride + t * kTileRows, has_factor(kind) ? mul(sum, factor) : sum, accumulate);
+    }
+  }
 }
 
 template <Kind kind>
@@ -283,6 +309,9 @@ void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* 
     case kQ4Min: return product<kQ4Min>(w, x, strips, y, y_stride, accumulate, s);
     case kQ8: return product<kQ8>(w, x, strips, y, y_stride, accumulate, s);
     case kQ8Min: return product<kQ8Min>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ4Byte: return product<kQ4Byte>(w, x, strips, y, y_stride, accumulate, s);
+    case kQ4ByteMin: return product<kQ4ByteMin>(w, x, strips, y, y_stride, accumulate, s);
+    case kKinds: return;
   }
 }
 

@@ -36,8 +36,9 @@ bool all_finite(const Matrix& m) {
     return true;
   }
   const unsigned exponent = m.kind == kBF16 ? 0x7f80 : 0x7c00;
-  const size_t length = is_float(m.kind) ? m.tile_bytes / 2 : m.kind == kQ4Min || m.kind == kQ8Min ? 16 : 8;
-  const size_t blocks = is_float(m.kind) ? m.tiles : (size_t)m.tiles * m.groups, stride = is_float(m.kind) ? m.tile_bytes : m.block_bytes;
+  const bool by_tile = is_float(m.kind) || has_factor(m.kind);
+  const size_t length = is_float(m.kind) ? m.tile_bytes / 2 : has_minimum(m.kind) && !by_tile ? 16 : 8;
+  const size_t blocks = by_tile ? m.tiles : (size_t)m.tiles * m.groups, stride = by_tile ? m.tile_bytes : m.block_bytes;
   for (size_t b = 0; b < blocks; b++) {
     const auto* values = (const uint16_t*)(m.data + b * stride);
     bool bad = false;
@@ -84,7 +85,7 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
   if (tensor.rows != rows || tensor.cols != cols || rows < 1 || cols < 1)
     refuse("the tensor " + name + " is " + std::to_string(tensor.rows) + " × " + std::to_string(tensor.cols) + ", but " +
            std::to_string(rows) + " × " + std::to_string(cols) + " is needed");
-  if (tensor.kind < kF32 || tensor.kind > kQ8Min) refuse("the tensor " + name + " has an unknown kind");
+  if (tensor.kind < kF32 || tensor.kind >= kKinds) refuse("the tensor " + name + " has an unknown kind");
   Matrix m;
   m.kind = (Kind)tensor.kind;
   m.rows = rows;
@@ -97,9 +98,9 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
     if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128) refuse("the tensor " + name + " has groups other than 32, 64 or 128");
     m.group = tensor.group;
     m.groups = (cols + m.group - 1) / m.group;
-    const size_t header = m.kind == kQ4Min || m.kind == kQ8Min ? 32 : 16;
-    m.block_bytes = header + (size_t)m.group * kTileRows / (m.kind == kQ4 || m.kind == kQ4Min ? 2 : 1);
-    m.tile_bytes = m.block_bytes * m.groups;
+    const size_t header = kTileRows * (has_factor(m.kind) ? 1 : 2) * (has_minimum(m.kind) ? 2 : 1);
+    m.block_bytes = header + (size_t)m.group * kTileRows / (is_q4(m.kind) ? 2 : 1);
+    m.tile_bytes = m.block_bytes * m.groups + (has_factor(m.kind) ? kTileRows * 2 : 0);
   }
   if (tensor.bytes / m.tile_bytes < (size_t)m.tiles) refuse("the tensor " + name + " is shorter than its shape");
   if ((uintptr_t)m.data % 16) refuse("the tensor " + name + " is not aligned to 16 bytes");
@@ -169,20 +170,23 @@ void dequantize_row(const Matrix& w, int row, float* out) {
     }
     return;
   }
-  const bool four = w.kind == kQ4 || w.kind == kQ4Min, minimum = w.kind == kQ4Min || w.kind == kQ8Min;
+  const bool four = is_q4(w.kind), minimum = has_minimum(w.kind), bytes = has_factor(w.kind);
+  const float factor = bytes ? half_to_float(((const uint16_t*)tile)[r]) * kShare : 1.f;
+  if (bytes) tile += kTileRows * 2;
   for (int g = 0; g < w.groups; g++, tile += w.block_bytes) {
-    const auto* header = (const uint16_t*)tile;
-    const float scale = half_to_float(header[r]), low = minimum ? half_to_float(header[8 + r]) : 0.f;
-    const uint8_t* codes = tile + (minimum ? 32 : 16);
+    const auto head = [&](int i) { return bytes ? (float)(int8_t)tile[i] : half_to_float(((const uint16_t*)tile)[i]); };
+    const float scale = head(r), low = minimum ? head(8 + r) * (bytes ? kMinimumStep : 1) : 0.f;
+    const uint8_t* codes = tile + kTileRows * (bytes ? 1 : 2) * (minimum ? 2 : 1);
     for (int i = 0, k = g * w.group; i < w.group && k < w.cols; i++, k++) {
       int code;
       if (four) {
         code = codes[i / 8 * 32 + r * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
-        if (!minimum) code -= 8;
+        if (is_centred(w.kind)) code -= 8;
       } else {
         code = (int8_t)codes[i / 4 * 32 + r * 4 + i % 4];
       }
-      out[k] = minimum ? scale * (float)code + low : scale * (float)code;
+      const float value = minimum ? scale * (float)code + low : scale * (float)code;
+      out[k] = bytes ? value * factor : value;
     }
   }
 }

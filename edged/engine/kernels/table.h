@@ -12,13 +12,24 @@ constexpr int kBlockTokens = 32;     // tokens in one block of the key/value cac
 constexpr int kChunkBlocks = 4;      // attention partial results end every 4 blocks (128 tokens), alone or in company
 
 // How a matrix's weights are stored. The numbers are part of the packed format.
-enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6 };
+enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6, kQ4Byte = 7, kQ4ByteMin = 8, kKinds = 9 };
 
-inline bool is_float(Kind kind) { return kind <= kBF16; }
+constexpr bool is_float(Kind kind) { return kind <= kBF16; }
+constexpr bool is_q4(Kind kind) { return kind == kQ4 || kind == kQ4Min || kind == kQ4Byte || kind == kQ4ByteMin; }
+constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min || kind == kQ4ByteMin; }
+// Whether scales and minima are int8 and each row has a factor.
+constexpr bool has_factor(Kind kind) { return kind == kQ4Byte || kind == kQ4ByteMin; }
+// Whether 4-bit codes 0…15 stand for −8…7.
+constexpr bool is_centred(Kind kind) { return kind == kQ4 || kind == kQ4Byte; }
 
-// A matrix w [rows, cols], cut into tiles of 8 rows. A tile holds for each group of k: 8 fp16 scales, 8 fp16 minima where the kind has
-// them, then the codes: 32 bytes for 8 k (4 bits: byte r*4+j is row r, k+j in the low nibble, k+4+j in the high one) or 4 k (8 bits).
-// Float tiles hold 8 rows' weights side by side for each k. Rows beyond the last and k beyond the last are packed as zeros.
+constexpr float kShare = 1.f / 128;  // of a row's factor: the unit of its scales
+constexpr int kMinimumStep = 8;      // shares in the unit of its minima
+
+// A matrix w [rows, cols], cut into tiles of 8 rows. A tile holds 8 fp16 factors where the kind has them; then for each group of k: 8 fp16
+// (or int8) scales, 8 minima of the same type where the kind has them, then the codes: 32 bytes for 8 k (4 bits: byte r*4+j is row r, k+j
+// in the low nibble, k+4+j in the high one) or 4 k (8 bits). A weight is scale · code + minimum, or, with a factor, factor · kShare ·
+// (scale · code + kMinimumStep · minimum). Float tiles hold 8 rows' weights side by side for each k. Rows beyond the last and k beyond the
+// last are packed as zeros.
 struct Matrix {
   Kind kind = kF32;
   int rows = 0, cols = 0, group = 0;

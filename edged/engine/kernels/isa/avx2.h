@@ -34,6 +34,7 @@ inline void store_f16(uint16_t* p, F8 a) { _mm_storeu_si128((__m128i*)p, _mm256_
 inline F8 load_bf16(const uint16_t* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
 }
+inline F8 load_int8(const uint8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))}; }
 // Sums and maxima over the lanes, always in this order: (0+4, 1+5, …), then (0+2, 1+3), then 0+1.
 inline float sum_lanes(F8 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

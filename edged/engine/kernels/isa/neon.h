@@ -42,6 +42,10 @@ inline F8 load_bf16(const uint16_t* p) {
   const uint16x8_t h = vld1q_u16(p);
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
 }
+inline F8 load_int8(const uint8_t* p) {
+  const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
+}
 inline float sum_lanes(F8 x) {
   const float32x4_t s = vaddq_f32(x.a, x.b);
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));

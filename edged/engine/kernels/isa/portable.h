@@ -69,6 +69,11 @@ inline F8 load_bf16(const uint16_t* p) {
   }
   return r;
 }
+inline F8 load_int8(const uint8_t* p) {
+  F8 r;
+  EDGED_LANES r.v[i] = (float)(int8_t)p[i];
+  return r;
+}
 inline float sum_lanes(F8 a) {
   return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
 }

@@ -1,0 +1,54 @@
+"""What rounding to 4 bits loses, for each way to store scales, beside ggml's Q4_0: a table for docs/native.md.
+
+.venv/bin/python scripts/rounding_error.py
+"""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+
+from edged.engine.kernels.library import Tensor, load_library
+from edged.models.tiles import Kind, packed_bytes, quantize, tile_codes
+
+ROWS, COLS, GROUP = 256, 896, 32
+
+
+def stored(values: np.ndarray, kind: Kind) -> np.ndarray:
+    """The values that the kernels read out of the packed matrix."""
+    data = np.frombuffer(tile_codes(quantize(values, kind, GROUP), kind, GROUP), np.uint8)
+    room = np.zeros(len(data) + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + len(data)] = data
+    tensor = Tensor(kind, ROWS, COLS, GROUP, room.ctypes.data + start, len(data))
+    out = np.empty((ROWS, COLS), np.float32)
+    for row in range(ROWS):
+        load_library().dequantize(tensor, row, out[row].ctypes.data)
+    return out
+
+
+def q4_0(values: np.ndarray) -> np.ndarray:
+    """ggml's own rounding."""
+    kind = gguf.GGMLQuantizationType.Q4_0
+    return np.asarray(gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind))
+
+
+def main() -> None:
+    """Prints the table."""
+    random = np.random.default_rng(0)
+    spread = np.exp(random.standard_normal(COLS))
+    normal, tails = random.standard_normal((ROWS, COLS)), random.standard_t(4, (ROWS, COLS))
+    samples = {"normal": normal, "Student's t, 4": tails, "columns of different size": normal[::-1] * spread}
+    print("| | bits | " + " | ".join(samples) + " |\n" + "|---" * (2 + len(samples)) + "|")
+    for name, kind in (("ggml's Q4_0", None), *((kind.name.lower(), kind) for kind in Kind if kind.bits == 4)):
+        bits = packed_bytes(kind, ROWS, COLS, GROUP) * 8 / ROWS / COLS if kind else 4.5
+        errors = []
+        for sample in samples.values():
+            values = (sample * 0.02).astype(np.float32)
+            rounded = stored(values, kind) if kind else q4_0(values)
+            errors.append(1e3 * np.square(rounded - values).sum() / np.square(values).sum())
+        print(f"| {name} | {bits:.2f} | " + " | ".join(f"{error:.2f}" for error in errors) + " |")
+
+
+if __name__ == "__main__":
+    main()
