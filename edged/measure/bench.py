@@ -6,8 +6,8 @@ time are alike, two averages need not be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,10 +80,10 @@ def bench(
     about |= {"threads": backend.model.threads, "kernels": backend.model.kernels}
     opened = open_peer(model, packed, peer, backend.model.threads, work, progress) if peer else None
     result = Result(about)
-    progress("read bandwidth")
-    before = speed.read_bandwidth(backend.model.threads)
+    decode, *others = speed.cases(backend)
+    beside = _Beside(decode, backend.model.threads)
     try:
-        for case in speed.cases(backend):
+        for case in (replace(decode, run=beside.run), *others):
             progress(case.name)
             result.rows.append(_row(case, opened, rounds))
         result.rows.append(_outside(backend, rounds))
@@ -91,10 +91,7 @@ def bench(
         if opened is not None:
             about["peer"] = opened.about
             opened.close()
-    progress("read bandwidth")
-    # Neighbours on the same memory take their part now and then: the faster of two is nearer to the limit.
-    bandwidth = max(before, speed.read_bandwidth(backend.model.threads))
-    about |= _limit(packed, bandwidth, result.rows[0].ours)
+    about |= _limit(packed, beside.moments[1:])  # the first was to warm up
     about |= {"huge_pages": huge_share((packed.folder / WEIGHTS).resolve())}
     return result
 
@@ -152,7 +149,33 @@ def _outside(backend: NativeBackend, rounds: int) -> Row:
     return Row("a step outside the model", "ms", median(speed.outside_ms(backend, ids) for _ in range(rounds)))
 
 
-def _limit(packed: PackedModel, bandwidth: float, decode: float) -> dict[str, float]:
-    """The memory's limit for decode: how fast a plain loop reads, in bytes a second, over the bytes a token needs."""
-    limit = bandwidth / speed.token_bytes(packed)
-    return {"read_bytes_per_second": bandwidth, "limit_tokens_per_second": limit, "fraction_of_limit": decode / limit}
+class _Beside:
+    """Decode with the memory's speed of the same moment: neighbours on the same memory change it from second to second.
+
+    `moments`: tokens a second, and bytes a second that a plain loop read right before and after (their mean).
+    """
+
+    def __init__(self, case: speed.Case, threads: int) -> None:
+        self.moments: list[tuple[float, float]] = []
+        self._case = case
+        self._threads = threads
+
+    def run(self) -> float:
+        """One measurement."""
+        before = speed.read_bandwidth(self._threads)
+        tokens = self._case.run()
+        after = speed.read_bandwidth(self._threads)
+        self.moments.append((tokens, (before + after) / 2))
+        return tokens
+
+
+def _limit(packed: PackedModel, moments: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The memory's limit for decode: how fast a plain loop reads over the bytes a token needs, and the fraction of it
+    that was reached, moment by moment; medians."""
+    size = speed.token_bytes(packed)
+    bandwidth = median(read for _, read in moments)
+    return {
+        "read_bytes_per_second": bandwidth,
+        "limit_tokens_per_second": bandwidth / size,
+        "fraction_of_limit": median(tokens * size / read for tokens, read in moments),
+    }
