@@ -53,7 +53,7 @@ def show(result: Result) -> None:
             f"above weights and cache {memory['above'] / 1e6:.0f}"
         )
     console.print(
-        f"memory reads {about['read_bytes_per_second'] / 1e9:.1f} GB/s in a plain loop: "
+        f"memory reads {about['read_bytes_per_second'] / 1e9:.1f} GB/s in a plain loop beside decode: "
         f"about {about['limit_tokens_per_second']:.0f} tokens/s of {about['token_bytes'] / 1e6:.0f} MB each; "
         f"decode reaches {about['fraction_of_limit']:.0%} of that; "
         f"{about['huge_pages']:.0%} of the weights lie in huge pages"

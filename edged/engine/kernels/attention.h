@@ -61,18 +61,23 @@ inline void weigh_all(const float* weights, const T* values, int count, int dim,
   for (; at + 8 <= dim; at += 8) weigh<L, 1>(weights, values + at, count, dim, sums + at, nullptr);
 }
 
+// Whether three of the lanes that are left are computed together. One lane beside others would be slow: its four sums wait for each other.
+inline bool threes(int left) { return left >= 3 && left != 4; }
+
 template <class T>
 inline void score_lanes(const float* const* query, int lanes, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   int l = 0;
-  for (; l + 3 <= lanes; l += 3) score<3>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
-  for (; l < lanes; l++) score<1>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
+  for (; threes(lanes - l); l += 3) score<3>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
+  for (; l + 2 <= lanes; l += 2) score<2>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
+  if (l < lanes) score<1>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
 }
 
 template <class T>
 inline void weigh_lanes(const float* weights, int lanes, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   int l = 0;
-  for (; l + 3 <= lanes; l += 3) weigh_all<3>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
-  for (; l < lanes; l++) weigh_all<1>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (; threes(lanes - l); l += 3) weigh_all<3>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (; l + 2 <= lanes; l += 2) weigh_all<2>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  if (l < lanes) weigh_all<1>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
 }
 
 // Scores of one lane become weights 2^(score − maximum); what was summed so far is brought to the new maximum. `seen` tokens of this
@@ -144,7 +149,7 @@ void attend(const Attend& a, AttendScratch& s) {
       const bool more = (b + 1) * kBlockTokens < tokens;
       const uint16_t* next_keys = more ? a.cache + (size_t)a.blocks[b + 1] * a.block_stride : nullptr;
       const uint16_t* next_values = more ? next_keys + (size_t)dim * kBlockTokens : nullptr;
-      const bool widen = lanes > 7;  // then a block is converted once for all lanes
+      const bool widen = lanes > kHalfLanes;  // then a block is converted once for all lanes
       if (widen) {
         for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.keys + i, load_f16(keys + i));
         for (int i = 0; i < dim * here; i += 8) store(s.values + i, load_f16(values + i));

@@ -87,6 +87,7 @@ constexpr int kStrips = 1;  // several streams at once were never measured on Ar
 // Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row, tile and group of 32 k: A72 56
 // with 4 and 38 with 2, A76 22 and 14).
 constexpr int kBlockRows = 2;
+constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 #ifdef EDGED_DOTPROD
