@@ -1,4 +1,5 @@
-"""What rounding to 4 bits loses, for each way to store scales, beside ggml's Q4_0: a table for docs/native.md.
+"""What rounding to 4 bits loses, for each way to store scales, beside ggml's Q4_0; and what it loses beside a group
+that is larger than the others of its row: two tables for docs/native.md.
 
 .venv/bin/python scripts/rounding_error.py
 """
@@ -33,8 +34,24 @@ def q4_0(values: np.ndarray) -> np.ndarray:
     return np.asarray(gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind))
 
 
+def error(rounded: np.ndarray, values: np.ndarray) -> float:
+    """Mean squared error in thousandths of the mean square."""
+    return float(1e3 * np.square(rounded - values).sum() / np.square(values).sum())
+
+
+def beside_a_large_group(normal: np.ndarray) -> None:
+    """Prints the error of all but the second group, which is `times` as large."""
+    print("\n| one group larger | q4_min | q4_byte_min |\n|---|---|---|")
+    others = np.arange(COLS) // GROUP != 1
+    for times in (5, 10, 20, 60):
+        values = np.where(others, normal, normal * times).astype(np.float32)
+        kinds = (Kind.Q4_MIN, Kind.Q4_BYTE_MIN)
+        errors = [error(stored(values, kind)[:, others], values[:, others]) for kind in kinds]
+        print(f"| {times} × | {errors[0]:.2f} | {errors[1]:.2f} |")
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints the tables."""
     random = np.random.default_rng(0)
     spread = np.exp(random.standard_normal(COLS))
     normal, tails = random.standard_normal((ROWS, COLS)), random.standard_t(4, (ROWS, COLS))
@@ -46,8 +63,9 @@ def main() -> None:
         for sample in samples.values():
             values = (sample * 0.02).astype(np.float32)
             rounded = stored(values, kind) if kind else q4_0(values)
-            errors.append(1e3 * np.square(rounded - values).sum() / np.square(values).sum())
-        print(f"| {name} | {bits:.2f} | " + " | ".join(f"{error:.2f}" for error in errors) + " |")
+            errors.append(error(rounded, values))
+        print(f"| {name} | {bits:.2f} | " + " | ".join(f"{one:.2f}" for one in errors) + " |")
+    beside_a_large_group(normal)
 
 
 if __name__ == "__main__":

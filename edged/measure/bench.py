@@ -152,7 +152,8 @@ def _outside(backend: NativeBackend, rounds: int) -> Row:
 class _Beside:
     """Decode with the memory's speed of the same moment: neighbours on the same memory change it from second to second.
 
-    `moments`: tokens a second, and bytes a second that a plain loop read right before and after (their mean).
+    `moments`: tokens a second, and bytes a second that a plain loop read before its warm-up and right after (their
+    mean).
     """
 
     def __init__(self, case: speed.Case, threads: int) -> None:

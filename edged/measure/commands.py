@@ -39,6 +39,8 @@ def pack_command(arguments: argparse.Namespace, models: Path) -> int:
         raise BadValue("edged pack", "takes SOURCE DEST, or --shape NAME DEST")
     if arguments.tokenizer and not arguments.shape:
         raise BadValue("--tokenizer", "goes with --shape; a model has its own")
+    if arguments.scale_only and arguments.bits == 8:
+        raise BadValue("--scale-only", "goes with --bits 4: 8 bits have no minimum")
     destination = Path(arguments.paths[-1])
     if arguments.shape:
         bits, group = arguments.bits or 4, arguments.group or 32
@@ -67,8 +69,8 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
     bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
     if arguments.group and bits is None:
         raise BadValue("--group", "needs --bits: without, the weights stay as the file has them")
-    if arguments.scale_only and bits != 4:
-        raise BadValue("--scale-only", "goes with --bits 4: 8 bits have no minimum")
+    if arguments.scale_only and bits is None:
+        raise BadValue("--scale-only", "needs --bits 4: without, the weights stay as the file has them")
     pack(
         open_source(found.path),
         destination,

@@ -235,7 +235,8 @@ def _check_finite(values: npt.NDArray[Any], name: str, source: Source) -> None:
 
 
 def _name(infos: dict[str, TensorInfo]) -> str:
-    """The kind of most weights, in the words that people know (`q4_0`, `q4_1`, `q8_0`, `f32`)."""
+    """The kind of most weights, in the words that people know (`q4_0`, `q4_1`, `q8_0`, `f32`) where there are any; else
+    our own (`q4_byte_min`)."""
     weight: dict[Kind, int] = {}
     for info in infos.values():
         weight[info.kind] = weight.get(info.kind, 0) + info.rows * info.cols

@@ -4,7 +4,7 @@
 Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 stand for −8…7); `q4_min`,
 `q8_min`: code · scale + minimum. Scales and minima are float16, as GGUF files have them. `q4_byte` and `q4_byte_min`
 are what floats become: scales and minima of one byte each, in shares of a factor that a row's groups have in common,
-so a weight takes 4.25 or 4.5 bits in place of 4.5 or 5.
+so a weight takes about 4.25 or 4.5 bits in place of 4.5 or 5.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _fitted(grouped: Array, kind: Kind) -> tuple[Array, Array]:
     if kind.bits == 8:
         return whole_scale, whole_minimum
     best_error = np.full(grouped.shape[:2], np.inf, np.float32)
-    best = np.zeros_like(best_error), np.zeros_like(best_error)
+    best = whole_scale.copy(), whole_minimum.copy()  # kept where errors overflow: no float16 holds such scales
     for clip in CANDIDATES:
         scale, minimum = whole_scale * np.float32(clip), middle + (whole_minimum - middle) * np.float32(clip)
         codes = _codes(grouped, scale, minimum, kind)
@@ -223,8 +223,8 @@ def _in_halves(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Code
 def _in_bytes(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Codes:
     """Scales and minima as bytes, and the codes that are nearest with those.
 
-    A scale's neighbours are tried, too, each with the minimum that then fits best: that gains more than the bytes
-    lose against float16 (docs/native.md, "Tried").
+    A scale's neighbours are tried, too, each with the minimum that then fits best: where a row's groups are of similar
+    size that gains more than the bytes lose against float16 (docs/native.md, "Layout of weights").
     """
     factor = _factor(scale, minimum)
     share = factor.astype(np.float32)[:, None] / SHARES

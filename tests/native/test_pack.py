@@ -16,7 +16,7 @@ from edged.engine.kernels.library import load_library
 from edged.models.gguf_file import open_gguf
 from edged.models.pack import pack_path, pack_shape
 from edged.models.packed import FORMAT, MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
-from edged.models.tiles import Kind, packed_bytes, quantize
+from edged.models.tiles import Codes, Kind, packed_bytes, quantize
 from tests.native.helpers import dequantized, open_model, pack_tiny, tiny_checkpoint
 
 TYPES = {
@@ -138,18 +138,36 @@ def _ggml_q4_0(values: np.ndarray) -> np.ndarray:
 
 
 def test_groups_of_very_different_size_share_a_row() -> None:
-    """One group far larger than the others, all of one sign, or zero: each weight stays within a step of its own group,
-    or a share of the row's largest."""
+    """One group far larger than the others, all of one sign, or zero: with a minimum each weight stays within a step of
+    its own group's range, plus one of the row's steps; with a scale alone within a share of the magnitudes."""
     random = np.random.default_rng(1)
     values = random.standard_normal((16, 256)).astype(np.float32)
     values[:, 64:96] *= 60
     values[1] += 300
     values[2] = 0
     values[3, :32] = 0
-    for kind in (Kind.Q4_BYTE, Kind.Q4_BYTE_MIN):
-        off = np.abs(dequantized(quantize(values, kind, 32), kind, 32) - values).reshape(16, 8, 32).max(2)
-        largest = np.abs(values).reshape(16, 8, 32).max(2)
-        assert (off <= 0.2 * largest + 0.02 * largest.max(1, keepdims=True)).all()
+
+    def off(codes: Codes, kind: Kind) -> np.ndarray:
+        return np.asarray(np.abs(dequantized(codes, kind, 32) - values).reshape(16, 8, 32).max(2))
+
+    groups = values.reshape(16, 8, 32)
+    largest = np.abs(groups).max(2)
+    scale_only, both = (quantize(values, kind, 32) for kind in (Kind.Q4_BYTE, Kind.Q4_BYTE_MIN))
+    assert (off(scale_only, Kind.Q4_BYTE) <= 0.2 * largest + 0.02 * largest.max(1, keepdims=True)).all()
+    assert both.factor is not None
+    step = both.factor.astype(np.float32)[:, None] / 16
+    assert (off(both, Kind.Q4_BYTE_MIN) <= np.ptp(groups, axis=2) * 3 / 15 + step).all()
+
+
+def test_weights_too_large_for_any_scale_have_an_infinite_factor() -> None:
+    """Where squared errors overflow, too: packing refuses it, and never keeps zeros in their place."""
+    for size in (1e8, 1e30):
+        values = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32) * np.float32(size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for kind in (Kind.Q4_BYTE, Kind.Q4_BYTE_MIN):
+                factor = quantize(values, kind, 32).factor
+                assert factor is not None
+                assert np.isinf(factor).all()
 
 
 def test_folders_of_the_format_before_are_read(tmp_path: Path) -> None:

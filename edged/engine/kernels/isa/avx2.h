@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../table.h"
+
 namespace {
 
 // Eight float32 lanes.
@@ -93,7 +95,7 @@ inline A4 load_a(const int8_t* group, int k) {
 }
 
 constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: not measured
-constexpr int kHalfLanes = 48;  // attention lanes up to which keys and values are converted as they are read: always, it costs what a load does
+constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
 
 // Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.
