@@ -32,8 +32,9 @@ from edged.models.packed import (
     write_manifest,
     write_weights,
 )
+from edged.models.rounding import quantize
 from edged.models.texts import read_texts
-from edged.models.tiles import GROUPS, Codes, Kind, quantize, tile_codes, tile_floats
+from edged.models.tiles import GROUPS, Codes, Kind, tile_codes, tile_floats
 from edged.models.token_tables import write_tables
 
 Progress = Callable[[str], None]
@@ -230,7 +231,9 @@ def _check_codes(codes: Codes, name: str, source: Source) -> None:
 def _check_finite(values: npt.NDArray[Any], name: str, source: Source) -> None:
     if not np.isfinite(values).all():
         raise ModelError(
-            "bad_model", f"Tensor {name} of {source.name} holds values that are not finite; fetch the model again."
+            "bad_model",
+            f"Tensor {name} of {source.name} holds values that are not finite, or too large to be rounded; "
+            "fetch the model again.",
         )
 
 

@@ -239,7 +239,8 @@ def _read_manifest(path: Path) -> Manifest:
     document = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     if document["format"] not in READABLE:
         raise ModelError(
-            "unsupported", f"{path.parent} is packed in format {document['format']}, not {FORMAT}; pack it again."
+            "unsupported",
+            f"{path.parent} is packed in format {document['format']}, which this version does not read; pack it again.",
         )
     shape = msgspec.convert(document["shape"], Shape)
     if shape.architecture not in FAMILIES:

@@ -12,7 +12,8 @@ from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import Tensor, load_library
 from edged.models.pack import pack_path
 from edged.models.packed import open_packed
-from edged.models.tiles import Codes, Kind, quantize, tile_codes, tile_floats
+from edged.models.rounding import quantize
+from edged.models.tiles import Codes, Kind, tile_codes, tile_floats
 
 
 def _kernels() -> list[str]:

@@ -39,7 +39,7 @@ struct Packed {
   std::vector<uint8_t> room;
   Matrix matrix;
   Packed(Kind kind, int rows, int cols, int group) {
-    const size_t header = (has_factor(kind) ? 8 : 16) * (has_minimum(kind) ? 2 : 1), factors = has_factor(kind) ? 16 : 0;
+    const size_t header = header_bytes(kind), factors = factor_bytes(kind);
     const size_t tiles = (rows + 7) / 8, groups = (cols + group - 1) / group, block = header + (size_t)group * 8 / (is_q4(kind) ? 2 : 1);
     const size_t bytes = tiles * (is_float(kind) ? 8 * cols * (kind == kF32 ? 4 : 2) : factors + groups * block);
     room.resize(bytes + 64);

@@ -11,9 +11,6 @@
 namespace {
 using namespace edged;
 
-constexpr int factor_bytes(Kind kind) { return has_factor(kind) ? 16 : 0; }
-constexpr int scale_bytes(Kind kind) { return has_factor(kind) ? 8 : 16; }
-constexpr int header_bytes(Kind kind) { return scale_bytes(kind) * (has_minimum(kind) ? 2 : 1); }
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 // Prefetch distance in bytes of one or two streams: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
 // 1536). Four streams are left to the processor's own prefetchers, which fetch more at a time: AVX2 decoded no faster with lines asked for
@@ -33,8 +30,8 @@ inline F8 scales(const uint8_t* header) {
 }
 template <Kind kind>
 inline F8 minima(const uint8_t* header) {
-  if (has_factor(kind)) return mul(load_int8(header + 8), splat(kMinimumStep));
-  return load_f16((const uint16_t*)(header + 16));
+  const uint8_t* p = header + scale_bytes(kind);
+  return has_factor(kind) ? mul(load_int8(p), splat(kMinimumStep)) : load_f16((const uint16_t*)p);
 }
 
 // acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The 8 of centred codes is off already: sums of
@@ -311,7 +308,6 @@ void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* 
     case kQ8Min: return product<kQ8Min>(w, x, strips, y, y_stride, accumulate, s);
     case kQ4Byte: return product<kQ4Byte>(w, x, strips, y, y_stride, accumulate, s);
     case kQ4ByteMin: return product<kQ4ByteMin>(w, x, strips, y, y_stride, accumulate, s);
-    case kKinds: return;
   }
 }
 

@@ -98,9 +98,8 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
     if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128) refuse("the tensor " + name + " has groups other than 32, 64 or 128");
     m.group = tensor.group;
     m.groups = (cols + m.group - 1) / m.group;
-    const size_t header = kTileRows * (has_factor(m.kind) ? 1 : 2) * (has_minimum(m.kind) ? 2 : 1);
-    m.block_bytes = header + (size_t)m.group * kTileRows / (is_q4(m.kind) ? 2 : 1);
-    m.tile_bytes = m.block_bytes * m.groups + (has_factor(m.kind) ? kTileRows * 2 : 0);
+    m.block_bytes = header_bytes(m.kind) + (size_t)m.group * kTileRows / (is_q4(m.kind) ? 2 : 1);
+    m.tile_bytes = factor_bytes(m.kind) + m.block_bytes * m.groups;
   }
   if (tensor.bytes / m.tile_bytes < (size_t)m.tiles) refuse("the tensor " + name + " is shorter than its shape");
   if ((uintptr_t)m.data % 16) refuse("the tensor " + name + " is not aligned to 16 bytes");
@@ -172,11 +171,11 @@ void dequantize_row(const Matrix& w, int row, float* out) {
   }
   const bool four = is_q4(w.kind), minimum = has_minimum(w.kind), bytes = has_factor(w.kind);
   const float factor = bytes ? half_to_float(((const uint16_t*)tile)[r]) * kShare : 1.f;
-  if (bytes) tile += kTileRows * 2;
+  tile += factor_bytes(w.kind);
   for (int g = 0; g < w.groups; g++, tile += w.block_bytes) {
     const auto head = [&](int i) { return bytes ? (float)(int8_t)tile[i] : half_to_float(((const uint16_t*)tile)[i]); };
     const float scale = head(r), low = minimum ? head(8 + r) * (bytes ? kMinimumStep : 1) : 0.f;
-    const uint8_t* codes = tile + kTileRows * (bytes ? 1 : 2) * (minimum ? 2 : 1);
+    const uint8_t* codes = tile + header_bytes(w.kind);
     for (int i = 0, k = g * w.group; i < w.group && k < w.cols; i++, k++) {
       int code;
       if (four) {

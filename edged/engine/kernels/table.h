@@ -12,7 +12,8 @@ constexpr int kBlockTokens = 32;     // tokens in one block of the key/value cac
 constexpr int kChunkBlocks = 4;      // attention partial results end every 4 blocks (128 tokens), alone or in company
 
 // How a matrix's weights are stored. The numbers are part of the packed format.
-enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6, kQ4Byte = 7, kQ4ByteMin = 8, kKinds = 9 };
+enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6, kQ4Byte = 7, kQ4ByteMin = 8 };
+constexpr int kKinds = 9;
 
 constexpr bool is_float(Kind kind) { return kind <= kBF16; }
 constexpr bool is_q4(Kind kind) { return kind == kQ4 || kind == kQ4Min || kind == kQ4Byte || kind == kQ4ByteMin; }
@@ -21,6 +22,11 @@ constexpr bool has_minimum(Kind kind) { return kind == kQ4Min || kind == kQ8Min 
 constexpr bool has_factor(Kind kind) { return kind == kQ4Byte || kind == kQ4ByteMin; }
 // Whether 4-bit codes 0…15 stand for −8…7.
 constexpr bool is_centred(Kind kind) { return kind == kQ4 || kind == kQ4Byte; }
+
+// Bytes of 8 rows' factors, which begin a tile, and of a group's scales and minima, which begin its block.
+constexpr int factor_bytes(Kind kind) { return has_factor(kind) ? kTileRows * 2 : 0; }
+constexpr int scale_bytes(Kind kind) { return kTileRows * (has_factor(kind) ? 1 : 2); }
+constexpr int header_bytes(Kind kind) { return scale_bytes(kind) * (has_minimum(kind) ? 2 : 1); }
 
 constexpr float kShare = 1.f / 128;  // of a row's factor: the unit of its scales
 constexpr int kMinimumStep = 8;      // shares in the unit of its minima
