@@ -163,62 +163,75 @@ void check_sampling(const Kernels& k, const Kernels& plain) {
 struct AttendRoom {
   std::vector<float> floats;
   AttendScratch scratch;
-  explicit AttendRoom(int dim) : floats((size_t)(2 * dim * 32 + kMaxLanes * (32 + 2 * dim + 11))) {
+  explicit AttendRoom(int dim) : floats((size_t)(dim * 32 + kMaxLanes * (kChunkTokens + 2 * dim + 4))) {
     float* at = floats.data();
     const auto take = [&at](size_t n) { return (at += n) - n; };
     const size_t d = (size_t)dim, lanes = kMaxLanes;
-    scratch.keys = take(d * 32);
-    scratch.values = take(d * 32);
-    scratch.scores = take(lanes * 32);
+    scratch.widened = take(d * 32);
+    scratch.scores = take(lanes * kChunkTokens);
     scratch.sums = take(lanes * d);
     scratch.merged = take(lanes * d);
-    scratch.totals = take(lanes * 8);
+    scratch.totals = take(lanes);
     scratch.maxima = take(lanes);
     scratch.merged_total = take(lanes);
     scratch.merged_maximum = take(lanes);
   }
 };
 
-void check_attention(const Kernels& k) {
-  for (int dim : {8, 64, 80, 256}) {
-    const int tokens = 300, heads = 3, blocks = 10;
-    const auto keys = values((size_t)tokens * dim), all_values = values((size_t)tokens * dim), query = values((size_t)heads * dim);
-    std::vector<uint16_t> cache((size_t)blocks * dim * 64);
-    std::vector<int32_t> table;
-    for (int b = 0; b < blocks; b++) table.push_back((b * 7 + 3) % blocks);
-    for (int t = 0; t < tokens; t++)
-      k.store_kv(&keys[(size_t)t * dim], &all_values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
-    std::vector<float> expected((size_t)heads * dim), out = expected;
-    for (int h = 0; h < heads; h++) {
-      std::vector<double> weight(tokens);
-      double total = 0;
-      for (int t = 0; t < tokens; t++) {
-        double score = 0;
-        for (int d = 0; d < dim; d++) score += (double)query[h * dim + d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
-        total += weight[t] = std::exp2(score);
-      }
-      for (int d = 0; d < dim; d++) {
-        double sum = 0;
-        for (int t = 0; t < tokens; t++) sum += weight[t] * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
-        expected[h * dim + d] = (float)(sum / total);
-      }
-    }
-    AttendRoom room(dim);
-    Attend work;
-    work.query = query.data();
-    work.query_stride = work.out_stride = (size_t)heads * dim;
-    work.rows = 1;
-    work.heads = heads;
-    work.dim = dim;
-    work.position = tokens - 1;
-    work.cache = cache.data();
-    work.block_stride = (size_t)dim * 64;
-    work.blocks = table.data();
-    work.chunk_end = (tokens + 127) / 128;
-    work.out = out.data();
-    k.attend(work, room.scratch);
-    expect(near(out, expected, 1e-4f), k.name, "attention over heads of " + std::to_string(dim));
+// softmax(query · keys) · values of one head in float64, with keys and values rounded as the cache holds them.
+std::vector<float> plain_attention(const float* query, const std::vector<float>& keys, const std::vector<float>& all_values, int tokens, int dim) {
+  std::vector<double> sums(dim);
+  double total = 0;
+  for (int t = 0; t < tokens; t++) {
+    double score = 0;
+    for (int d = 0; d < dim; d++) score += (double)query[d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
+    const double weight = std::exp2(score);
+    total += weight;
+    for (int d = 0; d < dim; d++) sums[d] += weight * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
   }
+  std::vector<float> out(dim);
+  for (int d = 0; d < dim; d++) out[d] = (float)(sums[d] / total);
+  return out;
+}
+
+// One row's attention, computed at once and chunk by chunk by whoever is free: right, and the same to the bit.
+void check_attention(const Kernels& k, int dim, int tokens) {
+  const int heads = 7, blocks = (tokens + 31) / 32, chunks = (tokens + kChunkTokens - 1) / kChunkTokens;
+  const auto keys = values((size_t)tokens * dim), all_values = values((size_t)tokens * dim), query = values((size_t)heads * dim);
+  std::vector<uint16_t> cache((size_t)blocks * dim * 64);
+  std::vector<int32_t> table;
+  for (int b = 0; b < blocks; b++) table.push_back(blocks - 1 - b);
+  for (int t = 0; t < tokens; t++)
+    k.store_kv(&keys[(size_t)t * dim], &all_values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
+  std::vector<float> expected, out((size_t)heads * dim), merged = out;
+  for (int h = 0; h < heads; h++)
+    for (float x : plain_attention(&query[(size_t)h * dim], keys, all_values, tokens, dim)) expected.push_back(x);
+  AttendRoom room(dim);
+  Attend work;
+  work.query = query.data();
+  work.query_stride = work.out_stride = (size_t)heads * dim;
+  work.rows = 1;
+  work.heads = heads;
+  work.dim = dim;
+  work.position = tokens - 1;
+  work.cache = cache.data();
+  work.block_stride = (size_t)dim * 64;
+  work.blocks = table.data();
+  work.chunk_end = chunks;
+  work.out = out.data();
+  k.attend(work, room.scratch);
+  const std::string what = "attention over " + std::to_string(tokens) + " tokens, heads of " + std::to_string(dim);
+  expect(near(out, expected, 1e-4f), k.name, what);
+  const size_t lane = (size_t)dim + 8;
+  std::vector<float> partial(lane * heads * chunks);
+  for (int c = chunks; c--;) {
+    work.chunk_begin = c;
+    work.chunk_end = c + 1;
+    work.partial = &partial[lane * heads * c];
+    k.attend(work, room.scratch);
+  }
+  for (int h = 0; h < heads; h++) k.merge(&partial[lane * h], lane * heads, chunks, dim, &merged[(size_t)h * dim]);
+  expect(out == merged, k.name, what + ", chunk by chunk");
 }
 
 }  // namespace
@@ -231,7 +244,8 @@ int main() {
     check_products(*table, plain);
     check_elementwise(*table, plain);
     check_sampling(*table, plain);
-    check_attention(*table);
+    for (int dim : {8, 64, 80, 256})
+      for (int tokens : {1, 31, 300, 1024, 2500}) check_attention(*table, dim, tokens);
     printf("%s: as plain C++\n", name);
   }
   return 0;

@@ -1,9 +1,9 @@
-// Attention over the blocked key/value cache, with a running maximum (online softmax, in powers of two). Included once by each
-// instruction set's file.
+// Attention over the blocked key/value cache, chunk by chunk with a running maximum (online softmax, in powers of two). Included once
+// by each instruction set's file.
 //
-// A lane is one query row of one head. For every lane the same arithmetic runs in the same order, whoever shares the work: blocks of 32
-// tokens one after another within a chunk of 128, then chunk merged into chunk. Keys lie [dim, token], so that scores of 32 tokens
-// grow in registers without sums over lanes; values lie [token, dim].
+// A lane is one query row of one head. For every lane the same arithmetic runs in the same order, whoever shares the work: a chunk's
+// scores, their weights, then its values block by block, then chunk merged into chunk. Keys lie [dim, token], so that scores of 32
+// tokens grow in registers without sums over lanes; values lie [token, dim].
 #pragma once
 #include "table.h"
 
@@ -15,8 +15,8 @@ constexpr float kNone = -1e30f;  // "no token yet": finite, so that differences 
 inline F8 load_any(const float* p) { return load(p); }
 inline F8 load_any(const uint16_t* p) { return load_f16(p); }
 
-// scores[lane, 32] = query[lane] · keys for L lanes. One key vector at a time: with 3 lanes, 12 sums, 3 queries and a key fill AVX2's 16
-// registers. `ahead` (or null): keys of the next block, fetched a line a step.
+// scores[lane, 32 of a chunk] = query[lane] · keys for L lanes. One key vector at a time: with 3 lanes, 12 sums, 3 queries and a key
+// fill AVX2's 16 registers. `ahead` (or null): keys of the next block, fetched a line a step.
 template <int L, class T>
 inline void score(const float* const* query, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   F8 acc[L][4];
@@ -32,7 +32,7 @@ inline void score(const float* const* query, const T* keys, int dim, float* scor
     }
   }
   for (int l = 0; l < L; l++)
-    for (int j = 0; j < 4; j++) store(scores + l * kBlockTokens + j * 8, acc[l][j]);
+    for (int j = 0; j < 4; j++) store(scores + l * kChunkTokens + j * 8, acc[l][j]);
 }
 
 // sums[lane, at … at + 8·J] += Σ_t weights[lane, t] · values[t] over `count` tokens. `ahead` (or null): values of the next block.
@@ -44,7 +44,7 @@ inline void weigh(const float* weights, const T* values, int count, int dim, flo
   for (int t = 0; t < count; t++, values += dim) {
     if (ahead) prefetch_next(ahead + t * dim);
     F8 p[L];
-    for (int l = 0; l < L; l++) p[l] = splat(weights[l * kBlockTokens + t]);
+    for (int l = 0; l < L; l++) p[l] = splat(weights[l * kChunkTokens + t]);
     for (int j = 0; j < J; j++) {
       const F8 value = load_any(values + j * 8);
       for (int l = 0; l < L; l++) acc[l][j] = fma(p[l], value, acc[l][j]);
@@ -67,45 +67,39 @@ inline bool threes(int left) { return left >= 3 && left != 4; }
 template <class T>
 inline void score_lanes(const float* const* query, int lanes, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   int l = 0;
-  for (; threes(lanes - l); l += 3) score<3>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
-  for (; l + 2 <= lanes; l += 2) score<2>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
-  if (l < lanes) score<1>(query + l, keys, dim, scores + l * kBlockTokens, l ? nullptr : ahead);
+  for (; threes(lanes - l); l += 3) score<3>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
+  for (; l + 2 <= lanes; l += 2) score<2>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
+  if (l < lanes) score<1>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
 }
 
 template <class T>
 inline void weigh_lanes(const float* weights, int lanes, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   int l = 0;
-  for (; threes(lanes - l); l += 3) weigh_all<3>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
-  for (; l + 2 <= lanes; l += 2) weigh_all<2>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
-  if (l < lanes) weigh_all<1>(weights + l * kBlockTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (; threes(lanes - l); l += 3) weigh_all<3>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (; l + 2 <= lanes; l += 2) weigh_all<2>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  if (l < lanes) weigh_all<1>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
 }
 
-// Scores of one lane become weights 2^(score − maximum); what was summed so far is brought to the new maximum. `seen` tokens of this
-// block count.
-inline void soften(float* scores, int seen, float* maximum, float* total, float* sums, int dim) {
-  if (seen <= 0) {
-    for (int j = 0; j < 4; j++) store(scores + j * 8, zero());
-    return;
-  }
-  for (int t = seen; t < kBlockTokens; t++) scores[t] = kNone;
-  F8 s[4];
-  for (int j = 0; j < 4; j++) s[j] = load(scores + j * 8);
-  const float top = max_lanes(max(max(s[0], s[1]), max(s[2], s[3])));
-  if (top > *maximum) {
-    const F8 factor = exp2(splat(*maximum - top));
-    for (int i = 0; i < dim; i += 8) store(sums + i, mul(load(sums + i), factor));
-    store(total, mul(load(total), factor));
-    *maximum = top;
-  }
+// Scores of one lane's chunk become weights 2^(score − maximum), zero behind the `seen` tokens that count, up to `all`, a multiple of 8.
+// Gives their maximum and total.
+inline void soften(float* scores, int seen, int all, float* maximum, float* total) {
+  *maximum = kNone;
+  *total = 0;
+  int t = seen > 0 ? (seen + 7) & ~7 : 0;
+  for (int i = t; i < all; i += 8) store(scores + i, zero());
+  if (!t) return;
+  for (int i = seen; i < t; i++) scores[i] = kNone;
+  F8 top = load(scores);
+  for (int i = 8; i < t; i += 8) top = max(top, load(scores + i));
+  *maximum = max_lanes(top);
   const F8 base = splat(*maximum);
-  F8 all = load(total);
-  for (int j = 0; j < 4; j++) {
-    s[j] = exp2(sub(s[j], base));
-    store(scores + j * 8, s[j]);
-    all = add(all, s[j]);
+  F8 sum = zero();
+  for (int i = 0; i < t; i += 8) {
+    const F8 weight = exp2(sub(load(scores + i), base));
+    store(scores + i, weight);
+    sum = add(sum, weight);
   }
-  for (int t = seen; t < kBlockTokens; t++) scores[t] = 0.f;
-  store(total, all);
+  *total = sum_lanes(sum);
 }
 
 // Adds a chunk's result (sums, maximum, total) to the merged one.
@@ -136,38 +130,42 @@ void attend(const Attend& a, AttendScratch& s) {
   }
   for (int i = 0; i < lanes * dim; i += 8) store(s.merged + i, zero());
   const int tokens = a.position + a.rows;  // that the last row sees
+  const bool widen = lanes > kHalfLanes;   // then a block is converted once for all lanes
   for (int chunk = a.chunk_begin; chunk < a.chunk_end; chunk++) {
-    for (int i = 0; i < lanes * dim; i += 8) store(s.sums + i, zero());
-    for (int l = 0; l < lanes; l++) {
-      s.maxima[l] = kNone;
-      store(s.totals + l * 8, zero());
-    }
-    for (int b = chunk * kChunkBlocks; b < (chunk + 1) * kChunkBlocks && b * kBlockTokens < tokens; b++) {
-      const uint16_t* keys = a.cache + (size_t)a.blocks[b] * a.block_stride;
-      const uint16_t* values = keys + (size_t)dim * kBlockTokens;
-      const int here = tokens - b * kBlockTokens < kBlockTokens ? tokens - b * kBlockTokens : kBlockTokens;
-      const bool more = (b + 1) * kBlockTokens < tokens;
-      const uint16_t* next_keys = more ? a.cache + (size_t)a.blocks[b + 1] * a.block_stride : nullptr;
-      const uint16_t* next_values = more ? next_keys + (size_t)dim * kBlockTokens : nullptr;
-      const bool widen = lanes > kHalfLanes;  // then a block is converted once for all lanes
+    const int first = chunk * kChunkTokens, here = tokens - first < kChunkTokens ? tokens - first : kChunkTokens;
+    const int blocks = (here + kBlockTokens - 1) / kBlockTokens;
+    const auto keys_of = [&](int b) { return a.cache + (size_t)a.blocks[chunk * kChunkBlocks + b] * a.block_stride; };
+    const auto next_of = [&](int b) { return first + (b + 1) * kBlockTokens < tokens ? keys_of(b + 1) : nullptr; };
+    for (int b = 0; b < blocks; b++) {
+      const uint16_t* keys = keys_of(b);
+      float* scores = s.scores + b * kBlockTokens;
       if (widen) {
-        for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.keys + i, load_f16(keys + i));
-        for (int i = 0; i < dim * here; i += 8) store(s.values + i, load_f16(values + i));
-        score_lanes(query, lanes, s.keys, dim, s.scores, next_keys);
+        for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.widened + i, load_f16(keys + i));
+        score_lanes(query, lanes, s.widened, dim, scores, next_of(b));
       } else {
-        score_lanes(query, lanes, keys, dim, s.scores, next_keys);
+        score_lanes(query, lanes, keys, dim, scores, next_of(b));
       }
-      for (int l = 0; l < lanes; l++) {
-        const int seen = a.position + l / a.heads + 1 - b * kBlockTokens;
-        soften(s.scores + l * kBlockTokens, seen < here ? seen : here, s.maxima + l, s.totals + l * 8, s.sums + (size_t)l * dim, dim);
-      }
-      if (widen)
-        weigh_lanes(s.scores, lanes, s.values, here, dim, s.sums, next_values);
-      else
-        weigh_lanes(s.scores, lanes, values, here, dim, s.sums, next_values);
     }
     for (int l = 0; l < lanes; l++) {
-      const float total = sum_lanes(load(s.totals + l * 8));
+      const int seen = a.position + l / a.heads + 1 - first;
+      soften(s.scores + l * kChunkTokens, seen < here ? seen : here, blocks * kBlockTokens, s.maxima + l, s.totals + l);
+    }
+    for (int i = 0; i < lanes * dim; i += 8) store(s.sums + i, zero());
+    for (int b = 0; b < blocks; b++) {
+      const uint16_t* values = keys_of(b) + (size_t)dim * kBlockTokens;
+      const uint16_t* ahead = next_of(b);
+      if (ahead) ahead += (size_t)dim * kBlockTokens;
+      const int count = here - b * kBlockTokens < kBlockTokens ? here - b * kBlockTokens : kBlockTokens;
+      const float* weights = s.scores + b * kBlockTokens;
+      if (widen) {
+        for (int i = 0; i < dim * count; i += 8) store(s.widened + i, load_f16(values + i));
+        weigh_lanes(weights, lanes, s.widened, count, dim, s.sums, ahead);
+      } else {
+        weigh_lanes(weights, lanes, values, count, dim, s.sums, ahead);
+      }
+    }
+    for (int l = 0; l < lanes; l++) {
+      const float total = s.totals[l];
       const float* sums = s.sums + (size_t)l * dim;
       if (a.partial) {
         float* out = a.partial + (size_t)l * (dim + 8);
@@ -184,11 +182,36 @@ void attend(const Attend& a, AttendScratch& s) {
     finish(s.merged + (size_t)l * dim, s.merged_total[l], dim, a.out + (size_t)(l / a.heads) * a.out_stride + (size_t)(l % a.heads) * dim);
 }
 
+// Like merge_one for chunk after chunk, to the bit: maxima and factors of eight chunks are found together, sums stay in registers.
+template <int J>
+inline void merge_columns(const float* partial, size_t stride, int chunks, const float* old_factors, const float* new_factors, float* merged) {
+  F8 acc[J];
+  for (int j = 0; j < J; j++) acc[j] = load(merged + j * 8);
+  for (int c = 0; c < chunks; c++, partial += stride) {
+    const F8 old_factor = splat(old_factors[c]), new_factor = splat(new_factors[c]);
+    for (int j = 0; j < J; j++) acc[j] = fma(load(partial + j * 8), new_factor, mul(acc[j], old_factor));
+  }
+  for (int j = 0; j < J; j++) store(merged + j * 8, acc[j]);
+}
+
 void merge(const float* partial, size_t stride, int chunks, int dim, float* out) {
   float merged[256], maximum = kNone, total = 0;
   for (int i = 0; i < dim; i += 8) store(merged + i, zero());
-  for (int c = 0; c < chunks; c++, partial += stride)
-    if (partial[dim + 1] > 0) merge_one(merged, &maximum, &total, partial, partial[dim], partial[dim + 1], dim);
+  for (; chunks > 0; chunks -= 8, partial += stride * 8) {
+    const int count = chunks < 8 ? chunks : 8;
+    float before[8] = {}, after[8] = {}, own[8] = {};
+    for (int c = 0; c < count; c++) {
+      own[c] = partial[c * stride + dim];
+      before[c] = maximum;
+      after[c] = maximum = own[c] > maximum ? own[c] : maximum;
+    }
+    store(before, exp2(sub(load(before), load(after))));
+    store(own, exp2(sub(load(own), load(after))));
+    for (int c = 0; c < count; c++) total = total * before[c] + partial[c * stride + dim + 1] * own[c];
+    int at = 0;
+    for (; at + 64 <= dim; at += 64) merge_columns<8>(partial + at, stride, count, before, own, merged + at);
+    for (; at < dim; at += 8) merge_columns<1>(partial + at, stride, count, before, own, merged + at);
+  }
   finish(merged, total, dim, out);
 }
 

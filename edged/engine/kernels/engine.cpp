@@ -57,7 +57,7 @@ Engine::Engine(Model model, const Kernels& kernels)
     room->row.resize((size_t)narrow_.stride);
     room->best.reserve(rows);
     room->narrow = ActivationRoom(1, narrow_.stride);
-    room->attention.resize(2 * dim * kBlockTokens + lanes * (kBlockTokens + 2 * dim + 8 + 3));
+    room->attention.resize(dim * kBlockTokens + lanes * (kChunkTokens + 2 * dim + 4));
     float* at = room->attention.data();
     const auto take = [&at](size_t n) {
       float* here = at;
@@ -65,12 +65,11 @@ Engine::Engine(Model model, const Kernels& kernels)
       return here;
     };
     AttendScratch& a = room->attend;
-    a.keys = take(dim * kBlockTokens);
-    a.values = take(dim * kBlockTokens);
-    a.scores = take(lanes * kBlockTokens);
+    a.widened = take(dim * kBlockTokens);
+    a.scores = take(lanes * kChunkTokens);
     a.sums = take(lanes * dim);
     a.merged = take(lanes * dim);
-    a.totals = take(lanes * 8);
+    a.totals = take(lanes);
     a.maxima = take(lanes);
     a.merged_total = take(lanes);
     a.merged_maximum = take(lanes);
@@ -122,7 +121,7 @@ Plan Engine::plan(const EdgedStep& step) const {
       p.rows.push_back({token, slice.position + i, s});
       p.row_partial.push_back(-1);
     }
-    const auto chunks_of = [](int tokens) { return (tokens + kBlockTokens * kChunkBlocks - 1) / (kBlockTokens * kChunkBlocks); };
+    const auto chunks_of = [](int tokens) { return (tokens + kChunkTokens - 1) / (kChunkTokens); };
     if (slice.count <= kRowsTogether && chunks_of(slice.position + slice.count) > 1) {
       // Few rows and a long past: the chunks are shared out.
       for (int i = 0; i < slice.count; i++) {

@@ -22,6 +22,10 @@ void Forward::run(int thread) {
     }
     attend(layer, i, thread);
     threads.barrier();
+    if (plan.partial_floats) {
+      merge(thread);
+      threads.barrier();
+    }
     gather(layer, thread);
     barrier_unless_alone();
     add_product(layer.out, narrow((int)plan.rows.size(), thread), i * kSharedPhases + kAttentionOut, thread);
@@ -130,27 +134,31 @@ void Forward::store(const Layer& layer, int index, int i, int head) {
 }
 
 // What `remember` does, for a piece that nobody else's tokens depend on: its key and value are stored by who attends to them, the queries
-// turned by everyone who needs them. Returns the queries.
-const float* Forward::remember_piece(const Layer& layer, int index, const Piece& piece, int thread) {
+// turned by everyone who needs them.
+void Forward::turn_queries(const Layer& layer, const Piece& piece, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads, first = piece.kv_head * heads;
   float* queries = engine.rooms_[thread]->row.data();
   std::copy_n(projected(piece.row, first), (size_t)heads * c.head_dim, queries);
   for (int h = 0; h < heads; h++) turn_query(layer, piece.row, first + h, queries + (size_t)h * c.head_dim);
-  if (plan.rows[piece.row].position < piece.chunk_end * kChunkBlocks * kBlockTokens) store(layer, index, piece.row, piece.kv_head);
-  return queries;
 }
 
 void Forward::attend(const Layer& layer, int index, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
   Share taken;
+  const Piece* turned = nullptr;  // whose queries, of which pieces of one past have the same, lie turned in this thread's room
   while (engine.shares_.take(index * kSharedPhases + kAttend, thread, (int)plan.pieces.size(), {}, taken)) {
     const Piece& piece = plan.pieces[taken.begin];
     const Row& row = plan.rows[piece.row];
+    if (plan.apart) {
+      if (!turned || turned->row != piece.row || turned->kv_head != piece.kv_head) turn_queries(layer, piece, thread);
+      turned = &piece;
+      if (row.position < piece.chunk_end * kChunkTokens) store(layer, index, piece.row, piece.kv_head);
+    }
     const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
     Attend work;
-    work.query = plan.apart ? remember_piece(layer, index, piece, thread) : projected(piece.row, piece.kv_head * heads);
+    work.query = plan.apart ? engine.rooms_[thread]->row.data() : projected(piece.row, piece.kv_head * heads);
     work.query_stride = (size_t)engine.projected_stride_;
     work.rows = piece.rows;
     work.heads = heads;
@@ -168,23 +176,26 @@ void Forward::attend(const Layer& layer, int index, int thread) {
   }
 }
 
+// The chunks of heads that lie apart become one. Heads are shared out like their pieces were, so most partial results are in this core's cache.
+void Forward::merge(int thread) {
+  const EdgedConfig& c = engine.model_.config;
+  const int heads = c.heads / c.kv_heads;
+  const size_t lane = (size_t)c.head_dim + 8, one = (size_t)heads * lane;
+  const Share units = share((int)plan.rows.size() * c.heads, thread, c.threads);
+  for (int u = units.begin; u < units.end; u++) {
+    const int i = u / c.heads, h = u % c.heads;
+    if (plan.row_partial[i] < 0) continue;
+    const int chunks = plan.rows[i].position / kChunkTokens + 1;
+    const float* partial = engine.partials_.as<float>() + plan.row_partial[i] + (size_t)(h / heads) * chunks * one + (size_t)(h % heads) * lane;
+    engine.kernels_.merge(partial, one, chunks, c.head_dim, engine.attended_.as<float>() + (size_t)u * c.head_dim);
+  }
+}
+
 void Forward::gather(const Layer& layer, int thread) {
   const EdgedConfig& c = engine.model_.config;
-  const int heads = c.heads / c.kv_heads, n = c.heads * c.head_dim;
-  const int all = (int)plan.rows.size();
+  const int n = c.heads * c.head_dim, all = (int)plan.rows.size();
   const Share rows = rows_of(all, thread);
-  for (int i = rows.begin; i < rows.end; i++) {
-    float* row = engine.attended_.as<float>() + (size_t)i * n;
-    if (alone() && plan.row_partial[i] >= 0) row = engine.rooms_[thread]->row.data();
-    if (plan.row_partial[i] >= 0) {
-      const int chunks = plan.rows[i].position / (kBlockTokens * kChunkBlocks) + 1;
-      const size_t lane = (size_t)c.head_dim + 8, one = (size_t)heads * lane;
-      for (int h = 0; h < c.heads; h++)
-        engine.kernels_.merge(engine.partials_.as<float>() + plan.row_partial[i] + (size_t)(h / heads) * chunks * one + (size_t)(h % heads) * lane, one, chunks,
-                              c.head_dim, row + (size_t)h * c.head_dim);
-    }
-    prepare_row(row, n, layer.out, narrow(all, thread), i);
-  }
+  for (int i = rows.begin; i < rows.end; i++) prepare_row(engine.attended_.as<float>() + (size_t)i * n, n, layer.out, narrow(all, thread), i);
 }
 
 void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread) {

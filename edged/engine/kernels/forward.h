@@ -21,6 +21,7 @@ struct Forward {
   void project(const Layer& layer, int index, int thread);                                   // narrow → projected_
   void remember(const Layer& layer, int index, int thread);                                  // rotary; projected_ → cache
   void attend(const Layer& layer, int index, int thread);                                    // projected_, cache → attended_
+  void merge(int thread);                                                                    // partials_ → attended_
   void gather(const Layer& layer, int thread);                                               // attended_ → narrow
   void add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread);     // x_ += input · wᵀ
   void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
@@ -29,7 +30,7 @@ struct Forward {
   void turn_query(const Layer& layer, int row, int head, float* x);
   void turn(const float* bias, const float* norm, int position, float* x);
   void store(const Layer& layer, int index, int row, int head);
-  const float* remember_piece(const Layer& layer, int index, const Piece& piece, int thread);
+  void turn_queries(const Layer& layer, const Piece& piece, int thread);
   void look(const Matrix& head, const Strips& computed, ThreadRoom& room) const;
 
   // One head of a row's query, key and value; heads of queries come first, then those of keys.

@@ -10,6 +10,7 @@ constexpr int kTileRows = 8;         // rows interleaved in one tile
 constexpr int kActivationGroup = 32; // activations share a scale over this many k
 constexpr int kBlockTokens = 32;     // tokens in one block of the key/value cache
 constexpr int kChunkBlocks = 4;      // attention partial results end every 4 blocks (128 tokens), alone or in company
+constexpr int kChunkTokens = kBlockTokens * kChunkBlocks;
 
 // How a matrix's weights are stored. The numbers are part of the packed format.
 enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ4 = 3, kQ4Min = 4, kQ8 = 5, kQ8Min = 6, kQ4Byte = 7, kQ4ByteMin = 8 };
@@ -86,9 +87,9 @@ struct Attend {
 
 // A thread's room for attention; sized once for (lanes, dim).
 struct AttendScratch {
-  float *keys, *values;      // a block as float32: [dim, 32], [32, dim]
-  float *scores;             // [lanes, 32]
-  float *sums, *totals, *maxima;  // of the chunk: [lanes, dim], [lanes, 8], [lanes]; and merged
+  float* widened;  // a block's keys or values as float32
+  float* scores;   // [lanes, 128]
+  float *sums, *totals, *maxima;  // of the chunk: [lanes, dim], [lanes], [lanes]; and merged
   float *merged, *merged_total, *merged_maximum;
 };
 
