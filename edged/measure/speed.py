@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -27,6 +28,7 @@ from edged.models.packed import PackedModel
 
 DECODE_TOKENS: Final = 64
 BATCH_STEPS: Final = 16
+TURN: Final = 8  # tokens before the other context's turn
 START: Final = 16  # tokens in each cache before decoding is timed
 BATCHES: Final = (1, 2, 4, 8, 16)
 PREFILLS: Final = (128, 512, 2048)
@@ -70,6 +72,9 @@ def cases(backend: Backend) -> list[Case]:
         for length in BEHIND
         if length + DECODE_TOKENS <= backend.context
     ]
+    near, far = BEHIND
+    if far + DECODE_TOKENS <= backend.context:
+        found.append(Case(f"kept behind {far} of {near}", "%", partial(kept, backend, ids, near, far)))
     if backend.context >= PROMPT:
         found += [
             Case("first token, cold", "ms", partial(first_token, backend, ids, 0)),
@@ -142,6 +147,23 @@ def long_context(backend: Backend, ids: Sequence[int], context: int) -> float:
         return _go_on(backend, {slot: ids[0]}, context, DECODE_TOKENS)
     finally:
         backend.close(slot)
+
+
+def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
+    """Percent of the speed behind `near` tokens that decode has behind `far`: a few tokens of each in turn, so that both
+    meet the same neighbours on the machine; the median of the pairs."""
+    slots = {context: backend.open() for context in (near, far)}
+    try:
+        for context, slot in slots.items():
+            _chunks(backend, slot, 0, ids[:context])
+        pairs = [
+            [_go_on(backend, {slot: ids[done]}, context + done, TURN) for context, slot in slots.items()]
+            for done in range(0, DECODE_TOKENS, TURN)
+        ]
+        return median(behind_far / behind_near for behind_near, behind_far in pairs) * 100
+    finally:
+        for slot in slots.values():
+            backend.close(slot)
 
 
 def read_bandwidth(threads: int) -> float:
