@@ -150,8 +150,8 @@ def long_context(backend: Backend, ids: Sequence[int], context: int) -> float:
 
 
 def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
-    """Percent of the speed behind `near` tokens that decode has behind `far`: a few tokens of each in turn, so that both
-    meet the same neighbours on the machine; the median of the pairs."""
+    """Percent of the speed behind `near` tokens that decode has behind `far`: a few tokens of each in turn, so that
+    both meet the same neighbours on the machine; the median of the pairs."""
     slots = {context: backend.open() for context in (near, far)}
     try:
         for context, slot in slots.items():
