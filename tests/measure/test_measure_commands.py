@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(kernels_missing() is not None, reason=f"no kerne
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("measure")
-    make_gguf(made / "tiny.gguf")
+    make_gguf(made / "tiny.gguf", context=4224)  # all that bench measures fits
     return made
 
 
@@ -96,6 +96,7 @@ def test_bench_measures_every_case(folder: Path) -> None:
     found = document(edged(folder, *words, "--llama-bench", str(stand_in), "--plot", str(folder / "plot.svg")))
     cases = {case["name"]: case for case in found["cases"]}
     assert {"decode", "prefill 128", "prefill 512", "prefill 2048", "decode × 16", "first token, cold"} <= cases.keys()
+    assert ("%", True) == (cases["kept behind 4096 of 128"]["unit"], cases["kept behind 4096 of 128"]["value"] < 150)
     assert all(case["value"] > 0 for case in cases.values())
     assert cases["decode"]["peer"] == 0.5
     assert len(cases["decode"]["ratios"]) == 2
