@@ -119,62 +119,82 @@ inline void finish(const float* merged, float total, int dim, float* out) {
   for (int i = 0; i < dim; i += 8) store(out + i, mul(load(merged + i), factor));
 }
 
+// A chunk of 128 tokens as the rows of a piece see it.
+struct Chunk {
+  const Attend& a;
+  int first, tokens, blocks;  // its first token, how many the last row sees, and in how many blocks they lie
+
+  Chunk(const Attend& a, int number) : a(a), first(number * kChunkTokens) {
+    const int left = a.position + a.rows - first;
+    tokens = left < kChunkTokens ? left : kChunkTokens;
+    blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+  }
+  const uint16_t* keys(int block) const { return a.cache + (size_t)a.blocks[first / kBlockTokens + block] * a.block_stride; }
+  const uint16_t* values(int block) const { return keys(block) + (size_t)a.dim * kBlockTokens; }
+  // Whether another block, of this chunk or the next, follows.
+  bool more(int block) const { return first + (block + 1) * kBlockTokens < a.position + a.rows; }
+};
+
+inline void score_chunk(const Chunk& chunk, const float* const* query, int lanes, AttendScratch& s) {
+  const int dim = chunk.a.dim;
+  for (int b = 0; b < chunk.blocks; b++) {
+    const uint16_t *keys = chunk.keys(b), *ahead = chunk.more(b) ? chunk.keys(b + 1) : nullptr;
+    float* scores = s.scores + b * kBlockTokens;
+    if (lanes > kHalfLanes) {  // then a block is converted once for all lanes
+      for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.widened + i, load_f16(keys + i));
+      score_lanes(query, lanes, s.widened, dim, scores, ahead);
+    } else {
+      score_lanes(query, lanes, keys, dim, scores, ahead);
+    }
+  }
+}
+
+inline void weigh_chunk(const Chunk& chunk, int lanes, AttendScratch& s) {
+  const int dim = chunk.a.dim;
+  for (int i = 0; i < lanes * dim; i += 8) store(s.sums + i, zero());
+  for (int b = 0; b < chunk.blocks; b++) {
+    const uint16_t *values = chunk.values(b), *ahead = chunk.more(b) ? chunk.values(b + 1) : nullptr;
+    const int left = chunk.tokens - b * kBlockTokens, count = left < kBlockTokens ? left : kBlockTokens;
+    const float* weights = s.scores + b * kBlockTokens;
+    if (lanes > kHalfLanes) {
+      for (int i = 0; i < dim * count; i += 8) store(s.widened + i, load_f16(values + i));
+      weigh_lanes(weights, lanes, s.widened, count, dim, s.sums, ahead);
+    } else {
+      weigh_lanes(weights, lanes, values, count, dim, s.sums, ahead);
+    }
+  }
+}
+
+// One lane's result of a chunk goes to where it is merged later, by whoever comes last: [sums, maximum, total].
+inline void leave(const float* sums, float maximum, float total, int dim, float* out) {
+  for (int i = 0; i < dim; i += 8) store(out + i, load(sums + i));
+  out[dim] = maximum;
+  out[dim + 1] = total;
+}
+
 void attend(const Attend& a, AttendScratch& s) {
   const int lanes = a.rows * a.heads, dim = a.dim;
   const float* query[kMaxLanes];
-  for (int r = 0; r < a.rows; r++)
-    for (int h = 0; h < a.heads; h++) query[r * a.heads + h] = a.query + (size_t)r * a.query_stride + (size_t)h * dim;
   for (int l = 0; l < lanes; l++) {
+    query[l] = a.query + (size_t)(l / a.heads) * a.query_stride + (size_t)(l % a.heads) * dim;
     s.merged_maximum[l] = kNone;
     s.merged_total[l] = 0;
   }
   for (int i = 0; i < lanes * dim; i += 8) store(s.merged + i, zero());
-  const int tokens = a.position + a.rows;  // that the last row sees
-  const bool widen = lanes > kHalfLanes;   // then a block is converted once for all lanes
-  for (int chunk = a.chunk_begin; chunk < a.chunk_end; chunk++) {
-    const int first = chunk * kChunkTokens, here = tokens - first < kChunkTokens ? tokens - first : kChunkTokens;
-    const int blocks = (here + kBlockTokens - 1) / kBlockTokens;
-    const auto keys_of = [&](int b) { return a.cache + (size_t)a.blocks[chunk * kChunkBlocks + b] * a.block_stride; };
-    const auto next_of = [&](int b) { return first + (b + 1) * kBlockTokens < tokens ? keys_of(b + 1) : nullptr; };
-    for (int b = 0; b < blocks; b++) {
-      const uint16_t* keys = keys_of(b);
-      float* scores = s.scores + b * kBlockTokens;
-      if (widen) {
-        for (int i = 0; i < dim * kBlockTokens; i += 8) store(s.widened + i, load_f16(keys + i));
-        score_lanes(query, lanes, s.widened, dim, scores, next_of(b));
-      } else {
-        score_lanes(query, lanes, keys, dim, scores, next_of(b));
-      }
-    }
+  for (int number = a.chunk_begin; number < a.chunk_end; number++) {
+    const Chunk chunk(a, number);
+    score_chunk(chunk, query, lanes, s);
     for (int l = 0; l < lanes; l++) {
-      const int seen = a.position + l / a.heads + 1 - first;
-      soften(s.scores + l * kChunkTokens, seen < here ? seen : here, blocks * kBlockTokens, s.maxima + l, s.totals + l);
+      const int seen = a.position + l / a.heads + 1 - chunk.first;
+      soften(s.scores + l * kChunkTokens, seen < chunk.tokens ? seen : chunk.tokens, chunk.blocks * kBlockTokens, s.maxima + l, s.totals + l);
     }
-    for (int i = 0; i < lanes * dim; i += 8) store(s.sums + i, zero());
-    for (int b = 0; b < blocks; b++) {
-      const uint16_t* values = keys_of(b) + (size_t)dim * kBlockTokens;
-      const uint16_t* ahead = next_of(b);
-      if (ahead) ahead += (size_t)dim * kBlockTokens;
-      const int count = here - b * kBlockTokens < kBlockTokens ? here - b * kBlockTokens : kBlockTokens;
-      const float* weights = s.scores + b * kBlockTokens;
-      if (widen) {
-        for (int i = 0; i < dim * count; i += 8) store(s.widened + i, load_f16(values + i));
-        weigh_lanes(weights, lanes, s.widened, count, dim, s.sums, ahead);
-      } else {
-        weigh_lanes(weights, lanes, values, count, dim, s.sums, ahead);
-      }
-    }
+    weigh_chunk(chunk, lanes, s);
     for (int l = 0; l < lanes; l++) {
-      const float total = s.totals[l];
       const float* sums = s.sums + (size_t)l * dim;
-      if (a.partial) {
-        float* out = a.partial + (size_t)l * (dim + 8);
-        for (int i = 0; i < dim; i += 8) store(out + i, load(sums + i));
-        out[dim] = s.maxima[l];
-        out[dim + 1] = total;
-      } else if (total > 0) {
-        merge_one(s.merged + (size_t)l * dim, s.merged_maximum + l, s.merged_total + l, sums, s.maxima[l], total, dim);
-      }
+      if (a.partial)
+        leave(sums, s.maxima[l], s.totals[l], dim, a.partial + (size_t)l * (dim + 8));
+      else if (s.totals[l] > 0)
+        merge_one(s.merged + (size_t)l * dim, s.merged_maximum + l, s.merged_total + l, sums, s.maxima[l], s.totals[l], dim);
     }
   }
   if (a.partial) return;
