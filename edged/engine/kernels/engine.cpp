@@ -121,7 +121,7 @@ Plan Engine::plan(const EdgedStep& step) const {
       p.rows.push_back({token, slice.position + i, s});
       p.row_partial.push_back(-1);
     }
-    const auto chunks_of = [](int tokens) { return (tokens + kChunkTokens - 1) / (kChunkTokens); };
+    const auto chunks_of = [](int tokens) { return (tokens + kChunkTokens - 1) / kChunkTokens; };
     if (slice.count <= kRowsTogether && chunks_of(slice.position + slice.count) > 1) {
       // Few rows and a long past: the chunks are shared out.
       for (int i = 0; i < slice.count; i++) {

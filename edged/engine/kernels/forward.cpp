@@ -133,8 +133,7 @@ void Forward::store(const Layer& layer, int index, int i, int head) {
   engine.kernels_.store_kv(key, value, c.head_dim, place, row.position % kBlockTokens);
 }
 
-// What `remember` does, for a piece that nobody else's tokens depend on: its key and value are stored by who attends to them, the queries
-// turned by everyone who needs them.
+// What `remember` does for queries, where nobody else's tokens depend on them: everyone who needs them turns them in a room of their own.
 void Forward::turn_queries(const Layer& layer, const Piece& piece, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads, first = piece.kv_head * heads;
@@ -154,6 +153,7 @@ void Forward::attend(const Layer& layer, int index, int thread) {
     if (plan.apart) {
       if (!turned || turned->row != piece.row || turned->kv_head != piece.kv_head) turn_queries(layer, piece, thread);
       turned = &piece;
+      // Key and value are stored by who attends to the chunk that they end.
       if (row.position < piece.chunk_end * kChunkTokens) store(layer, index, piece.row, piece.kv_head);
     }
     const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
