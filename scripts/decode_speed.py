@@ -51,12 +51,13 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
     decode = speed.cases(backend)[0]
     assert decode.peer
     until = time.monotonic() + arguments.minutes * 60
-    loop = speed.read_bandwidth(threads)
+    read_loop = speed.ReadLoop(threads)
+    loop = read_loop.bandwidth()
     try:
         while time.monotonic() < until:
             before = loop
             ours, theirs = decode.run(), peer.ask(*decode.peer)
-            loop = speed.read_bandwidth(threads)
+            loop = read_loop.bandwidth()
             yield Moment(min(before, loop) / 1e9, ours, theirs)
     finally:
         peer.close()

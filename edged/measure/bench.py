@@ -159,13 +159,13 @@ class _Beside:
     def __init__(self, case: speed.Case, threads: int) -> None:
         self.moments: list[tuple[float, float]] = []
         self._case = case
-        self._threads = threads
+        self._loop = speed.ReadLoop(threads)
 
     def run(self) -> float:
         """One measurement."""
-        before = speed.read_bandwidth(self._threads)
+        before = self._loop.bandwidth()
         tokens = self._case.run()
-        after = speed.read_bandwidth(self._threads)
+        after = self._loop.bandwidth()
         self.moments.append((tokens, (before + after) / 2))
         return tokens
 

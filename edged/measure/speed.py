@@ -166,10 +166,21 @@ def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
             backend.close(slot)
 
 
-def read_bandwidth(threads: int) -> float:
-    """Bytes a second at which a plain loop reads memory, right now."""
-    room = np.ones(BUFFER // 8, np.float64)
-    return load_library().read_bandwidth(room.ctypes.data, room.nbytes, threads, 5)
+class ReadLoop:
+    """A plain loop over a buffer that is kept.
+
+    A buffer for each measurement would be given back each time, and a virtual machine may hand free pages on to its
+    host two seconds later (Linux, PAGE_REPORTING), amid the next measurement: decode lost up to a fifth.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._room = np.ones(BUFFER // 8, np.float64)
+        self._threads = threads
+        self._library = load_library()
+
+    def bandwidth(self) -> float:
+        """Bytes a second at which it reads memory, right now."""
+        return self._library.read_bandwidth(self._room.ctypes.data, self._room.nbytes, self._threads, 5)
 
 
 def token_bytes(packed: PackedModel) -> int:
