@@ -91,7 +91,8 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     bench = commands.add_parser("bench", help="how fast a model is here, also against llama.cpp")
     bench.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     bench.add_argument("--threads", type=_positive, metavar="N", help="default: model.threads")
-    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help="measurements of each case (default 5)")
+    rounds = "measurements of each case (default 5; decode gets more, spread over the run)"
+    bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help=rounds)
     bench.add_argument("--kernels", default="auto", metavar="NAME", help="vnni, avx2, dotprod, neon or portable")
     bench.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture as well")
     bench.add_argument("--llama-bench", type=Path, metavar="FILE", help="this program in place of llama-cpp-python")

@@ -1,7 +1,8 @@
 """`edged bench`: every case a few times, the peer's turn right after ours, and what to show of it.
 
 Medians over the rounds. The ratio is taken pair by pair and its median shown: on a shared machine two neighbours in
-time are alike, two averages need not be.
+time are alike, two averages need not be. Decode depends most on what else uses the memory, so its pairs are spread
+over the whole run, one before each other case.
 """
 
 from __future__ import annotations
@@ -83,10 +84,19 @@ def bench(
     decode, *others = speed.cases(backend)
     beside = _Beside(decode, backend.model.threads)
     try:
-        for case in (replace(decode, run=beside.run), *others):
+        progress(decode.name)
+        spread = _Pairs(replace(decode, run=beside.run), opened)
+        rows = []
+        for case in others:
+            spread.take()
             progress(case.name)
-            result.rows.append(_row(case, opened, rounds))
-        result.rows.append(_outside(backend, rounds))
+            pairs = _Pairs(case, opened)
+            for _ in range(rounds):
+                pairs.take()
+            rows.append(pairs.row())
+        while spread.count < rounds:
+            spread.take()
+        result.rows += [spread.row(), *rows, _outside(backend, rounds)]
     finally:
         if opened is not None:
             about["peer"] = opened.about
@@ -128,20 +138,38 @@ def open_peer(
     return LlamaPeer(path, threads, 4096, order.python)
 
 
-def _row(case: speed.Case, peer: Peer | None, rounds: int) -> Row:
-    ours, theirs = [], []
-    case.run()  # memory is touched and caches are warm from here on
-    if peer is not None and case.peer is not None:
-        peer.ask(*case.peer)
-    for _ in range(rounds):
-        ours.append(case.run())
-        found = peer.ask(*case.peer) if peer is not None and case.peer is not None else None
+class _Pairs:
+    """A case's measurements, ours and the peer's in turn. `count`: how many there are."""
+
+    def __init__(self, case: speed.Case, peer: Peer | None) -> None:
+        self._case = case
+        self._peer = peer if case.peer is not None else None
+        self._ours: list[float] = []
+        self._theirs: list[float] = []
+        case.run()  # memory is touched and caches are warm from here on
+        self._ask()
+
+    @property
+    def count(self) -> int:
+        return len(self._ours)
+
+    def take(self) -> None:
+        """One more."""
+        self._ours.append(self._case.run())
+        found = self._ask()
         if found is not None:
-            theirs.append(found)
-    if not theirs:
-        return Row(case.name, case.unit, median(ours))
-    ratios = tuple(one / other for one, other in zip(ours, theirs, strict=True))
-    return Row(case.name, case.unit, median(ours), median(theirs), ratios)
+            self._theirs.append(found)
+
+    def row(self) -> Row:
+        """What was found."""
+        ours, theirs = self._ours, self._theirs
+        if not theirs:
+            return Row(self._case.name, self._case.unit, median(ours))
+        ratios = tuple(one / other for one, other in zip(ours, theirs, strict=True))
+        return Row(self._case.name, self._case.unit, median(ours), median(theirs), ratios)
+
+    def _ask(self) -> float | None:
+        return self._peer.ask(*self._case.peer) if self._peer is not None and self._case.peer is not None else None
 
 
 def _outside(backend: NativeBackend, rounds: int) -> Row:

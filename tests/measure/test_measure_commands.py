@@ -99,7 +99,8 @@ def test_bench_measures_every_case(folder: Path) -> None:
     assert cases["kept behind 4096 of 128"]["unit"] == "%"
     assert all(case["value"] > 0 for case in cases.values())
     assert cases["decode"]["peer"] == 0.5
-    assert len(cases["decode"]["ratios"]) == 2
+    assert len(cases["decode"]["ratios"]) == len(cases) - 2  # one before each other case but the step outside the model
+    assert len(cases["prefill 128"]["ratios"]) == 2
     assert "peer" not in cases["decode × 16"]
     assert found["peer"]["name"] == "llama-bench abc"
     assert 0 < found["fraction_of_limit"]
