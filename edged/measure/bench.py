@@ -82,8 +82,8 @@ def bench(
     opened = open_peer(model, packed, peer, backend.model.threads, work, progress) if peer else None
     result = Result(about)
     decode, *others = speed.cases(backend)
-    beside = _Beside(decode, backend.model.threads)
     try:
+        beside = _Beside(decode, backend.model.threads)
         progress(decode.name)
         spread = _Pairs(replace(decode, run=beside.run), opened)
         rows = []
@@ -143,7 +143,7 @@ class _Pairs:
 
     def __init__(self, case: speed.Case, peer: Peer | None) -> None:
         self._case = case
-        self._peer = peer if case.peer is not None else None
+        self._peer = peer
         self._ours: list[float] = []
         self._theirs: list[float] = []
         case.run()  # memory is touched and caches are warm from here on
@@ -169,7 +169,9 @@ class _Pairs:
         return Row(self._case.name, self._case.unit, median(ours), median(theirs), ratios)
 
     def _ask(self) -> float | None:
-        return self._peer.ask(*self._case.peer) if self._peer is not None and self._case.peer is not None else None
+        if self._peer is None or self._case.peer is None:
+            return None
+        return self._peer.ask(*self._case.peer)
 
 
 def _outside(backend: NativeBackend, rounds: int) -> Row:

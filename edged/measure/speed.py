@@ -169,8 +169,8 @@ def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
 class ReadLoop:
     """A plain loop over a buffer that is kept.
 
-    A buffer for each measurement would be given back each time, and a virtual machine may hand free pages on to its
-    host two seconds later (Linux, PAGE_REPORTING), amid the next measurement: decode lost up to a fifth.
+    One that is given back slows what is measured a second or two later, on a virtual machine by a sixth
+    (docs/native.md, "Measured").
     """
 
     def __init__(self, threads: int) -> None:
