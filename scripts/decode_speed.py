@@ -1,4 +1,5 @@
-"""Decode beside the memory's speed of the same moment: our tokens a second, llama.cpp's, and a plain loop's read speed.
+"""Decode beside the memory's speed of the same moment: our tokens a second, llama.cpp's, and a plain loop's read speed
+with the ratio that it allows.
 
     .venv/bin/python scripts/decode_speed.py MODEL [--minutes N] [--kernels NAME] [--threads N] [--peer-python PYTHON]
 
@@ -13,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,11 +34,13 @@ STEP = 4.0  # GB/s of a range
 
 @dataclass(frozen=True)
 class Moment:
-    """The loop's GB/s (the slower of before and after), our tokens a second and theirs."""
+    """The loop's GB/s (the slower of before and after), our tokens a second and theirs, and how many times theirs the
+    memory allows at most: the loop's mean speed over our bytes a token."""
 
     loop: float
     ours: float
     theirs: float
+    allowed: float
 
 
 def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
@@ -58,9 +61,29 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
             before = loop
             ours, theirs = decode.run(), peer.ask(*decode.peer)
             loop = read_loop.bandwidth()
-            yield Moment(min(before, loop) / 1e9, ours, theirs)
+            limit = (before + loop) / 2 / speed.token_bytes(packed)
+            yield Moment(min(before, loop) / 1e9, ours, theirs, limit / theirs)
     finally:
         peer.close()
+
+
+def show(found: Sequence[Moment]) -> None:
+    """Prints the medians of each range of the loop's speed, and of all."""
+    print("\n    loop GB/s  pairs   edged  llama.cpp    ratio  allowed")
+    groups = {
+        f"{step * STEP:.0f} – {step * STEP + STEP:.0f}": step
+        for step in sorted({int(one.loop / STEP) for one in found})
+    }
+    for name, step in groups.items():
+        _line(name, [one for one in found if int(one.loop / STEP) == step])
+    if found:
+        _line("all", found)
+
+
+def _line(name: str, group: Sequence[Moment]) -> None:
+    ours, theirs = median(one.ours for one in group), median(one.theirs for one in group)
+    ratio, allowed = median(one.ours / one.theirs for one in group), median(one.allowed for one in group)
+    print(f"{name:>13} {len(group):6} {ours:7.1f} {theirs:10.1f} {ratio:7.2f} × {allowed:6.2f} ×")
 
 
 def main() -> int:
@@ -77,18 +100,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="edged-decode-") as work:
             for one in moments(arguments, Path(work)):
                 found.append(one)
-                print(f"loop {one.loop:5.1f} GB/s  {one.ours:6.1f} / {one.theirs:6.1f} = {one.ours / one.theirs:.2f} ×")
+                ratio = f"{one.ours / one.theirs:.2f} × of {one.allowed:.2f}"
+                print(f"loop {one.loop:5.1f} GB/s  {one.ours:6.1f} / {one.theirs:6.1f} = {ratio}")
     except KeyboardInterrupt:
         pass  # what was found until now is told
     except EdgedError as error:
         print(f"decode_speed: {error}", file=sys.stderr)
         return 1
-    print("\n    loop GB/s  pairs   edged  llama.cpp   ratio")
-    for step in sorted({int(one.loop / STEP) for one in found}):
-        group = [one for one in found if int(one.loop / STEP) == step]
-        ours, theirs = median(one.ours for one in group), median(one.theirs for one in group)
-        ratio = median(one.ours / one.theirs for one in group)
-        print(f"{step * STEP:6.0f} – {step * STEP + STEP:.0f} {len(group):6} {ours:7.1f} {theirs:10.1f} {ratio:7.2f} ×")
+    show(found)
     return 0
 
 

@@ -101,7 +101,7 @@ def bench(
         if opened is not None:
             about["peer"] = opened.about
             opened.close()
-    about |= _limit(packed, beside.moments[1:])  # the first was to warm up
+    about |= _limit(speed.token_bytes(packed), beside.moments[1:], spread.theirs)  # the first was to warm up
     about |= {"huge_pages": huge_share((packed.folder / WEIGHTS).resolve())}
     return result
 
@@ -139,13 +139,13 @@ def open_peer(
 
 
 class _Pairs:
-    """A case's measurements, ours and the peer's in turn. `count`: how many there are."""
+    """A case's measurements, ours and the peer's in turn. `count`: how many there are; `theirs`: the peer's."""
 
     def __init__(self, case: speed.Case, peer: Peer | None) -> None:
         self._case = case
         self._peer = peer
         self._ours: list[float] = []
-        self._theirs: list[float] = []
+        self.theirs: list[float] = []
         case.run()  # memory is touched and caches are warm from here on
         self._ask()
 
@@ -158,11 +158,11 @@ class _Pairs:
         self._ours.append(self._case.run())
         found = self._ask()
         if found is not None:
-            self._theirs.append(found)
+            self.theirs.append(found)
 
     def row(self) -> Row:
         """What was found."""
-        ours, theirs = self._ours, self._theirs
+        ours, theirs = self._ours, self.theirs
         if not theirs:
             return Row(self._case.name, self._case.unit, median(ours))
         ratios = tuple(one / other for one, other in zip(ours, theirs, strict=True))
@@ -200,13 +200,15 @@ class _Beside:
         return tokens
 
 
-def _limit(packed: PackedModel, moments: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """The memory's limit for decode: how fast a plain loop reads over the bytes a token needs, and the fraction of it
-    that was reached, moment by moment; medians."""
-    size = speed.token_bytes(packed)
-    bandwidth = median(read for _, read in moments)
-    return {
-        "read_bytes_per_second": bandwidth,
-        "limit_tokens_per_second": bandwidth / size,
-        "fraction_of_limit": median(tokens * size / read for tokens, read in moments),
+def _limit(size: int, moments: Sequence[tuple[float, float]], theirs: Sequence[float]) -> dict[str, float]:
+    """The memory's limit for decode: how fast a plain loop reads over the `size` bytes that a token needs, the fraction
+    of it that was reached, and how many times the peer's decode that limit is; medians, moment by moment."""
+    limits = [read / size for _, read in moments]
+    found = {
+        "read_bytes_per_second": median(read for _, read in moments),
+        "limit_tokens_per_second": median(limits),
+        "fraction_of_limit": median(tokens / limit for (tokens, _), limit in zip(moments, limits, strict=True)),
     }
+    if theirs:
+        found["limit_over_peer"] = median(limit / their for limit, their in zip(limits, theirs, strict=True))
+    return found

@@ -52,9 +52,10 @@ def show(result: Result) -> None:
             f"memory of a worker: {memory['resident'] / 1e6:.0f} MB, most ever {memory['peak'] / 1e6:.0f}; "
             f"above weights and cache {memory['above'] / 1e6:.0f}"
         )
+    most = f" ({about['limit_over_peer']:.2f} × the peer's decode)" if "limit_over_peer" in about else ""
     console.print(
         f"memory reads {about['read_bytes_per_second'] / 1e9:.1f} GB/s in a plain loop beside decode: "
-        f"about {about['limit_tokens_per_second']:.0f} tokens/s of {about['token_bytes'] / 1e6:.0f} MB each; "
+        f"about {about['limit_tokens_per_second']:.0f} tokens/s of {about['token_bytes'] / 1e6:.0f} MB each{most}; "
         f"decode reaches {about['fraction_of_limit']:.0%} of that; "
         f"{about['huge_pages']:.0%} of the weights lie in huge pages"
     )

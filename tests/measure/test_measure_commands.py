@@ -104,6 +104,7 @@ def test_bench_measures_every_case(folder: Path) -> None:
     assert "peer" not in cases["decode × 16"]
     assert found["peer"]["name"] == "llama-bench abc"
     assert 0 < found["fraction_of_limit"]
+    assert found["limit_over_peer"] == pytest.approx(found["limit_tokens_per_second"] / 0.5)
     assert 0 <= found["huge_pages"] <= 1
     assert found["memory"]["above"] > 10_000_000
     drawn = ET.fromstring((folder / "plot.svg").read_text())
