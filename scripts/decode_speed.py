@@ -4,8 +4,9 @@ with the ratio that it allows.
     .venv/bin/python scripts/decode_speed.py MODEL [--minutes N] [--kernels NAME] [--threads N] [--peer-python PYTHON]
 
 On a machine whose memory others use, too, both engines' speeds follow the neighbours. So each pair of measurements is
-told with the loop's speed right before and after it, and the medians are told for each range of that speed. MODEL is
-anything that `edged bench` takes; llama.cpp gets the same file, or random weights of the same shape.
+told with the loop's speed right before and after it, and the medians are told for each range of that speed and of the
+ratio that it allows. MODEL is anything that `edged bench` takes; llama.cpp gets the same file, or random weights of the
+same shape.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
@@ -29,7 +31,7 @@ from edged.models.packed_cache import packed_model
 from edged.models.store import Store
 
 MODELS = FOLDER / "state" / "models"
-STEP = 4.0  # GB/s of a range
+STEP, STEP_ALLOWED = 4.0, 0.2  # GB/s, and ratios, of a range
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,18 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
 
 
 def show(found: Sequence[Moment]) -> None:
-    """Prints the medians of each range of the loop's speed, and of all."""
-    print("\n    loop GB/s  pairs   edged  llama.cpp    ratio  allowed")
-    groups = {
-        f"{step * STEP:.0f} – {step * STEP + STEP:.0f}": step
-        for step in sorted({int(one.loop / STEP) for one in found})
-    }
-    for name, step in groups.items():
-        _line(name, [one for one in found if int(one.loop / STEP) == step])
-    if found:
-        _line("all", found)
+    """Prints medians by the loop's speed, by the ratio that it allows, and of all."""
+    if not found:
+        return
+    _table(found, "loop GB/s", STEP, lambda one: one.loop)
+    _table(found, "allowed", STEP_ALLOWED, lambda one: one.allowed)
+    _line("all", found)
+
+
+def _table(found: Sequence[Moment], title: str, step: float, key: Callable[[Moment], float]) -> None:
+    print(f"\n{title:>13}  pairs   edged  llama.cpp    ratio  allowed")
+    for number, group in groupby(sorted(found, key=key), lambda one: int(key(one) / step)):
+        _line(f"{number * step:.3g} – {(number + 1) * step:.3g}", list(group))
 
 
 def _line(name: str, group: Sequence[Moment]) -> None:
