@@ -15,13 +15,14 @@ from edged import __version__
 from edged.core.errors import BadValue, ConfigError, EdgedError, ModelError
 from edged.core.settings import Settings, build, show
 from edged.wire import config_file
+from edged.words import Parser, WrongUsage, reason
 
 DONE, FAILED, USAGE = 0, 1, 2
 
 
 def parser() -> argparse.ArgumentParser:
     """All words that `edged` knows."""
-    top = argparse.ArgumentParser(prog="edged", description="A small language model on a board, answering over MQTT.")
+    top = Parser(prog="edged", description="A small language model on a board, answering over MQTT.")
     top.add_argument("--version", action="version", version=f"edged {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     generate = commands.add_parser("generate", help="answer one prompt without a broker")
-    generate.add_argument("model", metavar="MODEL", help="a catalog name, a .gguf file, a checkpoint folder, sha256:…")
+    generate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     generate.add_argument("--max-tokens", type=int, default=256, metavar="N")
     generate.add_argument("--temperature", type=float, default=0.7, metavar="T")
@@ -126,27 +127,27 @@ def _window(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the command. Errors are one sentence on stderr; exit codes as the contract says."""
-    arguments = parser().parse_args(argv)
+    arguments = argparse.Namespace(command=None)
     try:
-        code: int = arguments.run(arguments)
-    except (ConfigError, BadValue) as error:
-        return _complain(str(error), USAGE)
-    except ModelError as error:
-        if getattr(arguments, "json", False):
-            print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
-        return _complain(str(error), FAILED)
+        arguments = parser().parse_args(argv)
+        return int(arguments.run(arguments))
     except EdgedError as error:
-        return _complain(str(error), FAILED)
+        if isinstance(error, ModelError) and getattr(arguments, "json", False):
+            print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
+        return _complain(str(error), USAGE if isinstance(error, (ConfigError, BadValue, WrongUsage)) else FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    return code
+    except OSError as error:
+        if arguments.command == "run":  # in the daemon that is a defect, which the log should show whole
+            raise
+        return _complain(f"{arguments.command} failed ({reason(error)}); mend that, or name another place", FAILED)
 
 
-def _complain(sentence: str, code: int) -> int:
-    print(f"edged: {sentence}", file=sys.stderr)
+def _complain(why: str, code: int) -> int:
+    print(f"edged: {why}", file=sys.stderr)
     return code
 
 

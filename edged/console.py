@@ -24,6 +24,9 @@ from edged.models.fetch import pull
 from edged.models.locate import LocatedModel
 from edged.models.packed_cache import forget, packed_model
 from edged.models.store import Store, StoredModel
+from edged.words import reason, text_or_input, utf8
+
+REMOTE = ("hf:", "http://", "https://")
 
 _LINE_EVERY = 5.0  # seconds between two log lines of one piece of work
 
@@ -73,18 +76,30 @@ def _log_lines() -> Progress:
 def model_pull(source: str, settings: Settings, as_json: bool) -> int:
     """`edged model pull`: fetches, verifies, and packs for the native engine what that can run. Raises ModelError."""
     root = Path(settings.state_dir) / "models"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdgedError(f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir") from None
     with progress_bar() as progress:
-        model = pull(source, Store(root), progress)
+        model = _pulled(source, root, progress)
         _pack(model, root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
     else:
         print(f"{model.name} is here: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
     return 0
+
+
+def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
+    """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
+    if source.startswith(REMOTE):
+        utf8("the source", source)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir, or set EDGED_STATE_DIR"
+        raise ModelError("no_disk", why) from None
+    try:
+        return pull(source, Store(root), progress)
+    except OSError as error:
+        why = f"{source} cannot be pulled ({reason(error, source)}); see that this user may read it and write {root}"
+        raise ModelError("unreachable", why) from None
 
 
 def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress) -> None:
@@ -119,19 +134,21 @@ def model_list(root: Path, as_json: bool) -> int:
 
 
 def model_show(name: str, root: Path, as_json: bool) -> int:
-    """`edged model show`: what is known of a model, its bytes hashed again. Raises ModelError."""
+    """`edged model show`: what is known of a model, its bytes hashed again. Raises EdgedError."""
     store = Store(root)
     model = _kept(store, name)
     whole = store.is_whole(model)
     document = {**_document(model), "whole": whole}
+    mend = f"edged model remove {model.name}, then edged model pull {model.name}"
+    why = f"the bytes of {model.name} are not those of its digest; run: {mend}"
     if as_json:
-        print(json.dumps(document, ensure_ascii=False))
+        error = {} if whole else {"error": {"code": "tampered", "message": why}}
+        print(json.dumps({**document, **error}, ensure_ascii=False))
     else:
         for key, value in document.items():
             print(f"{key:<11} {value}")
     if not whole:
-        mend = f"edged model remove {model.name}, then edged model pull {model.name}"
-        raise ModelError("tampered", f"the bytes of {model.name} are not those of its digest; run: {mend}")
+        raise EdgedError(why)  # no ModelError: with --json that is a document, and the one is printed
     return 0
 
 
@@ -139,7 +156,11 @@ def model_remove(name: str, root: Path, as_json: bool) -> int:
     """`edged model remove`. Raises ModelError."""
     store = Store(root)
     model = _kept(store, name)
-    store.remove(model)
+    try:
+        store.remove(model)
+    except OSError as error:
+        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir"
+        raise ModelError("no_disk", f"{model.name} is not removed: {why}") from None
     forget(store.root, model.digest)
     print(json.dumps(_document(model), ensure_ascii=False) if as_json else f"{model.name} is removed")
     return 0
@@ -206,17 +227,22 @@ def generate(arguments: argparse.Namespace, settings: Settings) -> int:
         temperature=SAMPLING["temperature"]("--temperature", arguments.temperature),
         seed=None if arguments.seed is None else SAMPLING["seed"]("--seed", arguments.seed),
     )
-    text = sys.stdin.read() if arguments.text == "-" else arguments.text
+    text = text_or_input("TEXT", arguments.text)
     root = Path(settings.state_dir) / "models"
-    model = load_model(
-        _fetched(arguments.model, root),
-        arguments.backend,
-        context=settings.model.context,
-        threads=settings.model.threads,
-        bits=settings.model.bits,
-        store_root=root,
-        on_progress=_doing,
-    )
+    _fetch(arguments.model, root)
+    try:
+        model = load_model(
+            arguments.model,
+            arguments.backend,
+            context=settings.model.context,
+            threads=settings.model.threads,
+            bits=settings.model.bits,
+            store_root=root,
+            on_progress=_doing,
+        )
+    except OSError as error:
+        why = reason(error, arguments.model)
+        raise ModelError("unreachable", f"{arguments.model} cannot be read ({why}); name a model that can") from None
     request = Request(
         turns=() if arguments.raw else (Turn("user", text),), raw=text if arguments.raw else None, sampling=sampling
     )
@@ -236,12 +262,12 @@ def generate(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _fetched(source: str, root: Path) -> str:
-    """A catalog model that is not here yet is fetched first, as the daemon would."""
-    if source in catalog() and Store(root).find(source) is None:
+def _fetch(source: str, root: Path) -> None:
+    """What stands in the catalog or at an address and is not in the store is fetched first, as the daemon does."""
+    entry = catalog().get(source)
+    if (entry or source.startswith(REMOTE)) and Store(root).find(entry.digest if entry else source) is None:
         with progress_bar() as progress:
-            pull(source, Store(root), progress)
-    return source
+            _pulled(source, root, progress)
 
 
 def _doing(what: str) -> None:

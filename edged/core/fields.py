@@ -21,9 +21,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)\Z")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)\Z", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)\Z")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)\Z", re.ASCII)
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -80,20 +80,33 @@ def text(*, low: int = 1, high: int = 65536, pattern: re.Pattern[str] | None = N
     """Text of `low` to `high` characters, no NUL or lone surrogate; `pattern` must match, `like` says it in words."""
 
     def check(path: str, value: object) -> str:
-        if not isinstance(value, str):
-            hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
-            raise BadValue(path, f"must be text, not {shown(value)}{hint}")
-        if not low <= len(value) <= high:
-            raise BadValue(path, f"must have {low} to {high} characters, not {len(value)}")
-        if "\0" in value:
+        found = _whole(path, value)
+        if not low <= len(found) <= high:
+            raise BadValue(path, f"must have {low} to {high} characters, not {len(found)}")
+        if "\0" in found:
             raise BadValue(path, "must not contain a NUL character")
-        if _SURROGATE.search(value):
-            raise BadValue(path, "must be text, not half a character (a lone surrogate)")
-        if pattern is not None and not pattern.match(value):
-            raise BadValue(path, f"must be {like or pattern.pattern}, not {shown(value)}")
-        return value
+        if pattern is not None and not pattern.match(found):
+            raise BadValue(path, f"must be {like or pattern.pattern}, not {shown(found)}")
+        return found
 
     return check
+
+
+def not_empty(path: str, value: object) -> str:
+    """Text of any characters and any length but none: what it stands in (a payload, a file) bounds it."""
+    found = _whole(path, value)
+    if not found:
+        raise BadValue(path, "must not be empty")
+    return found
+
+
+def _whole(path: str, value: object) -> str:
+    if not isinstance(value, str):
+        hint = "; put it in quotes" if isinstance(value, (int, float)) else ""
+        raise BadValue(path, f"must be text, not {shown(value)}{hint}")
+    if _SURROGATE.search(value):
+        raise BadValue(path, "must be text, not half a character (a lone surrogate)")
+    return value
 
 
 def one_of(*words: str | int) -> Check:
@@ -171,11 +184,16 @@ def list_of(item: Check, *, high: int, distinct: bool = False) -> Check:
     return check
 
 
-def not_yet(what: str, *, allowed: object = None) -> Check:
-    """A reserved key: any value but `allowed` is refused with "this version does not … yet"."""
+def not_yet(what: str, *, allowed: object = None, kind: Check | None = None) -> Check:
+    """A reserved key: any value but `allowed` is refused with "this version does not … yet".
+
+    `kind` checks first that it is a value which the key will take one day.
+    """
 
     def check(path: str, value: object) -> object:
-        if value != allowed:
+        if kind is not None:
+            kind(path, value)
+        if type(value) is not type(allowed) or value != allowed:  # 0 == False
             raise BadValue(path, f"this version does not {what} yet")
         return value
 

@@ -116,7 +116,7 @@ SAMPLING: dict[str, f.Check] = {
     "min_p": f.number(0, 1),
     "repetition_penalty": f.number(0.5, 2),
     "seed": f.integer(0),
-    "stop": f.list_of(f.text(high=256), high=8),
+    "stop": f.list_of(f.not_empty, high=8),
 }
 """Checks of the sampling keys, the same for prompts and for `generation`."""
 
@@ -149,7 +149,7 @@ OWNER: dict[str, dict[str, f.Check]] = {
     },
     "trust": {
         "keys": f.not_yet("verify signatures", allowed={}),
-        "require_signature": f.not_yet("verify signatures", allowed=False),
+        "require_signature": f.not_yet("verify signatures", allowed=False, kind=f.boolean),
     },
 }
 """Sections that only the owner of the device sets, in the local file (`state_dir` too)."""

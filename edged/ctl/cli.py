@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,13 +17,26 @@ from edged.core.settings import OWNER, SAMPLING, Settings, build, merge
 from edged.link.session import TimedOut, default_requester
 from edged.wire import config_file
 from edged.wire.topics import REQUESTER
+from edged.words import Parser, WrongUsage, reason, text_or_input, utf8
 
+MAX_WAIT = 1_000_000  # seconds; queues take no more than some 292 years of them
 DONE, FAILED, USAGE, NO_BROKER, TIMED_OUT = 0, 1, 2, 3, 4
+RESERVED = {
+    ("top",): "show devices as they change",
+    ("config", "diff"): "compare layers",
+    ("config", "history"): "keep the layers of before",
+    ("rollout",): "roll a layer out in steps",
+    ("model",): "steer the models of devices",
+    ("keys",): "sign layers",
+    ("simulate",): "say beforehand what a layer would change",
+    ("forget",): "take a device out of the fleet",
+}
+"""Commands that the contract names for later, and what they will do."""
 
 
 def parser() -> argparse.ArgumentParser:
     """All words that `edgectl` knows."""
-    top = argparse.ArgumentParser(prog="edgectl", description="Talk to devices that run edged, through their broker.")
+    top = Parser(prog="edgectl", description="Talk to devices that run edged, through their broker.")
     top.add_argument("--version", action="version", version=f"edgectl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     prompt = commands.add_parser("prompt", help="ask a device, show the answer as it streams")
@@ -35,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--temperature", type=float)
     prompt.add_argument("--seed", type=int)
     prompt.add_argument("--priority", type=int, help="0 (first) to 9")
-    prompt.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
+    prompt.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS")
     prompt.add_argument("--json", action="store_true", help="print the final as one JSON document")
     prompt.set_defaults(run=_prompt)
     _status_words(commands)
@@ -50,7 +64,7 @@ def _status_words(commands: Any) -> None:
     status = commands.add_parser("status", help="a table of every device of the fleet")
     _connection(status)
     status.add_argument(
-        "--wait", type=float, default=12.0, metavar="SECONDS", help="for readings (0: only what is kept)"
+        "--wait", type=_seconds, default=12.0, metavar="SECONDS", help="for readings (0: only what is kept)"
     )
     status.add_argument("--json", action="store_true", help="print one JSON document")
     status.set_defaults(run=_status)
@@ -65,7 +79,7 @@ def _config_words(commands: Any) -> None:
     target = push.add_mutually_exclusive_group()
     target.add_argument("--group", help="the layer of this group")
     target.add_argument("--device", help="the layer of this device")
-    push.add_argument("--wait", type=float, default=10.0, metavar="SECONDS", help="for the devices' reports")
+    push.add_argument("--wait", type=_seconds, default=10.0, metavar="SECONDS", help="for the devices' reports")
     push.set_defaults(run=_push)
     get = verbs.add_parser("get", help="the layers at the broker and what devices report")
     get.set_defaults(run=_get)
@@ -80,10 +94,25 @@ def _connection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--fleet", help="the fleet (default: the config's, or home)")
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= MAX_WAIT):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to {MAX_WAIT}")
+    return value
+
+
+def _refuse_reserved(words: Sequence[str]) -> None:
+    for name, what in RESERVED.items():
+        if tuple(words[: len(name)]) == name:
+            raise WrongUsage(f"{' '.join(name)}: this version does not {what} yet")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry of the command."""
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        _refuse_reserved(words)
+        arguments = parser().parse_args(words)
         code: int = arguments.run(arguments)
     except EdgedError as error:
         return _complain(str(error), _code_of(error))
@@ -95,30 +124,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        return _complain(f"the command failed ({reason(error)}); mend that and try again", FAILED)
     return code
 
 
 def _code_of(error: EdgedError) -> int:
-    if isinstance(error, (ConfigError, BadValue)):
+    if isinstance(error, (ConfigError, BadValue, WrongUsage)):
         return USAGE
     return NO_BROKER if isinstance(error, BrokerError) else FAILED
 
 
-def _complain(sentence: str, code: int) -> int:
-    print(f"edgectl: {sentence}", file=sys.stderr)
+def _complain(why: str, code: int) -> int:
+    print(f"edgectl: {why}", file=sys.stderr)
     return code
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings in the config file (if there is one), with the command's own words laid over. Raises ConfigError."""
-    values: dict[str, Any] = config_file.load(arguments.config, os.environ)
-    if arguments.url:
-        values = merge(values, {"mqtt": {"url": arguments.url}})
-    if arguments.fleet:
-        values = merge(values, {"identity": {"fleet": arguments.fleet}})
-    f.record("mqtt", {"url": build(values).mqtt.url}, OWNER["mqtt"])
-    f.record("identity", {"fleet": build(values).identity.fleet}, OWNER["identity"])
-    return build(values)
+    given: dict[str, Any] = {}
+    if arguments.url is not None:
+        given = merge(given, {"mqtt": {"url": OWNER["mqtt"]["url"]("--url", arguments.url)}})
+    if arguments.fleet is not None:
+        given = merge(given, {"identity": {"fleet": OWNER["identity"]["fleet"]("--fleet", arguments.fleet)}})
+    try:
+        values = config_file.load(arguments.config, os.environ)
+    except config_file.Unreadable as error:
+        values = config_file.from_environment(os.environ)
+        said = merge(values, given)
+        if "url" not in said.get("mqtt", {}) or "fleet" not in said.get("identity", {}):
+            raise ConfigError(f"{error}, or broker and fleet with --url and --fleet") from None
+    return build(merge(values, given))
 
 
 def _prompt(arguments: argparse.Namespace) -> int:
@@ -129,7 +165,8 @@ def _prompt(arguments: argparse.Namespace) -> int:
     f.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
     if arguments.device is not None:
         f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")("--device", arguments.device)
-    body: dict[str, Any] = {"prompt": sys.stdin.read() if arguments.text == "-" else arguments.text}
+    body: dict[str, Any] = {"prompt": text_or_input("TEXT", arguments.text)}
+    utf8("--system", arguments.system or "")
     for key in ("system", "max_tokens", "temperature", "seed", "priority"):
         value = getattr(arguments, key)
         if value is not None:

@@ -66,8 +66,11 @@ def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json
     with Session(settings, (target.topic, target.reports)) as session:
         current, before = _retained(session, target)
         payload, revision = (b"", None) if path is None else _payload(path, current)
+        settled = _settled(target, payload, current, before)
         session.publish(target.topic, payload, retain=True)
-        answers = _await_reports(session, target, revision, before, wait)
+        # Where the broker has forgotten its layer, a device may still find that this one is another, and say so.
+        silent = set(settled) if current else set()
+        answers = settled | _await_reports(session, target, revision, set(before), silent, wait)
     if as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
@@ -113,19 +116,48 @@ def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[s
     return payload, reports
 
 
-def _await_reports(
-    session: Session, target: Target, revision: int | None, before: dict[str, dict[str, Any]], wait: float
+def _settled(
+    target: Target, payload: bytes, current: bytes, before: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """New reports about this layer, until every device that was known has sent one."""
+    """The answers of devices that report this layer as in force already: to its push they have nothing to say."""
+    if not payload or (current and not _same(payload, current)):
+        return {}
+    answer = {
+        "phase": "applied",
+        "layer": target.layer,
+        "revision": parse_layer(payload).revision,
+        "reason": "this revision was in force already; nothing was to do",
+    }
+    return {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
+
+
+def _same(payload: bytes, current: bytes) -> bool:
+    try:
+        return parse_layer(current) == parse_layer(payload)
+    except BadValue:
+        return False
+
+
+def _has(report: dict[str, Any], answer: dict[str, Any]) -> bool:
+    """Whether a report says that this layer is in force, and not that the last push to it failed."""
+    in_force = report.get("in_force")
+    failed = report.get("layer") == answer["layer"] and report.get("phase") != "applied"
+    return isinstance(in_force, dict) and in_force.get(answer["layer"]) == answer["revision"] and not failed
+
+
+def _await_reports(
+    session: Session, target: Target, revision: int | None, known: set[str], silent: set[str], wait: float
+) -> dict[str, dict[str, Any]]:
+    """New reports about this layer, until every device that was known has sent one, but for those that stay silent."""
     answers: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + wait
-    while (left := until - time.monotonic()) > 0 and not (before and set(before) <= set(answers)):
+    while (left := until - time.monotonic()) > 0 and not (known and known <= silent | set(answers)):
         try:
             for message in session.messages(left):
                 report = _report(message)
                 if report is not None and report.get("layer") == target.layer and report.get("revision") == revision:
                     answers[message.topic.split("/")[4]] = report
-                if before and set(before) <= set(answers):
+                if known and known <= silent | set(answers):
                     break
         except TimedOut:
             break

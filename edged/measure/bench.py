@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from edged.measure.peer import LlamaBench, LlamaPeer
 from edged.measure.random_gguf import write_random_gguf
 from edged.models.locate import LocatedModel
 from edged.models.pack_shapes import SHAPES
-from edged.models.packed import WEIGHTS, PackedModel
+from edged.models.packed import GGUF_TOKENIZER, WEIGHTS, PackedModel
 from edged.models.tiles import Kind
 
 Peer = LlamaPeer | LlamaBench
+TOKENIZER_JSON: Final = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def bench(
 ) -> Result:
     """Runs everything. `work` is a folder for a peer's random weights. Raises ModelError."""
     progress("memory")
-    random = packed.manifest.name in SHAPES  # and so without a tokenizer
-    about = _about(packed) | {"memory": None if random else footprint(str(model.path), models, 2048)}
+    about = _about(packed) | {"memory": footprint(str(model.path), models, 2048) if has_tokenizer(packed) else None}
     backend = speed.open_for_bench(packed, threads, kernels)
     about |= {"threads": backend.model.threads, "kernels": backend.model.kernels}
     opened = open_peer(model, packed, peer, backend.model.threads, work, progress) if peer else None
@@ -104,6 +104,11 @@ def bench(
     about |= _limit(speed.token_bytes(packed), beside.moments[1:], spread.theirs)  # the first was to warm up
     about |= {"huge_pages": huge_share((packed.folder / WEIGHTS).resolve())}
     return result
+
+
+def has_tokenizer(packed: PackedModel) -> bool:
+    """Whether a packed model takes text: random weights of a shape have a tokenizer only where they were given one."""
+    return not {GGUF_TOKENIZER, TOKENIZER_JSON}.isdisjoint(packed.manifest.files)
 
 
 def _about(packed: PackedModel) -> dict[str, Any]:

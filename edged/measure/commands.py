@@ -84,6 +84,8 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
 
 def bench_command(arguments: argparse.Namespace, settings: Settings, models: Path) -> int:
     """`edged bench`. Raises EdgedError."""
+    if arguments.plot and not arguments.plot.absolute().parent.is_dir():  # said before minutes of measuring
+        raise BadValue("--plot", f"there is no folder {arguments.plot.absolute().parent}; make it, or name another")
     kernels_here()
     found = locate(arguments.model, None, Store(models))
     packed = packed_model(found, "auto", models, doing)
@@ -101,12 +103,15 @@ def bench_command(arguments: argparse.Namespace, settings: Settings, models: Pat
             work=Path(work),
             progress=doing,
         )
-    if arguments.plot:
-        arguments.plot.write_text(bench_report.picture(result), "utf-8")
     if arguments.json:
         print(json.dumps(bench_report.document(result), ensure_ascii=False))
     else:
         bench_report.show(result)
+    if arguments.plot:  # last: what was measured is told even where the picture cannot be written
+        try:
+            arguments.plot.write_text(bench_report.picture(result), "utf-8")
+        except OSError as error:
+            raise EdgedError(f"{arguments.plot} cannot be written ({error.strerror}); name another file") from None
     return 0
 
 

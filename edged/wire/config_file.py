@@ -19,16 +19,18 @@ PREFIX = "EDGED_"
 MAX_BYTES = 1_000_000
 
 
+class Unreadable(ConfigError):
+    """The default file is there, or may be, and this user cannot read it."""
+
+
 def load(path: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
     """Checked values of the file at `path` (None: the default path, which may be absent) with variables laid over.
 
-    Raises ConfigError with one sentence for a person.
+    Raises ConfigError with one sentence for a person, Unreadable for the default path.
     """
-    values: dict[str, Any] = {}
     chosen = path or DEFAULT_PATH
-    if path is not None or chosen.exists():
-        values = parse(_read(chosen), str(chosen))
-    values = merge(values, from_environment(environment))
+    source = _read(chosen) if path is not None else _read_default()
+    values = merge(parse(source, str(chosen)), from_environment(environment))
     try:
         build(values)
     except BadValue as error:
@@ -38,9 +40,23 @@ def load(path: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        return _text(path, path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give another file with --config") from None
+
+
+def _read_default() -> str:
+    """The default file's text, empty where there is none. It is the service's: other users may not see its folder."""
+    try:
+        return _text(DEFAULT_PATH, DEFAULT_PATH.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        mend = "run this with sudo, or give another file with --config"
+        raise Unreadable(f"{DEFAULT_PATH}: cannot be read ({error.strerror}); {mend}") from None
+
+
+def _text(path: Path, raw: bytes) -> str:
     if len(raw) > MAX_BYTES:
         raise ConfigError(f"{path}: is larger than {f.show_size(MAX_BYTES)}; a config file is a few lines")
     try:
@@ -52,12 +68,9 @@ def _read(path: Path) -> str:
 def parse(source: str, name: str) -> dict[str, Any]:
     """YAML text → checked values. Aliases, anchors, tags and duplicate keys are refused. Raises ConfigError."""
     try:
-        for event in yaml.parse(source, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ConfigError(f"{name}:{line}: YAML anchors and aliases are not allowed; write the value out")
-            if getattr(event, "tag", None) is not None:
-                raise ConfigError(f"{name}:{line}: YAML tags are not allowed; write the value alone")
+        if forbidden := _forbidden(source):
+            line, sentence = forbidden
+            raise ConfigError(f"{name}:{line}: {sentence}")
         root = yaml.compose(source, Loader=yaml.SafeLoader)
         lines: dict[str, int] = {}
         _note_lines(root, "", lines, name)
@@ -71,6 +84,17 @@ def parse(source: str, name: str) -> dict[str, Any]:
         return check_file({} if document is None else document)
     except BadValue as error:
         raise ConfigError(f"{name}:{_line_of(error.path, lines)}: {error}") from None
+
+
+def _forbidden(source: str) -> tuple[int, str] | None:
+    """The first line with an anchor, alias or tag, and what to say of it. Raises yaml.YAMLError."""
+    for event in yaml.parse(source, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            return line, "YAML anchors and aliases are not allowed; write the value out"
+        if getattr(event, "tag", None) is not None:
+            return line, "YAML tags are not allowed; write the value alone"
+    return None
 
 
 def _note_lines(node: yaml.Node | None, path: str, lines: dict[str, int], name: str) -> None:
@@ -120,9 +144,12 @@ def _plain(check: f.Check, path: str, raw: str) -> object:
         check(path, raw)
     except BadValue:
         try:
-            value = yaml.safe_load(raw)
+            forbidden = _forbidden(raw)
+            value = None if forbidden else yaml.safe_load(raw)
         except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError):
-            return raw  # dates, tags and numbers that YAML itself stumbles over
+            return raw  # dates and numbers that YAML itself stumbles over
+        if forbidden:
+            raise BadValue(path, forbidden[1]) from None
         return raw if value is None else value
     return raw
 

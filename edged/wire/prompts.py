@@ -19,7 +19,7 @@ from edged.wire.formats import check_format
 from edged.wire.topics import PROMPT_ID
 
 _SEARCHED = 4096  # bytes in which the id of a broken body is looked for
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z")
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z", re.ASCII)
 _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
@@ -58,6 +58,7 @@ def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Ca
     """A payload of at most `cap` bytes → a prompt. Raises BadPrompt with a sentence for the sender."""
     is_json = payload.lstrip(b" \t\r\n")[:1] == b"{"
     is_json = is_json or (content_type or "").split(";")[0].strip().lower() == "application/json"
+    document: dict[str, Any] | None = None
     try:
         if len(payload) > cap:
             raise BadValue("", f"the payload has {len(payload)} bytes, above limits.prompt_bytes ({cap}); send less")
@@ -66,8 +67,17 @@ def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Ca
         document = _readable(payload)
         return _from_document(document, make_id)
     except BadValue as error:
-        found = _first_id(payload) if is_json else None
+        found = _own_id(document) if document is not None else _first_id(payload) if is_json else None
         raise BadPrompt(found or make_id(), str(error)) from None
+
+
+def id_of(payload: bytes, make_id: Callable[[], str]) -> str:
+    """The id to answer under, of a body that is refused whatever it says; a made-up one where none is found."""
+    try:
+        found = _own_id(_readable(payload))
+    except BadValue:
+        found = _first_id(payload)
+    return found or make_id()
 
 
 def _plain(payload: bytes, made_id: str) -> Prompt:
@@ -80,7 +90,13 @@ def _plain(payload: bytes, made_id: str) -> Prompt:
     return Prompt(id=made_id, named=False, turns=(Turn("user", words),), sampling={})
 
 
-def _readable(payload: bytes) -> Any:
+def _own_id(document: dict[str, Any]) -> str | None:
+    """The id of a body that could be read, where it is a valid one."""
+    found = document.get("id")
+    return found if isinstance(found, str) and PROMPT_ID.match(found) else None
+
+
+def _readable(payload: bytes) -> dict[str, Any]:
     try:
         document = strict_json.loads(payload)
     except BadValue as error:

@@ -189,6 +189,46 @@ def test_push_shows_what_became_of_a_layer_and_get_shows_it(
     assert json.loads(capsys.readouterr().out)["layers"] == {}
 
 
+def test_a_push_of_what_is_in_force_is_done_although_the_device_rightly_stays_silent(
+    edgectl: Any, ctl_device: Device, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device that rejected the layer says so again."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("revision: 7\nsettings: {generation: {max_tokens: 3}}\n")
+    push = ("config", "push", str(layer), "--device", "pi", "--json")
+    assert edgectl(*push) == 0
+    assert "already" not in capsys.readouterr().out
+    assert edgectl(*push, "--wait", "60") == 0  # nobody is waited for
+    answer = json.loads(capsys.readouterr().out)["devices"]["pi"]
+    assert (answer["phase"], answer["revision"], answer["in_force"]) == ("applied", 7, {"device": 7})
+    assert "in force already" in answer["reason"]
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("revision: 7\nsettings: {model: {source: other}}\n")
+    for _ in range(2):
+        assert edgectl(*push[:2], str(bad), *push[3:]) == 1
+    assert "rejected" in capsys.readouterr().out
+    assert edgectl(*push) == 0  # and back: the device says anew that it has this one
+    assert "already" not in capsys.readouterr().out
+    assert edgectl("config", "push", "--remove", "--device", "pi") == 0
+
+
+def test_a_layer_that_the_broker_forgot_is_in_force_where_no_device_objects() -> None:
+    from edged.ctl.config import Target, _settled
+
+    target, payload = Target("f", device="pi"), b'{"revision":7,"settings":{"generation":{"seed":1}}}'
+    report = {"phase": "applied", "layer": "device", "revision": 7, "in_force": {"device": 7}}
+    spaced, other = payload.replace(b":", b": "), payload.replace(b'"seed":1', b'"seed":2')
+    for current in (payload, spaced, b""):
+        assert _settled(target, payload, current, {"pi": report})["pi"]["phase"] == "applied"
+    for current in (other, b"garbage"):
+        assert _settled(target, payload, current, {"pi": report}) == {}
+    fleet = {**report, "layer": "fleet", "phase": "rejected"}  # of another layer
+    assert _settled(target, payload, payload, {"pi": fleet})["pi"]["phase"] == "applied"
+    for odd in ({**report, "phase": "rejected"}, {**report, "in_force": {"device": 6}}, {**report, "in_force": 5}):
+        assert _settled(target, payload, payload, {"pi": odd}) == {}
+    assert _settled(target, b"", payload, {"pi": report}) == {}
+
+
 def test_push_of_a_layer_that_the_device_rejects_is_exit_1(
     edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

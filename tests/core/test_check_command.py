@@ -77,12 +77,38 @@ def test_a_bad_variable_is_exit_2_and_named(
     assert capsys.readouterr().err == 'edged: EDGED_MQTT_URI: unknown variable (did you mean "EDGED_MQTT_URL"?)\n'
 
 
-@pytest.mark.parametrize("words", [["chekc"], [], ["check", "--no-such-word"], ["run", "extra"]])
-def test_wrong_words_are_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    assert "usage: edged" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["chekc"], "'chekc'"),
+        ([], "COMMAND; edged --help"),
+        (["check", "--no-such-word"], "--no-such-word"),
+        (["run", "extra"], "extra"),
+        (["model"], "VERB; edged model --help"),
+        (["generate", "x", "y", "--max-tokens", "many"], "--max-tokens: invalid int value: 'many'"),
+        (["bench", "x", "--threads", "0"], "--threads: '0' is not a number from 1 on"),
+    ],
+)
+def test_wrong_words_are_exit_2_and_one_sentence(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("edged: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+
+
+def test_a_default_file_that_cannot_be_read_is_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `/etc/edged` is for users who are not of its group; here by a name that is too long for anyone."""
+    monkeypatch.setattr("edged.wire.config_file.DEFAULT_PATH", tmp_path / ("x" * 300))
+    assert main(["check"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read (" in said
+    assert said.count("\n") == 1
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

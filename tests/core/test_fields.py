@@ -73,6 +73,13 @@ def test_a_number_where_text_is_wanted_is_told_to_stand_in_quotes() -> None:
     assert refusal(f.text(), 5) == "key: must be text, not 5; put it in quotes"
 
 
+def test_text_that_only_must_not_be_empty_takes_any_length_and_nul() -> None:
+    assert f.not_empty("key", "\0" * 100_000) == "\0" * 100_000
+    assert refusal(f.not_empty, "") == "key: must not be empty"
+    assert refusal(f.not_empty, 5) == "key: must be text, not 5; put it in quotes"
+    assert "surrogate" in refusal(f.not_empty, "\ud800")
+
+
 @pytest.mark.parametrize("value", ["\ud800", "a\udfffb"])
 def test_text_with_a_lone_surrogate_is_refused_since_nothing_can_encode_it(value: str) -> None:
     assert "surrogate" in refusal(f.text(), value)
@@ -107,7 +114,8 @@ def test_a_duration_is_written_as_people_do(written: str, seconds: float) -> Non
 
 
 @pytest.mark.parametrize(
-    "value", ["10", "s", "10S", "-1s", "1e3s", "10s ", "0s", "99d", 10, 1.5, None, True, [], "9" * 40 + "s"]
+    "value",
+    ["10", "s", "10S", "-1s", "1e3s", "10s ", "0s", "99d", 10, 1.5, None, True, [], "9" * 40 + "s", "١٠s", "10\u2003s"],
 )
 def test_a_duration_refuses_what_has_no_unit_or_is_out_of_range(value: object) -> None:
     assert refusal(f.duration(0.1, 86400), value).startswith("key: must be ")
@@ -129,7 +137,7 @@ def test_a_size_is_written_as_people_do_and_kb_means_1000(written: str, count: i
     assert f.size(1, 10**10)("key", written) == count
 
 
-@pytest.mark.parametrize("value", ["64", "KB", "64kb", "-1KB", "63B", "17MB", 64, 64.0, None, False, {}])
+@pytest.mark.parametrize("value", ["64", "KB", "64kb", "-1KB", "63B", "17MB", 64, 64.0, None, False, {}, "６４KB"])
 def test_a_size_refuses_what_has_no_unit_or_is_out_of_range(value: object) -> None:
     assert refusal(f.size(64, 16_000_000), value).startswith("key: must be ")
 
@@ -160,6 +168,12 @@ def test_p08_a_reserved_key_is_refused_and_never_ignored() -> None:
     check = f.not_yet("dance", allowed=[])
     assert check("key", []) == []
     assert refusal(check, ["waltz"]) == "key: this version does not dance yet"
+
+
+@pytest.mark.parametrize("value", [0, 0.0, "false", None, []])
+def test_p08_a_reserved_key_takes_no_value_of_another_type(value: object) -> None:
+    assert refusal(f.not_yet("dance", allowed=False), value) == "key: this version does not dance yet"
+    assert refusal(f.not_yet("dance", allowed=False, kind=f.boolean), value).startswith("key: must be true or false")
 
 
 def test_a_record_names_the_unknown_key_and_the_nearest_known_one() -> None:
@@ -198,6 +212,7 @@ def test_every_check_gives_a_value_or_a_bad_value_and_nothing_else(value: Any) -
         f.number(0, 5),
         f.boolean,
         f.text(high=10),
+        f.not_empty,
         f.one_of("auto", "4"),
         f.duration(0.1, 10),
         f.size(1, 100),

@@ -113,7 +113,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("generation", "min_p", [0, 1], [1.01]),
         ("generation", "repetition_penalty", [0.5, 2], [0.4, 2.1]),
         ("generation", "seed", [0, 2**53 - 1], [-1, 2**53, 1.0]),
-        ("generation", "stop", [[], ["a"] * 8], ["a", ["a"] * 9, [""], [1]]),
+        ("generation", "stop", [[], ["a"] * 8, ["a" * 300], ["\0"]], ["a", ["a"] * 9, [""], [1]]),
         ("generation", "system", ["Be kind."], [5, ""]),
         ("limits", "queue", [1, 64], [0, -1, 1.5, True]),
         ("limits", "prompt_bytes", ["64KB", "1MiB", "64B"], [64000, "1B", "1GB"]),
@@ -123,7 +123,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("log", "level", ["debug", "info", "warning", "error"], ["trace", "INFO"]),
         ("log", "format", ["auto", "console", "json"], ["xml"]),
         ("trust", "keys", [{}], [{"ops": "x"}]),
-        ("trust", "require_signature", [False], [True]),
+        ("trust", "require_signature", [False], [True, 0, 0.0, "false"]),
     ],
 )
 def test_every_key_takes_its_range_and_refuses_the_rest_by_name(

@@ -8,12 +8,20 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edged.cli import main
+from edged.core.errors import ModelError
+from edged.measure import bench
 from edged.measure.random_gguf import write_random_gguf
 from edged.models.gguf_file import open_gguf
+from edged.models.locate import locate
+from edged.models.pack import open_source, pack
+from edged.models.packed import open_packed
+from edged.models.store import Store
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS, make_checkpoint, make_gguf
 
@@ -114,6 +122,48 @@ def test_bench_measures_every_case(folder: Path) -> None:
     assert len(tops) > 8
     assert all(below - above >= 20 for above, below in itertools.pairwise(tops)), tops
     assert tops[-1] + 16 < float(drawn.get("height", "nan"))
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_bench_counts_memory_of_whatever_takes_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: bool
+) -> None:
+    """Also of random weights, whose folder has a shape's name, where a tokenizer was packed with them."""
+    counted: list[str] = []
+    pack(open_source(make_gguf(tmp_path / "m.gguf")), tmp_path / "p", bits=None, source_digest="sha256:0")
+    packed = open_packed(tmp_path / "p")
+    files = {name: digest for name, digest in packed.manifest.files.items() if tokenizer or "tokenizer" not in name}
+    packed.manifest = replace(packed.manifest, name="qwen2.5-0.5b", files=files)
+
+    def stop(*_: object) -> None:
+        raise ModelError("stop", "that is all that the test asks")
+
+    monkeypatch.setattr(bench, "footprint", lambda source, *_: counted.append(source))
+    monkeypatch.setattr("edged.measure.speed.open_for_bench", stop)
+    found = locate(str(tmp_path / "p"), None, Store(tmp_path))
+    with pytest.raises(ModelError, match="that is all"):
+        bench.bench(
+            found, packed, tmp_path, threads=1, rounds=1, kernels="auto", peer=None, work=tmp_path, progress=print
+        )
+    assert counted == ([str(found.path)] if tokenizer else [])
+
+
+def test_bench_that_cannot_write_its_picture_tells_what_it_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is not there is refused before anything is measured."""
+    measured = bench.Result({"model": "m", "quantization": "q4_1", "threads": 1, "kernels": "none"})
+    monkeypatch.setenv("EDGED_STATE_DIR", str(folder))
+    monkeypatch.setattr("edged.measure.commands.bench", lambda *_, **__: measured)
+    words = ["bench", str(folder / "tiny.gguf"), "--json", "--plot"]
+    assert main([*words, str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["model"] == "m"
+    assert f"{folder} cannot be written (Is a directory)" in captured.err
+    assert main([*words, str(folder / "nowhere" / "plot.svg")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"--plot: there is no folder {folder / 'nowhere'}" in captured.err
 
 
 def test_bench_says_what_is_missing(folder: Path) -> None:

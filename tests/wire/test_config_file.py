@@ -162,6 +162,17 @@ def test_the_default_file_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert config_file.load(None, {}) == {}
     (tmp_path / "edged.yaml").write_text("limits: {queue: 3}\n")
     assert config_file.load(None, {}) == {"limits": {"queue": 3}}
+    monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml" / "below-a-file")
+    assert config_file.load(None, {}) == {}
+
+
+def test_a_default_file_that_may_not_be_read_is_not_taken_as_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root may read everything, but nobody opens a name of 300 letters."""
+    monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / ("x" * 300))
+    with pytest.raises(config_file.Unreadable, match=r"cannot be read \(.*\); run this with sudo, or .* --config"):
+        config_file.load(None, {})
 
 
 def test_a_variable_overrides_a_single_key_of_the_file(tmp_path: Path) -> None:
@@ -178,6 +189,7 @@ def test_a_variable_overrides_a_single_key_of_the_file(tmp_path: Path) -> None:
         ("EDGED_GENERATION_SYSTEM", "a: b", "generation", "system", "a: b"),
         ("EDGED_GENERATION_TEMPERATURE", "0", "generation", "temperature", 0.0),
         ("EDGED_GENERATION_STOP", '["a", "b"]', "generation", "stop", ("a", "b")),
+        ("EDGED_GENERATION_SYSTEM", "see *a", "generation", "system", "see *a"),
         ("EDGED_IDENTITY_GROUPS", "[kitchen]", "identity", "groups", ("kitchen",)),
         ("EDGED_LIMITS_PROMPT_BYTES", "1MB", "limits", "prompt_bytes", 1_000_000),
         ("EDGED_TELEMETRY_INTERVAL", "2s", "telemetry", "interval", 2.0),
@@ -203,12 +215,16 @@ def test_state_dir_has_a_variable_and_other_variables_are_left_alone() -> None:
         ("EDGED_LIMITS_QUEUE", "[1", "EDGED_LIMITS_QUEUE: must be a whole number"),
         ("EDGED_LIMITS_QUEUE", "2024-99-99", "EDGED_LIMITS_QUEUE: must be a whole number"),
         ("EDGED_LIMITS_QUEUE", "[" * 600, "EDGED_LIMITS_QUEUE: must be a whole number"),
-        ("EDGED_LIMITS_QUEUE", "!!bool perhaps", "EDGED_LIMITS_QUEUE: must be a whole number"),
+        ("EDGED_LIMITS_QUEUE", "!!bool perhaps", "EDGED_LIMITS_QUEUE: YAML tags are not allowed"),
+        ("EDGED_LIMITS_QUEUE", "!!int '5'", "EDGED_LIMITS_QUEUE: YAML tags are not allowed"),
+        ("EDGED_GENERATION_STOP", "[&a x, *a]", "EDGED_GENERATION_STOP: YAML anchors and aliases are not allowed"),
+        ("EDGED_IDENTITY_GROUPS", "&a [x]", "EDGED_IDENTITY_GROUPS: YAML anchors and aliases are not allowed"),
         ("EDGED_LIMITS_QUEUE", "9" * 5000, "EDGED_LIMITS_QUEUE: must be "),
         ("EDGED_TELEMETRY_INTERVAL", "10", "EDGED_TELEMETRY_INTERVAL: must be a duration"),
         ("EDGED_MODEL_SOURCE", "", "EDGED_MODEL_SOURCE: must have 1 to 4096 characters"),
         ("EDGED_MODEL_SOURCE", "\udcff", "EDGED_MODEL_SOURCE: must be text"),
         ("EDGED_TRUST_REQUIRE_SIGNATURE", "true", "EDGED_TRUST_REQUIRE_SIGNATURE: this version does not verify"),
+        ("EDGED_TRUST_REQUIRE_SIGNATURE", "0", "EDGED_TRUST_REQUIRE_SIGNATURE: must be true or false, not 0"),
     ],
 )
 def test_a_bad_variable_is_refused_by_name(name: str, written: str, says: str) -> None:

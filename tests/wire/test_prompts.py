@@ -131,7 +131,7 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
         ("min_p", [0, 1], [-0.1, 1.1]),
         ("repetition_penalty", [0.5, 2], [0, 0.49, 2.1, True]),
         ("seed", [0, 2**53 - 1], [-1, 2**53, 1.0, "1"]),
-        ("stop", [[], ["a", "b"], ["x"] * 8], ["x", ["x"] * 9, [""], [1], [None], {}]),
+        ("stop", [[], ["a", "b"], ["x"] * 8, ["x" * 1000], ["\0"]], ["x", ["x"] * 9, [""], [1], [None], {}]),
         ("stream", [True, False], [0, 1, "true", None]),
         ("priority", [0, 9], [-1, 10, 5.0, "5", True]),
         ("deadline_ms", [1, 2**53 - 1], [0, -1, 2**53, 1.5, "1s"]),
@@ -150,6 +150,7 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
                 "0000-01-01T00:00:00Z",
                 "2026-11-24 08:00:00Z",
                 "2026-11-24T08:00:00.Z",
+                "２０２６-11-24T08:00:00Z",
             ],
         ),
         ("format", [{"type": "regex", "pattern": "a"}], [{}, "json", ["a"], None, {"type": "regexp", "pattern": "a"}]),
@@ -256,6 +257,24 @@ def test_json_that_is_no_object_is_refused(payload: bytes) -> None:
 )
 def test_the_id_of_a_broken_body_is_its_first_top_level_text_id_in_4_kb(payload: bytes, found: str) -> None:
     assert refusal(payload)[0] == found
+
+
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        (b'{"prompt":"' + b"x" * 5000 + b'","id":"late","zz":1}', "late"),
+        (b'{"\\u0069d":"a","prompt":5}', "a"),
+        (b'{"prompt":"say","id":"\\u0061","zz":1}', "a"),
+        (b'{"x":{"id":"inner"},"id":"outer"}', "outer"),
+        (b'{"x":{"id":"inner"}}', "made-up"),
+        (b'{"id":"a/b","prompt":"x"}', "made-up"),
+        (b'{"id":5,"prompt":"x"}', "made-up"),
+    ],
+)
+def test_a_body_that_could_be_read_is_answered_under_its_id_wherever_it_stands(payload: bytes, found: str) -> None:
+    with pytest.raises(BadPrompt) as caught:
+        prompts.parse_prompt(payload, None, 10_000, lambda: "made-up")
+    assert caught.value.id == found
 
 
 @given(st.binary(max_size=80).map(lambda tail: b'{"id":"a"' + tail))
