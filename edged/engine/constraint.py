@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Choice, Failure, Format, JsonSchema
 from edged.engine import format_check
+from edged.engine.memory import available_bytes
 from edged.models.tokenizer import TextCodec
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ _PLAIN_ESCAPES: Final = 'nrbtf\\"'
 _STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _TOO_COMPLEX: Final = (
     "it is too complex to be enforced; use shorter patterns, smaller counts and fewer conditions that must hold at once"
+)
+_NO_MEMORY: Final = (
+    "The board has too little free memory to check the format; send it again later or without a format, or choose a "
+    "smaller model."
 )
 
 
@@ -126,7 +131,10 @@ class FormatCompiler:
         self._verdicts: OrderedDict[str, str] = OrderedDict()
 
     def compile(self, wanted: Format) -> Constraint:
-        """A constraint at the beginning of a text. Raises PromptRefused `invalid` with the code `format`."""
+        """A constraint at the beginning of a text.
+
+        Raises PromptRefused `invalid` or `failed` with the code `format`, or `unavailable` with `no_memory`.
+        """
         grammar = _grammar(wanted)
         if not isinstance(wanted, Choice) and (wrong := self._complaint(grammar)):
             raise _refused(wrong)
@@ -147,9 +155,11 @@ class FormatCompiler:
             self._verdicts.move_to_end(grammar)
             return self._verdicts[grammar]
         try:
-            said = format_check.complaint(grammar)
+            said = format_check.complaint(grammar, available_bytes())
         except format_check.TooComplexError:
             said = _TOO_COMPLEX
+        except format_check.NoMemoryError:
+            raise PromptRefused("unavailable", "no_memory", _NO_MEMORY) from None
         except (OSError, RuntimeError) as error:
             raise PromptRefused("failed", "format", f"The format could not be checked ({error}); try again.") from None
         self._verdicts[grammar] = said

@@ -111,7 +111,7 @@ class Engine:
             return events + [self._start(sequence) for sequence in fresh]
         if not batch:
             return events
-        decodes, begun = not any(work.sequence.prefilling for work in batch), self._clock()
+        prefilled, begun = sum(work.tokens for work in batch if work.sequence.prefilling), self._clock()
         if decoded := self._decode(batch):
             for work, tokens in zip(batch, decoded, strict=True):
                 events += self._take_chosen(work.sequence, tokens)
@@ -128,7 +128,9 @@ class Engine:
                 events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
                 events += self._take(work, result)
-        if decodes:
+        if prefilled:
+            self._scheduler.prefilled(prefilled, self._clock() - begun)
+        else:
             rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
             self._speculation.measured(rows, self._clock() - begun)
         return events

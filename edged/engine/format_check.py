@@ -2,8 +2,9 @@
 
 The library bounds the work of a step, but not of every compilation: some schemas (many patterns that must hold at
 once) keep it busy for minutes. So a schema or pattern is first compiled in a child that may use one second of processor
-time and 512 MB; what the child survives is then compiled by the engine. The child is this file run by its path, because
-importing the package would cost more than the check.
+time and 512 MB; what the child survives is then compiled by the engine. Should the board run out of memory, the kernel
+ends the child before the model. The child is this file run by its path, because importing the package would cost more
+than the check.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 CPU_SECONDS: Final = 1
 WALL_SECONDS: Final = 5.0  # for a machine whose processor is busy with others
 MEMORY_BYTES: Final = 512_000_000
-# By the kernel for processor time, by the library itself where memory ran out. SIGKILL is somebody else's.
+# What must be free before a child is started: it took 24 MB for small schemas, 36 MB for one of 60 KB, and up to 81 MB
+# for bombs in their second of processor time.
+USUAL_BYTES: Final = 64_000_000
+# By the kernel for processor time, by the library itself where memory ran out. SIGKILL comes from outside.
 _LIMIT_SIGNALS: Final = frozenset({signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV})
 _LIMITS: Final[dict[str, Any]] = {
     "initial_lexer_fuel": 300_000,  # about 6 ms
@@ -34,6 +39,10 @@ _LIMITS: Final[dict[str, Any]] = {
 
 class TooComplexError(Exception):
     """The trial compilation used up its processor time or memory."""
+
+
+class NoMemoryError(Exception):
+    """The board has too little memory for a trial compilation now."""
 
 
 class _Tokens:
@@ -64,12 +73,14 @@ def matcher(view: LLTokenizer, grammar: str) -> LLMatcher:
     return LLMatcher(view, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
 
 
-def complaint(grammar: str) -> str:
+def complaint(grammar: str, available: int) -> str:
     """What the library says against a grammar, found out in a child; "" for one that can be used.
 
-    Raises TooComplexError; RuntimeError where the machine did not let the child finish, which says nothing about the
-    grammar.
+    `available` is what the board has left, in bytes. Raises TooComplexError; NoMemoryError, or RuntimeError where the
+    machine did not let the child finish, which say nothing about the grammar.
     """
+    if available < USUAL_BYTES:
+        raise NoMemoryError
     command = [sys.executable, str(Path(__file__).resolve())]
     try:
         done = subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=WALL_SECONDS, check=False)
@@ -77,6 +88,8 @@ def complaint(grammar: str) -> str:
         raise RuntimeError("this machine is too busy") from None
     if -done.returncode in _LIMIT_SIGNALS:
         raise TooComplexError
+    if done.returncode == -signal.SIGKILL:  # the kernel, to whom the child offers itself first
+        raise NoMemoryError
     if done.returncode:
         raise RuntimeError(f"the check of a format cannot run: {done.stderr.decode('utf-8', 'replace')[-500:]}")
     said: str = json.loads(done.stdout)
@@ -95,6 +108,8 @@ def trial(grammar: str) -> str:
 
 def main() -> None:
     """The child: a grammar on standard input, the complaint as JSON on standard output."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # the worker's is 600
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

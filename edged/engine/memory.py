@@ -1,9 +1,10 @@
-"""Memory is admitted before it is used: weights and caches against what the whole board has left (promise 7)."""
+"""Memory is admitted before it is used: weights and caches against what board and cgroup have left (promise 7)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,51 @@ class Room:
     cache_bytes: int
 
 
-def available_bytes() -> int:
-    """What the kernel says can be used without swapping, in bytes."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+def available_bytes(root: Path = Path("/")) -> int:
+    """What can be used without swapping, in bytes: the kernel's word for the board, or less where a cgroup leaves less.
+
+    Sources: proc(5) for /proc/meminfo; kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
+    """
+    return max(0, min([_of_board(root), *_of_cgroups(root)]))
+
+
+def _of_board(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text("ascii").splitlines():
         key, _, value = line.partition(":")
         if key == "MemAvailable":
             return int(value.split()[0]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_cgroups(root: Path) -> Iterator[int]:
+    """What is left at each level of this process's cgroups that has a limit, from its own up to the first."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            for limit in ("memory.max", "memory.high"):
+                yield from _of_levels(root / "sys/fs/cgroup", own, limit, "memory.current", "")
+        elif "memory" in controllers.split(","):  # version 1
+            top = root / "sys/fs/cgroup/memory"
+            yield from _of_levels(top, own, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+
+
+def _of_levels(top: Path, own: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+    folder = top / own.strip("/")
+    # In a container the path may be the host's, which is not there; the container's limit then stands at the top.
+    for level in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
+        with suppress(OSError, ValueError, KeyError):  # "max", no such level, no such file
+            yield int((level / limit).read_text("ascii")) - _used(level, usage, cache)
+
+
+def _used(level: Path, usage: str, cache: str) -> int:
+    """A cgroup's memory without its file cache: the kernel drops that first, and MemAvailable counts it as well."""
+    figures = dict(line.split() for line in (level / "memory.stat").read_text("ascii").splitlines())
+    cached = int(figures[f"{cache}inactive_file"]) + int(figures[f"{cache}active_file"])
+    return int((level / usage).read_text("ascii")) - cached
 
 
 def admit(weights: int, cache: int, available: int, most: int = MAX_SLOTS) -> Room:

@@ -5,6 +5,8 @@
   shorter then; prompts take turns chunk by chunk. So a reply is never held up by more than a chunk.
 - Where no prompt is to be computed, drafts (`speculation.py`) may follow each token; else a few tokens of each come
   from one call where a step is short, because what runs between two calls takes a noticeable part of it then.
+- A chunk takes SLICE_SECONDS at most, as far as the last one tells: on a slow board the agent must see that the worker
+  lives, and a cancel be heard.
 - What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
   alike and arrive together, each computes a part for all.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,
@@ -23,6 +25,9 @@ from edged.engine.speculation import MAX_ROWS, Offer, Speculation
 
 AHEAD: Final = 0.04  # seconds that steps computed in one call may take: a reply's text goes out every 50 ms at most
 MAX_STEPS: Final = 8
+SLICE_SECONDS: Final = 5.0  # a chunk may take, a quarter of the agent's patience (`supervisor.HANG_DEADLINE`)
+BESIDE_SECONDS: Final = 1.0  # the same where replies wait for it
+FIRST_SLICE: Final = 32  # tokens of the first chunk of all, which shows how fast this board is
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
@@ -47,6 +52,7 @@ class Scheduler:
     def __init__(self, backend: Backend, speculation: Speculation) -> None:
         self._backend = backend
         self._speculation = speculation
+        self._pace: float | None = None  # seconds a token that is prefilled takes
         self._line: list[Sequence] = []  # all sequences; those without a slot wait in this order
 
     def add(self, sequence: Sequence) -> None:
@@ -70,8 +76,19 @@ class Scheduler:
         if not prefilling:
             return self._decode(running)
         work = [Work(sequence, 1) for sequence in running if not sequence.prefilling]
-        work.append(self._prefill(prefilling[0], SLICE_BESIDE if work else MAX_SLICE))
+        work.append(self._prefill(prefilling[0], self._most(beside=bool(work))))
         return work
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A chunk of so many tokens took so long."""
+        self._pace = seconds / tokens
+
+    def _most(self, *, beside: bool) -> int:
+        """Tokens that the next chunk may have."""
+        if self._pace is None:
+            return FIRST_SLICE
+        most, seconds = (SLICE_BESIDE, BESIDE_SECONDS) if beside else (MAX_SLICE, SLICE_SECONDS)
+        return max(1, min(most, int(seconds / max(self._pace, seconds / most))))
 
     def _decode(self, running: list[Sequence]) -> list[Work]:
         most = self._backend.drafts if len(running) < MAX_ROWS else 0

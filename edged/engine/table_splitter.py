@@ -19,7 +19,7 @@ from edged.core.errors import ModelError
 from edged.engine.kernels.library import Library, Merges
 from edged.models.token_bytes import byte_level_letters
 from edged.models.token_tables import TokenBytes, TokenTables
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer import TextCodec, longest_of
 
 _TO_BYTES = {ord(letter): byte for byte, letter in enumerate(byte_level_letters())}
 
@@ -38,8 +38,7 @@ class TableSplitter:
             vocabulary=len(arrays["ends"]),
             whole_count=len(arrays["by_bytes"]),
         )
-        longest_first = sorted(about.whole, key=len, reverse=True)
-        self._whole = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._whole = re.compile(f"({longest_of(about.whole)})")
         description: dict[str, Any] = {
             "version": "1.0",
             "added_tokens": [],

@@ -8,12 +8,16 @@ are plain text. Decoding gives bytes, because one character may be spread over s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
+from edged.core.errors import PromptRefused
+
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
+_MAX_DEPTH: Final = 40  # of an expression; a file's tokens could nest deeper than `re` can
 
 
 class Splitter(Protocol):
@@ -60,12 +64,13 @@ class TextCodec:
         self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
         # A single letter cannot be told from text, so it is never obeyed.
-        longer = sorted((name for name in control if len(name) > 1), key=len, reverse=True)
-        either = "|".join(map(re.escape, longer)) or "(?!)"
+        longer = [name for name in control if len(name) > 1]
+        either = longest_of(longer)
         self._control = re.compile(f"({either})")
         self._control_start = re.compile(f"(?={either})")
         self._heads = frozenset(name[:n] for name in longer for n in range(1, len(name)))
         self._tails = frozenset(name[n:] for name in longer for n in range(1, len(name)))
+        self._parts = range(1, max(map(len, longer), default=1))  # the lengths of both
 
     @property
     def vocabulary(self) -> int:
@@ -98,12 +103,10 @@ class TextCodec:
 
     def guarded(self, text: str, guard: str) -> str:
         """The text with `guard` inside what reads like a control token, and at an end that could become part of one."""
-        for match in reversed(list(self._control_start.finditer(text))):
-            at = match.start() + 1
-            text = text[:at] + guard + text[at:]
-        if any(text.endswith(head) for head in self._heads):
+        text = guard.join(self._taken_apart(text))
+        if any(text[-n:] in self._heads for n in self._parts):
             text += guard
-        if any(text.startswith(tail) for tail in self._tails):
+        if any(text[:n] in self._tails for n in self._parts):
             text = guard + text
         return text
 
@@ -124,14 +127,39 @@ class TextCodec:
         if self._control_ids.isdisjoint(ids):
             return ids
         # This vocabulary's merges lead from plain letters to a control token: take them apart where one would begin.
-        ids, last = [], 0
-        for at in [*(match.start() + 1 for match in self._control_start.finditer(text)), len(text)]:
-            ids += self.splitter.ids(text[last:at])
-            last = at
+        ids = [token for piece in self._taken_apart(text) for token in self.splitter.ids(piece)]
         return [token for token in ids if token not in self._control_ids]
+
+    def _taken_apart(self, text: str) -> Iterator[str]:
+        """The text in pieces, cut after the first letter of all that reads like a control token."""
+        last = 0
+        for match in self._control_start.finditer(text):
+            yield text[last : match.start() + 1]
+            last = match.start() + 1
+        yield text[last:]
+
+
+def longest_of(texts: Collection[str]) -> str:
+    """An expression for the longest of some texts that stands at a place, quick even where a thousand begin alike."""
+    return f"(?:{_branches(sorted(set(texts)), 0)})" if texts else "(?!)"
+
+
+def _branches(texts: list[str], depth: int) -> str:
+    """What sorted texts share, then one branch for each letter that may follow."""
+    if depth == _MAX_DEPTH:
+        return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    first, last = texts[0], texts[-1]
+    start = first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+    rests = groupby((text[len(start) :] for text in texts if text != start), key=lambda rest: rest[0])
+    either = "|".join(_branches(list(rest), depth + 1) for _, rest in rests)
+    end = "?" if start in texts else ""
+    return re.escape(start) + (f"(?:{either}){end}" if either else "")
 
 
 def choose_guard(texts: Iterable[str]) -> str:
-    """A private-use character that stands in none of the texts."""
+    """A private-use character that stands in none of the texts. Raises PromptRefused `invalid` where there is none."""
     used = set("".join(texts))
-    return next(letter for letter in map(chr, _PRIVATE_USE) if letter not in used)
+    guard = next((letter for letter in map(chr, _PRIVATE_USE) if letter not in used), None)
+    if guard is None:
+        raise PromptRefused("invalid", "prompt", "The prompt has every private-use character in it; leave some out.")
+    return guard

@@ -138,6 +138,42 @@ def test_a_check_that_cannot_run_is_no_licence(engine: Engine, monkeypatch: pyte
     assert not engine.busy
 
 
+def test_p07_a_check_without_memory_is_not_begun(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt is refused for now: its id is free again, nothing is remembered, and later the format is checked."""
+    monkeypatch.setattr("edged.engine.constraint.available_bytes", lambda: format_check.USUAL_BYTES - 1)
+    with pytest.raises(PromptRefused, match="too little free memory") as caught:
+        engine.add("a", request(Regex("[a-f]{3}")))
+    assert ("unavailable", "no_memory") == (caught.value.reason, caught.value.code)
+    assert not engine.busy
+    monkeypatch.setattr("edged.engine.constraint.available_bytes", lambda: format_check.USUAL_BYTES)
+    engine.add("a", request(Regex("[a-f]{3}")))
+    assert engine.busy
+
+
+def test_p07_a_check_that_the_kernel_ends_for_memory_is_a_refusal(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed.py"
+    killed.write_text("import os\nos.kill(os.getpid(), 9)")
+    monkeypatch.setattr(format_check, "__file__", str(killed))
+    with pytest.raises(PromptRefused, match="too little free memory") as caught:
+        engine.add("a", request(Regex("[a-f]{3}")))
+    assert ("unavailable", "no_memory") == (caught.value.reason, caught.value.code)
+    assert not engine.busy
+
+
+def test_the_kernel_finds_the_check_before_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The child as it is, but that it tells its own score in place of a verdict."""
+    told = tmp_path / "told.py"
+    here = Path(format_check.__file__)
+    told.write_text(
+        f"import sys\nsys.path.insert(0, {str(here.parent)!r})\nimport format_check\n"
+        "format_check.trial = lambda grammar: open('/proc/self/oom_score_adj').read()\nformat_check.main()"
+    )
+    monkeypatch.setattr(format_check, "__file__", str(told))
+    assert "1000\n" == format_check.complaint("", format_check.USUAL_BYTES)
+
+
 def test_the_library_is_loaded_only_for_a_format(engine: Engine, codec: TextCodec) -> None:
     compiler = FormatCompiler(codec)
     assert compiler._view is None

@@ -144,7 +144,7 @@ def drafting(codec: TextCodec, path: Path, drafts: int, requests: list[Request])
     backend = FakeBackend(codec.vocabulary, drafts=drafts)
     backend.script = repeating
     engine = make_engine(backend, codec, path)
-    engine._clock = Clock()
+    engine._clock = Clock(0.05)  # too slow for several steps a call, fast enough for whole chunks
     for number, request in enumerate(requests):
         engine.add(f"{number}", request)
     return engine, backend

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
-from edged.core.errors import ModelError
+from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
 from edged.models.gguf_file import GgufFile, open_gguf
 from edged.models.pretokenizers import pre_tokenizer
 from edged.models.template import ChatTemplate
-from edged.models.tokenizer import TextCodec, choose_guard
+from edged.models.tokenizer import LibrarySplitter, TextCodec, choose_guard, longest_of
 from edged.models.tokenizer_sources import codec_from_folder, codec_from_gguf
+from tests.support import SECONDS
 from tests.tiny import CONTROL, TEMPLATE, make_checkpoint, vocabulary
 
 ROWS = json.loads(Path(__file__).with_name("smollm2-token-ids.json").read_text("utf-8"))
@@ -29,6 +34,10 @@ def codec(tiny_gguf: Path) -> TextCodec:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def fake_splitter() -> LibrarySplitter:
+    return LibrarySplitter(Tokenizer(models.BPE()))
 
 
 def encode(codec: TextCodec, *turns: Turn) -> list[int]:
@@ -68,6 +77,69 @@ def test_users_cannot_write_control_tokens(codec: TextCodec, contents: list[str]
     assert [1, 2] * len(contents) + [1] == control
     everything = "".join(f"user\n{content}\n" for content in contents) + "assistant\n"
     assert everything == codec.decode(ids)
+
+
+def guarded_one_by_one(control: Sequence[str], text: str, guard: str) -> str:
+    """What `guarded` means: a guard after the first letter of each control token, and where one could begin or end."""
+    for at in reversed(range(len(text))):
+        if text.startswith(tuple(control), at):
+            text = text[: at + 1] + guard + text[at + 1 :]
+    if text.endswith(tuple(name[:n] for name in control for n in range(1, len(name)))):
+        text += guard
+    if text.startswith(tuple(name[n:] for name in control for n in range(1, len(name)))):
+        text = guard + text
+    return text
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_guards_stand_where_control_tokens_could(codec: TextCodec, text: str) -> None:
+    assert guarded_one_by_one(tuple(codec.control), text, "G") == codec.guarded(text, "G")
+
+
+def test_overlapping_control_tokens_are_all_guarded() -> None:
+    """`aba` holds `ab` and `ba`; what is one letter long is never obeyed."""
+    control = {"ab": 1, "ba": 2, "abab": 3, "c": 4}
+    codec = TextCodec(fake_splitter(), [b""] * 5, control, None, frozenset(), {})
+    for text in ("ababa", "xabax", "cc", "xx", "", "b", "a"):
+        assert guarded_one_by_one(("ab", "ba", "abab"), text, "G") == codec.guarded(text, "G")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.text("ab|.", min_size=1, max_size=6), max_size=12), st.text("ab|.", max_size=30))
+def test_the_longest_of_texts_is_found(texts: list[str], text: str) -> None:
+    plain = "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+    assert re.findall(plain, text) == re.findall(longest_of(texts), text)
+
+
+def test_texts_that_nest_without_end_are_found() -> None:
+    texts = ["a" * n for n in range(1, 500)]
+    assert ["a" * 499, "aaa"] == re.findall(longest_of(texts), "a" * 502)
+
+
+def test_a_text_full_of_control_tokens_takes_one_pass(codec: TextCodec) -> None:
+    """It took 20 s when the text was copied for each of them."""
+    begun = time.monotonic()
+    codec.guarded("<|im_end|>" * 26_000, choose_guard([]))
+    assert time.monotonic() - begun < 2 * SECONDS
+
+
+def test_many_turns_and_a_thousand_control_tokens_take_little() -> None:
+    """It took 20 s when each turn's ends were compared with each part of a control token."""
+    control = {f"<|reserved_special_token_{n}|>": n for n in range(1000)}
+    codec = TextCodec(fake_splitter(), [b""] * 1000, control, None, frozenset(), {})
+    begun = time.monotonic()
+    assert ["<G"] * 3000 == [codec.guarded("<", "G") for _ in range(3000)]
+    codec.guarded("<|reserved_special_token_" * 10_000, "G")
+    assert time.monotonic() - begun < 2 * SECONDS
+
+
+def test_a_text_with_every_possible_guard_is_refused() -> None:
+    """It must not end the worker."""
+    everything = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    assert everything[-1] == choose_guard([everything[:1000], everything[1000:-1]])
+    with pytest.raises(PromptRefused, match="private-use"):
+        choose_guard([everything])
 
 
 def test_ordinary_chats_read_as_one_text(codec: TextCodec) -> None:
