@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class WallClock:
-    """Calling it gives Unix time. `begin` says the last time that an earlier run saw.
+    """Calling it gives Unix time. `begin` says the last time that an earlier run was sure of.
 
-    Until the system's clock is set, time goes on from there; once it is set, the system's clock is believed.
+    The system's clock is believed where it is ahead of that, and where it is known to be synchronized (`trust`).
     """
 
     def __init__(self, clock: Callable[[], float], system: Callable[[], float] = time.time) -> None:
@@ -19,9 +19,25 @@ class WallClock:
         self._begun = clock()
 
     def begin(self, floor: float) -> None:
-        """From now on never say less than `floor`."""
-        self._floor, self._begun = floor, self._clock()
+        """From now on never say less than `floor`, or what the system says now where no earlier run was sure of any."""
+        self._floor, self._begun = floor or self._system(), self._clock()
+
+    def trust(self, synced: bool | None) -> None:
+        """Whether the system's clock is synchronized (None: nobody says). If so it is believed, be it behind or ahead.
+
+        To be called again and again: while it is not, time goes on from the last call when it was.
+        """
+        if synced:
+            self._floor, self._begun = self._system(), self._clock()
+
+    def sure(self) -> float:
+        """Unix time that does not follow a system clock which nobody keeps right; to be stored and to forget by.
+
+        It moves on with the time that passes here: a clock that was once fast is not stored for ever, nor does it make
+        us forget too early, and a board that never hears a time server still forgets.
+        """
+        return self._floor + self._clock() - self._begun
 
     def __call__(self) -> float:
         """Unix time in seconds."""
-        return max(self._system(), self._floor + self._clock() - self._begun)
+        return max(self._system(), self.sure())

@@ -12,26 +12,29 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edged.agent import findings, logs
+from edged.agent.answers import Context
 from edged.agent.clock import WallClock
 from edged.agent.desired import DesiredConfig
-from edged.agent.desk import Context, Desk
+from edged.agent.desk import Desk
 from edged.agent.intake import Intake
 from edged.agent.journal import Journal
 from edged.agent.mailbox import Mailbox
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
-from edged.agent.supervisor import PullEnded, Supervisor, load_order
+from edged.agent.supervisor import STALL, PullEnded, Supervisor, load_order
 from edged.agent.systemd import Notifier
 from edged.core.health import Finding
 from edged.core.reading import Reading
 from edged.core.settings import Settings, build
+from edged.device.clock import clock_state
 from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
 from edged.link.outbound import Outbound, Publication
 from edged.wire import documents
@@ -41,8 +44,8 @@ from edged.worker import frames
 
 DRAIN_SECONDS = 8.0
 GOODBYE_SECONDS = 1.5
-_BACKLOG_FOR_ACKS = 500  # unconfirmed publications beyond which prompts are no longer acknowledged
 _HOUSEKEEPING = 60.0
+_STORE_EVERY = 1.0
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -75,7 +78,7 @@ class Daemon:
         self._link = documents.LinkState("none", 0)
         self._link_down: str | None = "not connected yet"
         self._refused_topics: tuple[str, ...] = ()
-        self._swept = clock()
+        self._swept = self._turned = self._stored = clock()
         self._journal_trouble: str | None = None
         self._stalled: str | None = None
         self._journal = Journal(self._state_dir / "journal.db")
@@ -114,6 +117,7 @@ class Daemon:
             signal.signal(number, lambda *_: self._mailbox.post(Stop()))
         self._journal.open()
         self._wall.begin(self._journal.fact("wall_floor", 0.0))
+        self._wall.trust(clock_state(Path("/")).synced)
         self._desk.restore(self._journal.open_entries())
         self._reporter.set_status("starting")
         self._log.info(
@@ -147,15 +151,22 @@ class Daemon:
     def _upkeep(self) -> None:
         self._desk.expire()
         self._supervisor.tick()
-        if self._outbound.overdue():
+        now, turned = self._clock(), self._turned
+        self._turned = now
+        if now - turned < STALL and self._outbound.overdue():
             self._connection.restart("the broker does not confirm what we publish")
-        while self._acks and self._outbound.backlog < _BACKLOG_FOR_ACKS:
+        while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
-        if self._clock() - self._swept > _HOUSEKEEPING:
-            self._swept = self._clock()
-            self._journal.forget(self._wall() - self._config.settings.limits.remember)
-            self._journal.set_fact("wall_floor", self._wall())
-            self._resend_finals()
+        if now - self._stored > _STORE_EVERY:
+            self._stored = now
+            self._desk.store_again()
+        if now - self._swept > _HOUSEKEEPING:
+            self._swept = now
+            with suppress(sqlite3.Error):  # the next minute tries again
+                self._journal.forget(self._wall.sure() - self._config.settings.limits.remember)
+                self._journal.set_fact("wall_floor", self._wall.sure())
+                self._resend_finals()
+        self._look_at_journal()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
         stalled = self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
@@ -163,6 +174,14 @@ class Daemon:
             self._stalled = stalled
             if stalled is not None:
                 self._log.error("a loop makes no progress; the watchdog is no longer petted", loop=stalled)
+
+    def _look_at_journal(self) -> None:
+        if self._journal.trouble == self._journal_trouble:
+            return
+        self._journal_trouble = self._journal.trouble
+        if self._journal_trouble is not None:
+            self._log.error("the journal cannot be written", error=self._journal_trouble)
+        self._look_at_findings()
 
     def _drained(self) -> bool:
         if self._draining is None:
@@ -177,7 +196,7 @@ class Daemon:
         while self._outbound.backlog and self._link_down is None and self._clock() < until:
             for event in self._mailbox.take(max(0.0, until - self._clock())):
                 if isinstance(event, Acked):
-                    self._outbound.acked(event.session, event.mid, event.refused)
+                    self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
         self._connection.stop()
         self._journal.close()
         self._log.info("stopped", open_prompts=self._desk.open)
@@ -188,13 +207,14 @@ class Daemon:
     def _take(self, events: list[object]) -> None:
         prompts: list[tuple[str, Arrived]] = []
         for event in events:
-            asked = self._topics.parse(event.topic) if isinstance(event, Arrived) else None
-            if isinstance(event, Arrived) and asked is not None and asked.kind == "prompt":
-                if event.retain and self._link.version == "3.1.1":
+            message = event if isinstance(event, Arrived) and event.unreadable is None else None
+            asked = self._topics.parse(message.topic) if message is not None else None
+            if message is not None and asked is not None and asked.kind == "prompt":
+                if message.retain and self._link.version == "3.1.1":
                     self._reporter.bad_request("a retained prompt was ignored; publish prompts without retain")
-                    self._acks.append(event)
+                    self._acks.append(message)
                 else:
-                    prompts.append((asked.name, event))
+                    prompts.append((asked.name, message))
                 continue
             if prompts:
                 self._take_prompts(prompts)
@@ -206,11 +226,8 @@ class Daemon:
     def _take_prompts(self, prompts: list[tuple[str, Arrived]]) -> None:
         try:
             self._intake.take(prompts)
-            self._journal_trouble = None
-        except sqlite3.Error as error:
+        except sqlite3.Error:
             # Not acknowledged: the broker brings them again after the reconnect, when the disk may have room.
-            self._journal_trouble = str(error)
-            self._log.error("prompts cannot be stored", error=str(error))
             self._connection.restart("prompts cannot be stored")
             return
         self._acks.extend(message for _, message in prompts)
@@ -220,7 +237,7 @@ class Daemon:
             self._take_message(event)
             self._acks.append(event)
         elif isinstance(event, Acked):
-            self._outbound.acked(event.session, event.mid, event.refused)
+            self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
             if event.refused is not None:
                 self._log.warning(
                     "the broker refused a message", topic=self._outbound.refused_topic, reason=event.refused
@@ -240,11 +257,16 @@ class Daemon:
             self._supervisor.handle(*event)
 
     def _take_message(self, message: Arrived) -> None:
+        if message.unreadable is not None:
+            self._reporter.bad_request(f"a message to {message.topic} was ignored: {message.unreadable}")
+            return
         asked = self._topics.parse(message.topic)
         if asked is None:
             return
         if asked.kind == "cancel":
             self._intake.cancel(asked.name, message)
+        elif asked.kind == "command":
+            self._intake.command(asked.name, message)
         elif asked.kind == "config":
             self._take_layer(asked.name, message.payload)
         elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
@@ -262,7 +284,7 @@ class Daemon:
     # ---- the broker -------------------------------------------------------------------------------------------------
 
     def _subscriptions(self) -> tuple[Subscription, ...]:
-        live = (self._topics.prompts, self._topics.cancels, self._topics.status)
+        live = (self._topics.prompts, self._topics.cancels, self._topics.commands, self._topics.status)
         kept = tuple(self._topics.layers)
         return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
             Subscription(topic, retained=True) for topic in kept
@@ -283,13 +305,14 @@ class Daemon:
     def _went_down(self, event: Down) -> None:
         self._link_down = event.reason
         self._reporter.cut_off()
-        self._outbound.down()
+        self._outbound.down(hung_up=event.hung_up)
         self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
         if event.taken_over:
             self._reporter.event("name_taken", event.reason)
 
     def _delivered(self, token: object) -> None:
-        self._journal.delivered(int(str(token)))
+        with suppress(sqlite3.Error):  # it is sent again, then
+            self._journal.delivered(int(str(token)))
 
     def _resend_finals(self) -> None:
         """Finals that the broker has not confirmed and that are not on their way."""
@@ -360,6 +383,7 @@ class Daemon:
     # ---- how we are -------------------------------------------------------------------------------------------------
 
     def _take_reading(self, reading: Reading) -> None:
+        self._wall.trust(reading.clock_synced)
         self._context.throttled = reading.throttled
         self._reporter.take_reading(reading, self._findings())
 

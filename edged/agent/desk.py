@@ -2,15 +2,19 @@
 
 Owned by the agent's main thread. Time comes in as `clock` (monotonic seconds) and `wall` (Unix time).
 Invariants: a ticket is here exactly as long as its row in the journal has no final; a final is in the journal before it
-is published; what was running when a worker died is tried again alone, so that only the guilty is blamed twice.
+is published, and waits in its ticket while the journal cannot be written; what was running when a worker died is tried
+again alone, so that only the guilty is blamed twice.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Protocol
 
+from edged.agent import answers
+from edged.agent.answers import Context
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.replies import Replies
 from edged.agent.speed import Speed
@@ -20,6 +24,14 @@ from edged.wire import replies as wire
 from edged.worker import frames
 
 CHUNK_EVERY = 0.05  # seconds between two chunks of one answer
+_ABOUT_PROMPTS = (
+    frames.Preparing,
+    frames.Prepared,
+    frames.Began,
+    frames.Wrote,
+    frames.Ended,
+    frames.Refused,
+)
 MAX_GIVEN = 64  # sequences that the worker has at a time
 DEATHS_ALLOWED = 1
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
@@ -38,15 +50,6 @@ class Worker(Protocol):
 
     def send(self, frame: frames.ToWorker) -> None:
         """Hand a frame to the worker."""
-
-
-@dataclass
-class Context:
-    """What a receipt needs to know beside the worker: who we are and which config is in force."""
-
-    device: str
-    config: dict[str, int] = field(default_factory=dict)
-    throttled: bool | None = None
 
 
 class Desk:
@@ -82,7 +85,7 @@ class Desk:
     @property
     def running(self) -> int:
         """Prompts that the worker has begun."""
-        return sum(1 for t in self._tickets.values() if t.began is not None)
+        return sum(1 for t in self._tickets.values() if t.began is not None and t.unstored is None)
 
     @property
     def given(self) -> int:
@@ -95,15 +98,19 @@ class Desk:
 
     def next_deadline(self) -> float | None:
         """The monotonic time at which the next ticket expires."""
-        return min(
-            (t.expires for t in self._tickets.values() if t.expires is not None and t.ending is None), default=None
-        )
+        waiting = (t for t in self._tickets.values() if t.ending is None and t.unstored is None)
+        return min((t.expires for t in waiting if t.expires is not None), default=None)
 
     def retry_after_ms(self) -> int:
         """When a refused requester should ask again: about the time of one answer, 1 s to 10 min."""
         if self.speed.tokens_per_second and self.speed.tokens:
             return int(min(600.0, max(1.0, self.speed.tokens / self.speed.tokens_per_second)) * 1000)
         return 5000
+
+    @property
+    def config(self) -> dict[str, int]:
+        """The revisions in force."""
+        return dict(self._context.config)
 
     # ---- prompts come ----------------------------------------------------------------------------------------------
 
@@ -158,7 +165,8 @@ class Desk:
         """Give the worker what it should have: suspects of a crash one at a time, else the best tickets."""
         if not self._worker.ready or self._draining:
             return
-        ranked = sorted((t for t in self._tickets.values() if t.ending is None), key=lambda t: t.order)
+        unended = (t for t in self._tickets.values() if t.ending is None and t.unstored is None)
+        ranked = sorted(unended, key=lambda t: t.order)
         suspects = [t for t in ranked if t.deaths]
         if suspects:
             if not any(t.given for t in self._tickets.values()):
@@ -188,7 +196,7 @@ class Desk:
                 self._call_off(ticket, "expired")
 
     def _call_off(self, ticket: Ticket, reason: Reason) -> None:
-        if ticket.ending is not None:
+        if ticket.ending is not None or ticket.unstored is not None:
             return
         ticket.ending = reason
         if ticket.given:
@@ -207,19 +215,22 @@ class Desk:
     def refuse_all(self, message: str) -> None:
         """No usable model: everything that waits gets `unavailable`."""
         for ticket in list(self._tickets.values()):
-            self._fail(ticket, "unavailable", "no_model", message)
+            if ticket.unstored is None:
+                self._fail(ticket, "unavailable", "no_model", message)
 
     # ---- the worker speaks ------------------------------------------------------------------------------------------
 
     def heard(self, frame: frames.FromWorker) -> None:
         """A frame about a ticket; those about tickets that are gone are ignored."""
-        if not isinstance(frame, (frames.Began, frames.Wrote, frames.Ended, frames.Refused)):
+        if not isinstance(frame, _ABOUT_PROMPTS):
             return
         key = frame.key
         ticket = self._tickets.get(int(key)) if key.isdecimal() and len(key) < 20 else None
         if ticket is None or not ticket.given:
             return
-        if isinstance(frame, frames.Began):
+        if isinstance(frame, (frames.Preparing, frames.Prepared)):
+            ticket.preparing = isinstance(frame, frames.Preparing)
+        elif isinstance(frame, frames.Began):
             ticket.began = self._clock()
         elif isinstance(frame, frames.Wrote):
             self._wrote(ticket, frame)
@@ -238,11 +249,13 @@ class Desk:
             self._show(ticket)
 
     def _show(self, ticket: Ticket) -> None:
+        if ticket.shown == 0:
+            ticket.chunks = 0  # what was shown before was empty: a chunk with `at` 0 begins anew
         payload = wire.chunk(ticket.job.id, ticket.chunks, ticket.shown, ticket.text[ticket.shown :])
         self._replies.fleeting(ticket.job.reply_to, payload)
         ticket.shown = len(ticket.text)
         ticket.chunks += 1
-        ticket.last_chunk = self._clock()
+        ticket.last_chunk = self._clock() if ticket.text else None
 
     def _ended(self, ticket: Ticket, final: Final) -> None:
         if ticket.first is None and ticket.began is not None and final.usage.completion_tokens:
@@ -255,10 +268,11 @@ class Desk:
         self.hand_out()
 
     def lost_worker(self, how: str) -> None:
-        """The worker is gone. What it had begun is a suspect; a second death ends a prompt."""
-        suspects = [t for t in self._tickets.values() if t.given and t.began is not None]
+        """The worker is gone. What it prepared or had begun is a suspect; a second death ends a prompt."""
+        suspects = [t for t in self._tickets.values() if t.suspect]
         if suspects:
-            self._journal.died([t.seq for t in suspects])
+            with suppress(sqlite3.Error):  # counted in memory at least
+                self._journal.died([t.seq for t in suspects])
         for ticket in suspects:
             ticket.deaths += 1
         for ticket in list(self._tickets.values()):
@@ -273,10 +287,10 @@ class Desk:
 
     def _blame(self, ticket: Ticket, how: str) -> None:
         message = f"the model's process {how} twice while it worked on this prompt; change the prompt"
-        self._fail(ticket, "failed", "worker_died", message)
+        self._close(ticket, "failed", Usage(), None, Failure("worker_died", message))
 
     def _begin_again(self, ticket: Ticket) -> None:
-        ticket.given = False
+        ticket.given = ticket.preparing = False
         ticket.began = ticket.first = ticket.last_chunk = None
         ticket.text = ""
         ticket.shown = ticket.chunks = 0
@@ -287,22 +301,11 @@ class Desk:
         self, ticket: Ticket, reason: Reason, usage: Usage, final: Final | None, failure: Failure | None = None
     ) -> None:
         now = self._clock()
-        ttft = None if ticket.first is None else (ticket.first - ticket.arrived) * 1000
-        speed = None
-        if final is not None and usage.completion_tokens > 1 and final.decode_ms > 0:
-            speed = (usage.completion_tokens - 1) / final.decode_ms * 1000
-        began = ticket.began if ticket.began is not None else now
-        timing = wire.Timing(
-            queue_ms=_rounded((began - ticket.arrived) * 1000) or 0.0,
-            ttft_ms=_rounded(ttft),
-            total_ms=_rounded((now - ticket.arrived) * 1000) or 0.0,
-            tokens_per_second=_rounded(speed),
-        )
+        timing = answers.timing(ticket, now, final)
         if reason in ("stop", "length"):
             first = None if ticket.first is None or ticket.began is None else (ticket.first - ticket.began) * 1000
-            self.speed.note(speed, first, usage.completion_tokens)
-        seed = final.seed if final is not None else ticket.job.request.sampling.seed
-        receipt = self._receipt(seed)
+            self.speed.note(timing.tokens_per_second, first, usage.completion_tokens)
+        receipt = answers.receipt(ticket.job, self._worker.info, self._context, final)
         payload = wire.answer(ticket.job.id, reason, ticket.text, self._wall(), usage, timing, receipt, failure)
         self._store(ticket, reason, payload)
 
@@ -310,26 +313,20 @@ class Desk:
         self._store(ticket, reason, wire.refusal(ticket.job.id, reason, code, message, self._wall(), text=ticket.text))
 
     def _store(self, ticket: Ticket, reason: Reason, payload: bytes) -> None:
-        self._journal.finish(ticket.seq, reason, payload, self._wall())
+        ticket.given = False
+        try:
+            self._journal.finish(ticket.seq, reason, payload, self._wall())
+        except sqlite3.Error:  # the journal says why; a computed answer is not thrown away for a full disk
+            ticket.unstored = (reason, payload)
+            return
         del self._tickets[ticket.seq]
         self.finished += 1
         self._replies.final(ticket.job.reply_to, ticket.job.id, payload, ticket.seq)
 
-    def _receipt(self, seed: int | None) -> wire.Receipt | None:
-        info = self._worker.info
-        if info is None:
-            return None
-        return wire.Receipt(
-            device=self._context.device,
-            model=info.name,
-            digest=info.digest,
-            quantization=info.quantization,
-            backend=info.backend,
-            config=self._context.config,
-            seed=seed,
-            throttled=self._context.throttled,
-        )
-
-
-def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(max(0.0, milliseconds), 1)
+    def store_again(self) -> None:
+        """Finals that the journal could not take are tried again, oldest first, until one fails."""
+        for ticket in list(self._tickets.values()):
+            if ticket.unstored is not None:
+                self._store(ticket, *ticket.unstored)
+                if self.has(ticket.seq):
+                    return

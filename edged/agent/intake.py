@@ -82,6 +82,17 @@ class Intake:
             return
         self._desk.cancel(requester, wanted.id)
 
+    def command(self, requester: str, message: Arrived) -> None:
+        """Take a message of a command topic: the name is reserved, and nothing is ever accepted and ignored."""
+        why = "this version does not take commands yet"
+        if not REQUESTER.match(requester) or message.retain:
+            self._bad_request(f"a command was ignored: {why}")
+            return
+        prompt_id = prompts.id_of(message.payload, made_up_id)
+        to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
+        self._replies.final(to, prompt_id, self._refusal(prompt_id, PromptRefused("invalid", "later", why)), None)
+        self.refused += 1
+
     def _decide(self, requester: str, message: Arrived) -> Effect:
         if not REQUESTER.match(requester):
             what = "a prompt was ignored: the requester in its topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -"
@@ -137,7 +148,7 @@ class Intake:
         sampling = settings.generation.sampling(overrides, settings.limits)
         request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
         stream = prompt.stream if prompt.stream is not None else message.response_topic is None
-        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None))
+        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None), self._desk.config)
 
     def _again(self, known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Effect:
         """The id is known: the same prompt goes on or is answered from the journal, another one is a conflict."""

@@ -58,6 +58,8 @@ class Job(msgspec.Struct, frozen=True):
     reply_to: ReplyTo
     arrived: float
     expires: float | None = None
+    config: dict[str, int] | None = None
+    """The revisions that shaped it, for the receipt."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -77,7 +79,10 @@ def body_digest(payload: bytes) -> bytes:
 
 
 class Journal:
-    """See the module. `open` before use; every method may raise sqlite3.Error, which the daemon takes as fatal."""
+    """See the module. `open` before use; every method may raise sqlite3.Error.
+
+    `trouble` says why the last transaction failed, on a full disk for one; None once one succeeds.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -85,6 +90,7 @@ class Journal:
         self._decode = msgspec.msgpack.Decoder(Job).decode
         self._db = sqlite3.connect(":memory:")
         self.set_aside: Path | None = None
+        self.trouble: str | None = None
 
     def open(self) -> None:
         """Open or make the file. A damaged one is set aside (`set_aside` says where) and a new one is begun."""
@@ -125,14 +131,17 @@ class Journal:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is kept together or not at all; on return it is on the disk."""
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, sqlite3.Error):
+                self.trouble = str(error)
             if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk for one
                 self._db.execute("ROLLBACK")
             raise
+        self.trouble = None
 
     def find(self, requester: str, prompt_id: str) -> Entry | None:
         """What stands under this id."""
@@ -148,8 +157,8 @@ class Journal:
         return int(cursor.lastrowid or 0)
 
     def redirect(self, seq: int, job: Job) -> None:
-        """The newest copy of a prompt says where its answer goes."""
-        self._db.execute("UPDATE prompts SET job = ? WHERE seq = ?", (self._encode(job), seq))
+        """The newest copy of a prompt says where its answer goes, and has not been answered yet."""
+        self._db.execute("UPDATE prompts SET job = ?, delivered = 0 WHERE seq = ?", (self._encode(job), seq))
 
     def died(self, seqs: list[int]) -> None:
         """The worker died with these running: counted before anything is tried again."""
@@ -215,7 +224,8 @@ class Journal:
 
     def set_fact(self, name: str, value: float) -> None:
         """Keep a number."""
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def _entries(self, where: str, values: tuple[object, ...]) -> list[Entry]:
         columns = "seq, job, body, deaths, reason, final"

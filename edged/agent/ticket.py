@@ -19,6 +19,7 @@ class Ticket:
     arrived: float
     expires: float | None
     given: bool = False
+    preparing: bool = False
     began: float | None = None
     first: float | None = None
     text: str = ""
@@ -27,6 +28,13 @@ class Ticket:
     last_chunk: float | None = None
     ending: Reason | None = None
     """`cancelled` or `expired` while the worker is asked to stop."""
+    unstored: tuple[Reason, bytes] | None = None
+    """Its final, which the journal could not take yet."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be why the worker died just now."""
+        return self.given and (self.preparing or self.began is not None)
 
     @property
     def order(self) -> tuple[int, int]:

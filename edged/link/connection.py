@@ -26,15 +26,20 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.core.errors import BrokerError
 from edged.core.settings import Mqtt
+from edged.link.tolerant_client import TolerantClient, UnreadableMessage
 
 KEEP_ALIVE = 30
 CONNACK_DEADLINE = 5.0
+SUBACK_DEADLINE = 20.0  # from CONNACK on; without it a broker that never answers would be waited for for ever
 SILENT_CONNECTS = 3  # CONNECTs of v5 without any CONNACK before 3.1.1 is tried
 SESSION_EXPIRY = 7 * 86400
 BACK_OFF_CAP = 60.0
 TAKEN_OVER = 0x8E
 TAKE_OVER_BACK_OFF = (120.0, 300.0)  # seconds; another board uses this name
+MAX_PACKET = 17_000_000  # above any `limits.prompt_bytes`: the broker discards only what no setting takes
 _UNSUPPORTED_VERSION = 0x84
+# Unspecified, implementation specific, packet identifier in use, quota exceeded: the same message may be taken later.
+_TEMPORARY = frozenset({0x80, 0x83, 0x91, 0x97})
 _RECEIVE_MAXIMUM = 100
 
 
@@ -63,15 +68,22 @@ class Up(msgspec.Struct, frozen=True):
 
 
 class Down(msgspec.Struct, frozen=True):
-    """Not connected: `reason` is a sentence for people. `retry_in` seconds until the next attempt."""
+    """Not connected: `reason` is a sentence for people. `retry_in` seconds until the next attempt.
+
+    `hung_up`: a connection that was up ended, neither by us nor for another board of our name.
+    """
 
     reason: str
     retry_in: float
     taken_over: bool
+    hung_up: bool = False
 
 
 class Arrived(msgspec.Struct, frozen=True):
-    """A message. `mid` is to be acknowledged on the same `session` where `qos` is above 0."""
+    """A message. `mid` is to be acknowledged on the same `session` where `qos` is above 0.
+
+    `unreadable`: why only its topic could be read. Such a one has an empty payload, which means nothing.
+    """
 
     session: int
     topic: str
@@ -83,14 +95,19 @@ class Arrived(msgspec.Struct, frozen=True):
     correlation: bytes | None = None
     expiry_s: int | None = None
     content_type: str | None = None
+    unreadable: str | None = None
 
 
 class Acked(msgspec.Struct, frozen=True):
-    """The broker confirmed a publish at QoS 1, or one at QoS 0 was written. `refused`: its reason for not taking it."""
+    """The broker confirmed a publish at QoS 1, or one at QoS 0 was written.
+
+    `refused`: its reason for not taking it; `temporary`: it may take the same message later.
+    """
 
     session: int
     mid: int
     refused: str | None = None
+    temporary: bool = False
 
 
 Event = Up | Down | Arrived | Acked
@@ -138,6 +155,7 @@ class Connection:
         self._refused_version = False
         self._taken_over = False
         self._restart = False
+        self._hung_up = False
         self._beat = clock()
         self._resting = False
 
@@ -209,14 +227,15 @@ class Connection:
             if self._stopping.is_set():
                 break
             wait, taken_over = self._judge()
-            self._post(Down(self._reason or "the broker closed the connection", wait, taken_over))
+            reason = self._reason or "the broker closed the connection"
+            self._post(Down(reason, wait, taken_over, hung_up=self._hung_up and not taken_over))
             self._resting = True
             self._wake.wait(wait)
             self._resting, self._beat = False, self._clock()
 
     def _one_connection(self) -> None:
         self._up_since, self._reason, self._refused_version = None, "", False
-        self._taken_over, self._restart = False, False
+        self._taken_over, self._restart, self._hung_up = False, False, False
         self._session += 1
         client = self._make_client()
         host, port = broker_address(self._settings.url)
@@ -225,14 +244,18 @@ class Connection:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = SESSION_EXPIRY if self._persistent else 0
             properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+            properties.MaximumPacketSize = MAX_PACKET
             options = {"clean_start": not self._persistent, "properties": properties}
         self._client = client
         try:
             client.connect(host, port, keepalive=KEEP_ALIVE, **options)
+            if self._stopping.is_set():
+                client.disconnect()  # what `stop` said before there was a socket was said to no one
             self._loop(client)
         finally:
             self._client = None
             self._up_since, was_up = None, self._up_since
+            self._hung_up = self._hung_up and was_up is not None
             if was_up is not None:
                 self._failures = 0 if self._clock() - was_up > BACK_OFF_CAP / 2 else self._failures
                 self._drops.append(self._clock())
@@ -241,23 +264,32 @@ class Connection:
 
     def _loop(self, client: mqtt.Client) -> None:
         started = self._clock()
-        connacked = False
-        while client.loop(timeout=0.5) == mqtt.MQTT_ERR_SUCCESS:
+        connacked: float | None = None
+        while (code := client.loop(timeout=0.5)) == mqtt.MQTT_ERR_SUCCESS:
             self._beat = self._clock()
-            connacked = connacked or client.is_connected()
-            if not connacked and self._clock() - started > CONNACK_DEADLINE:
-                self._silent += 1
-                self._reason = "the broker does not answer CONNECT"
+            if connacked is None and client.is_connected():
+                connacked = self._beat
+            if self._restart or self._waited_too_long(started, connacked):
                 break
-            if self._restart:
-                break
+        self._hung_up = code in (mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_NO_CONN)  # not: what came was malformed
         client.disconnect()
         if not self._stopping.is_set():
             client.loop(timeout=0.0)
 
+    def _waited_too_long(self, started: float, connacked: float | None) -> bool:
+        """Whether the broker owes us an answer for longer than we wait; gives the reason to `_reason`."""
+        if connacked is None and self._beat - started > CONNACK_DEADLINE:
+            self._silent += 1
+            self._reason = "the broker does not answer CONNECT"
+            return True
+        if connacked is not None and self._up_since is None and self._beat - connacked > SUBACK_DEADLINE:
+            self._reason = "the broker does not answer SUBSCRIBE"
+            return True
+        return False
+
     def _make_client(self) -> mqtt.Client:
         v5 = self._version == "5"
-        client = mqtt.Client(
+        client = TolerantClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if v5 else not self._persistent,
@@ -333,18 +365,18 @@ class Connection:
         if not self._reason and reason.is_failure:
             self._reason = f"the connection to the broker ended: {str(reason).lower()}"
 
-    def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+    def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        unreadable = message.why if isinstance(message, UnreadableMessage) else None
         try:
             topic = message.topic
         except UnicodeDecodeError:
-            client.ack(message.mid, message.qos)
-            return
+            topic, unreadable = "one that is no UTF-8", unreadable or "its topic is no UTF-8"
         properties = message.properties
         self._post(
             Arrived(
                 session=self._session,
                 topic=topic,
-                payload=bytes(message.payload),
+                payload=bytes(message.payload) if unreadable is None else b"",
                 qos=message.qos,
                 retain=message.retain,
                 mid=message.mid,
@@ -352,11 +384,13 @@ class Connection:
                 correlation=getattr(properties, "CorrelationData", None),
                 expiry_s=getattr(properties, "MessageExpiryInterval", None),
                 content_type=getattr(properties, "ContentType", None),
+                unreadable=unreadable,
             )
         )
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
-        self._post(Acked(self._session, mid, str(reason).lower() if reason.is_failure else None))
+        refused = str(reason).lower() if reason.is_failure else None
+        self._post(Acked(self._session, mid, refused, temporary=reason.value in _TEMPORARY))
 
 
 def broker_address(url: str) -> tuple[str, int]:

@@ -13,6 +13,13 @@ import msgspec
 
 ACK_DEADLINE = 20.0  # a broker that takes longer has lost us; MQTT has no retransmission while connected
 MAX_BYTES = 8_000_000
+CROWD = 500  # publications
+CROWD_BYTES = 1_000_000  # there is room for what a broker may still send unacknowledged: 100 with 64 KB of correlation
+# A lost network is noticed by the keep-alive or by ACK_DEADLINE, tens of seconds later; only a peer that closes is
+# noticed within a few. Three in a row, the last two with nothing else on its way, are no poor network's doing.
+HANG_UPS = 3
+HANG_UP_WITHIN = 5.0
+SHORT = 1000  # bytes of a payload that is not refused for its size: a shorter answer would fare no better
 MAX_FLEETING_BYTES = 1_000_000  # QoS 0 on its way into the socket; beyond it chunks are dropped, finals heal them
 
 
@@ -71,6 +78,10 @@ class Outbound:
         self._session: int | None = None
         self._window = 1
         self._max_packet: int | None = None
+        # The publication that was the oldest unconfirmed one when the broker hung up, and how often in a row.
+        self._suspect: Publication | None = None
+        self._strikes = 0
+        self._hung_up_on: deque[int] = deque(maxlen=64)
         self.dropped = 0
         self.refused_topic: str | None = None
 
@@ -79,23 +90,41 @@ class Outbound:
         """Publications that the broker has not confirmed yet."""
         return len(self._waiting) + len(self._sent)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits, in number or bytes, that no more work should be taken on."""
+        return self.backlog >= CROWD or self._bytes > CROWD_BYTES
+
     def holds(self, token: object) -> bool:
         """Whether a publication with this token is on its way."""
         return any(p.token == token for p in self._waiting) or any(p.token == token for p, _ in self._sent.values())
 
     def fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
-        """Whether the broker takes a message of this size."""
+        """Whether the broker takes a message of this size, and has not hung up on this very one again and again."""
+        if hash((topic, payload, correlation)) in self._hung_up_on:
+            return False
         return not self._too_large(_size(topic, payload, correlation))
 
     def up(self, session: int, window: int, max_packet: int | None) -> None:
-        """A connection stands: everything unconfirmed is sent again."""
+        """A connection stands: everything unconfirmed is sent again, but for what the broker hangs up on."""
         self._back_to_waiting()
         self._session, self._window, self._max_packet = session, window, max_packet
         self.refused_topic = None
+        if self._strikes >= HANG_UPS:
+            self._give_up_suspect()
         self.flush()
 
-    def down(self) -> None:
-        """The connection is gone; what it had not confirmed waits again."""
+    def down(self, *, hung_up: bool = False) -> None:
+        """The connection is gone; what it had not confirmed waits again. `hung_up`: the other side ended it."""
+        oldest, sent_at = next(iter(self._sent.values()), (None, 0.0))
+        # An end that came late, with nothing on its way or after an attempt that failed, speaks for a poor network:
+        # the count begins anew.
+        if not hung_up or oldest is None or self._clock() - sent_at > HANG_UP_WITHIN:
+            self._suspect, self._strikes = None, 0
+        elif oldest is self._suspect:
+            self._strikes += 1
+        else:
+            self._suspect, self._strikes = oldest, 1
         self._back_to_waiting()
         self._session = None
 
@@ -115,6 +144,8 @@ class Outbound:
     def send_now(self, topic: str, payload: bytes, content_type: str | None, correlation: bytes | None) -> bool:
         """Publish at QoS 0 if the broker is there and keeps up; else the message is dropped (False)."""
         size = _size(topic, payload, correlation)
+        if self._suspect is not None:  # it goes out alone, so that only it can be what the broker hangs up on
+            return False
         if self._session is None or self._too_large(size) or self._fleeting_bytes + size > MAX_FLEETING_BYTES:
             return False
         mid = self._publisher.publish(
@@ -126,10 +157,11 @@ class Outbound:
         self._fleeting_bytes += size
         return True
 
-    def acked(self, session: int, mid: int, refused: str | None = None) -> None:
+    def acked(self, session: int, mid: int, refused: str | None = None, *, temporary: bool = False) -> None:
         """Packet `mid` of `session` is confirmed (QoS 1) or written to the socket (QoS 0).
 
         One that the broker refused is done with too, since it would refuse it again: `refused_topic` names the last.
+        A `temporary` refusal delivers nothing: the publication is forgotten, and who gave it a token sends it again.
         """
         if session != self._session:
             return
@@ -138,10 +170,14 @@ class Outbound:
             return
         publication, _ = self._sent.pop(mid)
         self._bytes -= publication.size
+        self._suspect, self._strikes = None, 0
+        again = temporary and publication.token is not None
         if refused is not None:
             self.refused_topic = publication.topic
-            self.dropped += 1
-        if publication.token is not None:
+            self.dropped += 0 if again else 1
+        elif self.refused_topic == publication.topic:
+            self.refused_topic = None
+        if publication.token is not None and not again:
             self._on_delivered(publication.token)
         self.flush()
 
@@ -154,7 +190,8 @@ class Outbound:
 
     def flush(self) -> None:
         """Send as many as the window allows."""
-        while self._session is not None and self._waiting and len(self._sent) < self._window:
+        window = self._window if self._suspect is None else 1
+        while self._session is not None and self._waiting and len(self._sent) < window:
             publication = self._waiting[0]
             if self._too_large(publication.size):  # queued before this broker said what it takes
                 self._waiting.popleft()
@@ -185,6 +222,25 @@ class Outbound:
             if publication.retain and publication.topic == topic:
                 self._bytes -= publication.size
         self._waiting = kept
+
+    def _give_up_suspect(self) -> None:
+        """Take out what the broker hangs up on, since it blocks all that waits behind it.
+
+        A long payload may be too large: it is forgotten and `fits` refuses it from now on, so that its sender says
+        something shorter. Any other is done with like what a broker refuses in words.
+        """
+        publication, self._suspect, self._strikes = self._suspect, None, 0
+        if publication is None or not self._waiting or self._waiting[0] is not publication:
+            return  # a newer one has replaced it
+        self._waiting.popleft()
+        self._bytes -= publication.size
+        self.dropped += 1
+        if publication.token is not None and len(publication.payload) > SHORT:
+            self._hung_up_on.append(hash((publication.topic, publication.payload, publication.correlation)))
+            return
+        self.refused_topic = publication.topic
+        if publication.token is not None:
+            self._on_delivered(publication.token)
 
     def _back_to_waiting(self) -> None:
         self._waiting.extendleft(publication for publication, _ in reversed(self._sent.values()))

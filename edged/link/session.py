@@ -13,7 +13,7 @@ from types import TracebackType
 
 from edged.core.errors import BrokerError
 from edged.core.settings import Mqtt
-from edged.link.connection import Arrived, Connection, Down, Event, Subscription, Up
+from edged.link.connection import Acked, Arrived, Connection, Down, Event, Subscription, Up
 
 
 class TimedOut(Exception):
@@ -76,7 +76,7 @@ class Session:
                 event = self._events.get(timeout=max(0.0, until - time.monotonic()))
                 if isinstance(event, Down):
                     break
-                if not isinstance(event, (Arrived, Up)) and event.mid == mid:
+                if isinstance(event, Acked) and event.mid == mid:
                     return
                 kept.append(event)
         except queue.Empty:
@@ -95,7 +95,8 @@ class Session:
                 raise TimedOut from None
             if isinstance(event, Arrived):
                 self._connection.acknowledge(event)
-                yield event
+                if event.unreadable is None:
+                    yield event
             elif isinstance(event, Down):
                 raise BrokerError(f"the connection to the broker ended: {event.reason}")
 

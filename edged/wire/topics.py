@@ -12,7 +12,7 @@ MAX_LEVELS = 32  # of a Response Topic: brokers end the connection of whoever pu
 
 
 class Inbound(NamedTuple):
-    """What an incoming topic asks for: `kind` is `prompt`, `cancel`, `config` or `status`.
+    """What an incoming topic asks for: `kind` is `prompt`, `cancel`, `command`, `config` or `status`.
 
     `name` is the requester (as it stands in the topic, unchecked) or the layer (`fleet`, `group:NAME`, `device`).
     """
@@ -36,6 +36,7 @@ class Topics:
         self.reported = f"{self.own}/config/reported"
         self.prompts = f"{self.own}/prompt/+"
         self.cancels = f"{self.own}/cancel/+"
+        self.commands = f"{self.own}/command/+"
         self.layers = {
             f"{self.root}/config": "fleet",
             **{f"{self.root}/group/{group}/config": f"group:{group}" for group in groups},
@@ -48,7 +49,7 @@ class Topics:
             return Inbound("config", self.layers[topic])
         if topic == self.status:
             return Inbound("status", "")
-        for kind in ("prompt", "cancel"):
+        for kind in ("prompt", "cancel", "command"):
             prefix = f"{self.own}/{kind}/"
             if topic.startswith(prefix) and "/" not in topic[len(prefix) :]:
                 return Inbound(kind, topic[len(prefix) :])

@@ -67,6 +67,18 @@ class NotLoaded(msgspec.Struct, frozen=True, tag="not_loaded"):
     message: str
 
 
+class Preparing(msgspec.Struct, frozen=True, tag="preparing"):
+    """`key` is made ready (template, tokens, format) until `Prepared` or `Refused`: meanwhile it is a suspect."""
+
+    key: str
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """`key` waits for its turn."""
+
+    key: str
+
+
 class Began(msgspec.Struct, frozen=True, tag="began"):
     """Work on `key` begins now: if the worker dies from here on, this prompt is a suspect."""
 
@@ -101,7 +113,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """The loop went round."""
 
 
-FromWorker = Loading | Loaded | NotLoaded | Began | Wrote | Ended | Refused | Progress
+FromWorker = Loading | Loaded | NotLoaded | Preparing | Prepared | Began | Wrote | Ended | Refused | Progress
 
 _T = TypeVar("_T")
 

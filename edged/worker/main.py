@@ -70,9 +70,7 @@ class Worker:
             while True:
                 self._take(frame)
                 if isinstance(frame, frames.Add) and frame.request.format is not None:
-                    # Checking a format takes a while: one between two steps, and the agent sees that we live.
-                    self._send(frames.Progress())
-                    return
+                    return  # checking a format takes a while: one between two steps
                 frame = self._inbox.get_nowait()
         except queue.Empty:
             return
@@ -118,12 +116,18 @@ class Worker:
         if self._model is None:
             self._send(frames.Refused(order.key, "unavailable", "no_model", "no model is loaded; see the health topic"))
             return
+        self._send(frames.Preparing(order.key))
         try:
             self._model.engine.add(order.key, order.request)
         except PromptRefused as error:
             self._send(frames.Refused(order.key, error.reason, error.code, str(error)))
         except EdgedError as error:
             self._send(frames.Refused(order.key, "failed", "engine", str(error)))
+        except MemoryError:
+            why = "there is not enough memory to prepare this prompt; make it shorter or send it later"
+            self._send(frames.Refused(order.key, "failed", "no_memory", why))
+        else:
+            self._send(frames.Prepared(order.key))
 
     def _step(self, model: Model) -> None:
         for key, output in model.engine.step():

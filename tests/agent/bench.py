@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-from edged.agent.desk import Context, Desk
+from edged.agent.answers import Context
+from edged.agent.desk import Desk
 from edged.agent.intake import Intake
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
@@ -160,3 +162,26 @@ def message(body: Any, **facts: Any) -> Arrived:
     """A message as the link hands it over; `body` is JSON unless it is bytes."""
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Arrived(**{"session": 1, "topic": "t", "payload": payload, "qos": 1, "retain": False, "mid": 1, **facts})
+
+
+class FullDisk:
+    """A database whose COMMIT fails while `full`, as SQLite's does on a full disk."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.full = True
+
+    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        if statement == "COMMIT" and self.full:
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.db.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.db, name)
+
+
+def fill_disk(journal: Journal) -> FullDisk:
+    """From now on nothing can be stored."""
+    disk = FullDisk(journal._db)
+    journal._db = disk  # type: ignore[assignment]
+    return disk

@@ -13,7 +13,9 @@ import pytest
 from edged.agent.daemon import Daemon, Stop
 from edged.core.prompt import Final, ModelInfo, Usage
 from edged.link.connection import Acked, Arrived, Down, Up
+from edged.link.outbound import ACK_DEADLINE
 from edged.worker import frames
+from tests.agent.bench import fill_disk
 
 PROMPT = "edged/v1/home/device/pi/prompt/me"
 CANCEL = "edged/v1/home/device/pi/cancel/me"
@@ -132,10 +134,41 @@ def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
     assert not [f for f in bench.daemon._findings() if f.code == "journal"]
 
 
+def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
+    """An answer, the broker's confirmations and the housekeeping wait until there is room; health says why."""
+    bench.daemon._supervisor.state = "online"
+    bench.turn(up(), arrived(1), arrived(2, {"id": "p2", "prompt": 5}))
+    bench.daemon._desk._tickets[1].given = True
+    disk = fill_disk(bench.daemon._journal)
+    bench.daemon.worker_frame(frames.Ended("1", Final("stop", "done", Usage(), 9, 1.0, 1.0)))
+    for mid in range(1, len(bench.connection.published) + 1):
+        bench.turn(Acked(1, mid))
+    bench.now += 100
+    bench.turn()
+    assert "journal" in [finding.code for finding in bench.daemon._findings()]
+    assert [f["id"] for f in bench.finals()] == ["p2"]
+    disk.full = False
+    bench.now += 100
+    bench.turn()
+    assert [f["id"] for f in bench.finals()] == ["p2", "p1"]
+    assert "journal" not in [finding.code for finding in bench.daemon._findings()]
+
+
+def test_p09_confirmations_that_lie_unread_after_a_stall_are_not_missed(bench: Bench) -> None:
+    """A slow disk held the loop up; the connection is given up only if they have not come by the next turn."""
+    bench.turn(up())
+    bench.now += ACK_DEADLINE + 5
+    bench.turn()
+    assert bench.connection.restarts == []
+    bench.now += 1
+    bench.turn()
+    assert bench.connection.restarts == ["the broker does not confirm what we publish"]
+
+
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edged.agent.daemon._BACKLOG_FOR_ACKS", 10)
+    monkeypatch.setattr("edged.link.outbound.CROWD", 10)
     bench.turn(up())
     bench.turn(*(arrived(i, {"id": f"p{i}", "prompt": 5}) for i in range(1, 30)))
     bench.turn(arrived(30))
@@ -145,6 +178,19 @@ def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     assert len(bench.connection.acknowledged) == 30
 
 
+def test_p09_nor_while_few_answers_of_many_bytes_do(bench: Bench) -> None:
+    """Refusals carry the sender's correlation data, and none may be dropped for want of room."""
+    bench.turn(up())
+    sent, acknowledged = 0, bench.connection.acknowledged
+    while sent < 300 and sent - len(acknowledged) < 100:  # the Receive Maximum
+        sent += 1
+        bench.turn(arrived(sent, {"id": f"p{sent}", "prompt": 5}, correlation=b"c" * 60_000))
+    assert sent < 150
+    while len(acknowledged) < sent:
+        bench.turn(*(Acked(1, mid) for mid in range(1, len(bench.connection.published) + 1)))
+    assert (len(bench.finals()), bench.daemon._outbound.dropped) == (sent, 0)
+
+
 def test_a_retained_prompt_on_3_1_1_gets_no_reply_but_is_counted(bench: Bench) -> None:
     """What the broker keeps comes at every subscribe there, and cannot be told from a live one otherwise."""
     bench.turn(up(version="3.1.1"), arrived(1, retain=True), arrived(2))
@@ -152,13 +198,6 @@ def test_a_retained_prompt_on_3_1_1_gets_no_reply_but_is_counted(bench: Bench) -
     assert bench.finals() == []
     assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p2"]
     assert bench.connection.acknowledged == [(1, 1), (1, 2)]
-
-
-def test_p09_a_broker_that_confirms_nothing_is_left(bench: Bench) -> None:
-    bench.turn(up())
-    bench.now += 21
-    bench.turn()
-    assert bench.connection.restarts == ["the broker does not confirm what we publish"]
 
 
 def test_a_flood_at_quality_0_is_dropped_and_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

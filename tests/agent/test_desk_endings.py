@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.worker import frames
-from tests.agent.bench import Bench, message
+from tests.agent.bench import Bench, fill_disk, message
 
 
 @pytest.fixture
@@ -104,6 +104,18 @@ def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(be
 # ---- repeats --------------------------------------------------------------------------------------------------------
 
 
+def test_a_repeat_before_any_text_does_not_count_as_a_chunk(bench: Bench) -> None:
+    """What is shown of nothing is an empty chunk; the first text, at 0 again, has the number 0 again."""
+    repeated = message({"id": "a", "prompt": "x"})
+    bench.arrive(repeated)
+    bench.arrive(repeated)
+    bench.began(1)
+    bench.wrote(1, 0, "one ")
+    bench.clock.wait(0.1)
+    bench.wrote(1, 4, "two")
+    assert [(c["seq"], c["at"], c["text"]) for c in bench.replies.chunks] == [(0, 0, ""), (0, 0, "one "), (1, 4, "two")]
+
+
 def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_follows(bench: Bench) -> None:
     repeated = message({"id": "a", "prompt": "x"})
     bench.arrive(repeated)
@@ -155,6 +167,38 @@ def test_p11_what_had_not_begun_is_not_blamed(bench: Bench) -> None:
         bench.ended(a) if bench.desk.has(a) else None
     assert bench.desk.has(b)
     assert [e.deaths for e in bench.journal.open_entries()] == [0]
+
+
+def test_p11_what_kills_the_worker_before_it_begins_is_blamed_too(bench: Bench) -> None:
+    """A text or a format that takes the worker's memory while it is prepared; what waits beside it is not blamed."""
+    waiting, bad = bench.accept("waiting"), bench.accept("bad")
+    for key in (waiting, bad):
+        bench.desk.heard(frames.Preparing(str(key)))
+        if key == waiting:
+            bench.desk.heard(frames.Prepared(str(key)))
+    bench.desk.lost_worker("was killed by SIGKILL")
+    bench.worker.frames.clear()
+    bench.desk.hand_out()
+    assert bench.worker.added == [str(bad)]
+    bench.desk.heard(frames.Preparing(str(bad)))
+    bench.desk.lost_worker("was killed by SIGKILL")
+    bench.desk.hand_out()
+    assert [(f["id"], f["error"]["code"]) for f in bench.replies.finals] == [("bad", "worker_died")]
+    assert bench.worker.added == [str(bad), str(waiting)]
+    assert [entry.deaths for entry in bench.journal.open_entries()] == [0]
+
+
+def test_a_prompt_that_is_set_aside_says_what_it_had(bench: Bench) -> None:
+    """Its final carries the text so far, usage, times and receipt as any other."""
+    a = bench.accept("a")
+    for _ in range(2):
+        bench.began(a)
+        bench.wrote(a, 0, "half")
+        bench.desk.lost_worker("died")
+        bench.desk.hand_out()
+    (final,) = bench.replies.finals
+    assert final["text"] == "half"
+    assert {"usage", "timing", "receipt", "error"} <= final.keys()
 
 
 def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
@@ -316,3 +360,52 @@ def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901
             bench.ended(entry.seq)
         assert bench.desk.open < before
     assert sorted(f["id"] for f in bench.replies.finals) == sorted(asked)
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+def test_p01_an_answer_that_cannot_be_stored_is_kept_and_goes_out_when_there_is_room(bench: Bench) -> None:
+    """It is not computed again, cannot be cancelled any more, and is published only once it is stored."""
+    a, b = bench.accept("a"), bench.accept("b", expires_in=60)
+    disk = fill_disk(bench.journal)
+    bench.ended(a, "the answer")
+    bench.ended(b, "another")
+    bench.desk.cancel("me", None)
+    bench.clock.wait(120)
+    bench.desk.expire()
+    bench.desk.lost_worker("died")
+    bench.desk.hand_out()
+    bench.desk.store_again()
+    bench.desk.refuse_all("no model")
+    assert bench.replies.finals == []
+    assert (bench.desk.open, bench.desk.running, bench.desk.next_deadline()) == (2, 0, None)
+    assert bench.worker.added == [str(a), str(b)]
+    disk.full = False
+    bench.desk.store_again()
+    assert [(f["id"], f["reason"], f["text"]) for f in bench.replies.finals] == [
+        ("a", "stop", "the answer"),
+        ("b", "stop", "another"),
+    ]
+    assert (bench.desk.open, len(bench.journal.undelivered())) == (0, 2)
+
+
+def test_p11_a_death_that_cannot_be_stored_still_counts(bench: Bench) -> None:
+    a = bench.accept("a")
+    disk = fill_disk(bench.journal)
+    for _ in range(2):
+        bench.began(a)
+        bench.desk.lost_worker("died")
+        bench.desk.hand_out()
+    disk.full = False
+    bench.desk.store_again()
+    assert [f["error"]["code"] for f in bench.replies.finals] == ["worker_died"]
+
+
+def test_the_receipt_names_the_config_that_the_prompt_was_accepted_under(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    bench.context.config = {"fleet": 8}
+    bench.ended(1)
+    bench.arrive(message({"id": "b", "prompt": "x"}))
+    bench.ended(2)
+    assert [f["receipt"]["config"] for f in bench.replies.finals] == [{"fleet": 7}, {"fleet": 8}]

@@ -291,6 +291,23 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
     assert len(bench.journal.open_entries()) == 2
 
 
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
+    """The name is reserved: nothing is accepted and ignored. Nothing is stored, and the id stays free."""
+    bench.intake.command("me", message({"id": "a", "command": "reload"}))
+    bench.intake.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
+    (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
+    assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
+    assert first["error"]["message"] == "this version does not take commands yet"
+    assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
+    assert bench.journal.find("me", "a") is None
+    bench.intake.command("me", message({"id": "a"}, retain=True))
+    bench.intake.command("no one", message({"id": "a"}))
+    assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
+
+
 # ---- cancels --------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import pytest
 from edged.agent import journal as journal_module
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
 from edged.core.prompt import Request, Sampling, Turn
+from tests.agent.bench import fill_disk
 
 BODY = body_digest(b"body")
 
@@ -91,32 +92,29 @@ def test_p02_a_transaction_that_breaks_off_leaves_nothing_and_the_journal_goes_o
     assert len(journal.open_entries()) == 1
 
 
-class FullDisk:
-    """A database whose COMMIT fails while `full`, as SQLite's does on a full disk."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
-        self.full = True
-
-    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
-        if statement == "COMMIT" and self.full:
-            raise sqlite3.OperationalError("database or disk is full")
-        return self.db.execute(statement, *values)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.db, name)
-
-
 def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_room(journal: Journal) -> None:
-    disk = FullDisk(journal._db)
-    journal._db = disk  # type: ignore[assignment]
+    disk = fill_disk(journal)
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError, match="full"):
             admit(journal, job())
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        journal.set_fact("wall_floor", 1.0)
+    assert journal.trouble == "database or disk is full"
     disk.full = False
     assert journal.open_entries() == []
     admit(journal, job())
-    assert len(journal.open_entries()) == 1
+    assert (len(journal.open_entries()), journal.trouble) == (1, None)
+
+
+def test_p01_a_final_that_is_asked_for_again_counts_as_undelivered_until_the_broker_has_it(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, "stop", b"final", 1.0)
+    journal.delivered(seq)
+    with journal.transaction():
+        journal.redirect(seq, job())
+    assert [entry.seq for entry in journal.undelivered()] == [seq]
+    journal.delivered(seq)
+    assert journal.undelivered() == []
 
 
 def test_p03_an_id_stands_once_for_a_requester(journal: Journal) -> None:

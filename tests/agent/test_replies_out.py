@@ -7,14 +7,14 @@ import json
 from edged.agent.journal import ReplyTo
 from edged.agent.replies import Replies
 from edged.link.outbound import Outbound
-from tests.link.test_outbound import Broker
+from tests.link.test_outbound import Taker
 
 SMALL = b'{"id":"a","final":true}'
 LARGE = b'{"id":"a","final":true,"text":"' + b"x" * 2000 + b'"}'
 
 
-def out(max_packet: int | None) -> tuple[Replies, Broker]:
-    broker = Broker()
+def out(max_packet: int | None) -> tuple[Replies, Taker]:
+    broker = Taker()
     outbound = Outbound(broker, lambda _token: None, lambda: 0.0)
     outbound.up(1, 20, max_packet)
     return Replies(outbound, lambda: 0.0), broker

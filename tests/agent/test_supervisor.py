@@ -249,6 +249,17 @@ def test_p10_a_worker_is_asked_for_a_sign_of_life_and_ended_when_it_gives_none(b
     assert bench.lost == ["made no progress and was ended"]
 
 
+def test_p10_an_agent_that_stood_still_itself_does_not_judge_the_worker_by_it(bench: Bench) -> None:
+    """A slow disk holds the agent up; what the worker said meanwhile lies unread. After that it is judged as before."""
+    bench.says(frames.Loaded(INFO))
+    bench.wait(1)
+    bench.now += module.HANG_DEADLINE + 10
+    bench.supervisor.tick()
+    assert bench.worker.kills == 0
+    bench.wait(module.HANG_DEADLINE + 0.3)
+    assert bench.worker.kills > 0
+
+
 def test_p10_any_frame_is_a_sign_of_life(bench: Bench) -> None:
     bench.says(frames.Loaded(INFO))
     for _ in range(10):
@@ -313,6 +324,13 @@ def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
     bench.says(frames.NotLoaded("missing", "it is not in the store"))
     assert len(pulls) == 1
     assert bench.supervisor.state == "safe"
+
+
+@pytest.mark.parametrize("source", ["hf:owner/name", "hf:owner/name/file.gguf@main"])
+def test_what_the_hub_has_is_fetched(bench: Bench, pulls: list[list[str]], source: str) -> None:
+    other = Bench(frames.Load(source, None, "auto", "auto", 64, None, "/store"))
+    other.says(frames.NotLoaded("missing", "it is not in the store"))
+    assert pulls[0][-3:] == ["pull", source, "--json"]
 
 
 @pytest.mark.parametrize("source", ["/models/x.gguf", "./x", "sha256:" + "0" * 64, "x.gguf"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edged.agent.clock import WallClock
 
 
@@ -41,3 +43,47 @@ def test_once_the_clock_is_set_it_is_believed_and_nothing_is_added_to_it() -> No
     assert board.wall() == 6000.0
     board.wait(10)
     assert board.wall() == 6010.0
+
+
+def test_a_floor_that_was_fast_does_not_outlive_a_synchronized_clock() -> None:
+    """Once fast and stored, it would go on at the rate of the system's clock and be stored again."""
+    board = Board(system=5000.0)
+    board.wall.begin(9000.0)
+    assert board.wall() == 9000.0
+    board.wall.trust(True)
+    assert board.wall() == board.wall.sure() == 5000.0
+    board.wait(10)
+    assert board.wall() == board.wall.sure() == 5010.0
+
+
+def test_a_clock_that_is_no_longer_synchronized_does_not_bring_the_old_floor_back() -> None:
+    board = Board(system=5000.0)
+    board.wall.begin(9000.0)
+    board.wall.trust(True)
+    board.wait(10)
+    board.wall.trust(False)
+    assert board.wall() == 5010.0
+    board.system = 0.0
+    board.wait(10)
+    assert board.wall() == 5020.0
+
+
+@pytest.mark.parametrize("synced", [False, None])
+def test_a_fast_clock_that_nobody_keeps_is_shown_but_not_stored(synced: bool | None) -> None:
+    board = Board(system=9000.0)
+    board.wall.begin(4000.0)
+    board.wall.trust(synced)
+    board.wait(10)
+    assert board.wall() == 9010.0
+    assert board.wall.sure() == 4010.0
+
+
+def test_a_board_that_never_hears_a_time_server_still_moves_on_from_run_to_run() -> None:
+    board = Board(system=700.0)
+    board.wall.begin(0.0)
+    board.wait(10)
+    assert board.wall.sure() == 710.0
+    again = Board(system=700.0)
+    again.wall.begin(board.wall.sure())
+    again.wait(10)
+    assert again.wall() == again.wall.sure() == 720.0

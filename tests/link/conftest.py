@@ -33,24 +33,40 @@ CONNACK_OK_311 = bytes([0x20, 0x02, 0x00, 0x00])
 CONNACK_BAD_VERSION = bytes([0x20, 0x03, 0x00, 0x84, 0x00])
 CONNACK_BAD_VERSION_311 = bytes([0x20, 0x02, 0x00, 0x01])
 DISCONNECT_TAKEN_OVER = bytes([0xE0, 0x02, 0x8E, 0x00])
+DISCONNECT_UNSPECIFIED = bytes([0xE0, 0x02, 0x80, 0x00])
 CONNACK_NOT_AUTHORIZED = bytes([0x20, 0x03, 0x00, 0x87, 0x00])
 
 
 class Line:
     """A connection under test with what it posted; waits between attempts are recorded and cut to nothing."""
 
-    def __init__(self, url: str, *subscriptions: Subscription, client_id: str = "link-test", **mqtt: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        *subscriptions: Subscription,
+        client_id: str = "link-test",
+        clock: Callable[[], float] = time.monotonic,
+        **mqtt: Any,
+    ) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self._kept: list[Event] = []
         self.bounds: list[tuple[float, float]] = []
+        self.open = threading.Event()
+        """While it is clear, the network thread stands still as soon as it has something to post."""
+        self.open.set()
         self.connection = Connection(
             Mqtt(url=url, **mqtt),
             client_id,
             Will(STATUS, b"offline"),
             subscriptions,
-            self.events.put,
+            self._take,
+            clock=clock,
             chance=self._chance,
         )
+
+    def _take(self, event: Event) -> None:
+        self.open.wait()
+        self.events.put(event)
 
     def _chance(self, low: float, high: float) -> float:
         self.bounds.append((low, high))
@@ -63,6 +79,10 @@ class Line:
         sock = paho.socket()
         assert isinstance(sock, socket.socket)
         sock.shutdown(socket.SHUT_RDWR)
+
+    def next_event(self) -> Event:
+        """The next event, of whatever kind."""
+        return self.events.get(timeout=20 * SECONDS)
 
     def next(self, kind: type[E_]) -> E_:
         """The next event of this kind; others before it are kept for later."""
@@ -90,6 +110,7 @@ def line(broker: Broker) -> Iterator[Callable[..., Line]]:
 
     yield start
     for one in made:
+        one.open.set()
         one.connection.stop()
     broker.forget_session("link-test")
 
@@ -145,3 +166,36 @@ def server() -> Iterator[Callable[..., Server]]:
     yield start
     for one in made:
         one.close()
+
+
+class Wire:
+    """The broker's end of one connection, byte by byte."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        listening.settimeout(20 * SECONDS)
+        self._socket, _ = listening.accept()
+        self._socket.settimeout(20 * SECONDS)
+        self._socket.recv(1000)
+        self.send(CONNACK_OK)
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count and (more := self._socket.recv(count - len(data))):
+            data += more
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def wired(line: Callable[..., Line]) -> Iterator[tuple[Line, Wire]]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        made = line(url=f"mqtt://127.0.0.1:{listening.getsockname()[1]}")
+        wire = Wire(listening)
+        made.next(Up)
+        yield made, wire
+        wire.close()

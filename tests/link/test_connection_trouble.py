@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 
 from edged.link import connection as module
 from edged.link.connection import (
+    Acked,
     Arrived,
     Down,
+    Subscription,
     Up,
 )
+from edged.link.tolerant_client import TolerantClient
 from tests.link.conftest import (
     CONNACK_BAD_VERSION,
     CONNACK_BAD_VERSION_311,
@@ -20,10 +24,13 @@ from tests.link.conftest import (
     CONNACK_OK,
     CONNACK_OK_311,
     DISCONNECT_TAKEN_OVER,
+    DISCONNECT_UNSPECIFIED,
+    PROMPTS,
     Line,
     Server,
+    Wire,
 )
-from tests.support import Broker, wait_until
+from tests.support import SECONDS, Broker, wait_until
 
 
 @pytest.mark.parametrize("refusal", [CONNACK_BAD_VERSION, CONNACK_BAD_VERSION_311])
@@ -111,6 +118,8 @@ def test_a_topic_that_is_no_utf8_ends_nothing(line: Callable[..., Line], server:
     good = bytes([0x30, 0x05, 0x00, 0x01, 0x61, 0x00, 0x78])
     there = server(CONNACK_OK + bad_topic + good, CONNACK_OK)
     made = line(url=there.url)
+    bad = made.next(Arrived)
+    assert (bad.unreadable, bad.payload) == ("its topic is no UTF-8", b"")
     assert made.next(Arrived).payload == b"x"
 
 
@@ -155,6 +164,7 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
     there = server(CONNACK_OK + DISCONNECT_TAKEN_OVER)
     down = line(url=there.url).next(Down)
     assert down.taken_over
+    assert not down.hung_up
     assert down.retry_in == 300.0
     assert down.reason == "another board uses this name; give each board its own identity.device"
 
@@ -162,13 +172,94 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
 def test_p10_the_network_thread_shows_progress_while_it_waits_for_the_broker(
     line: Callable[..., Line], server: Callable[..., Server]
 ) -> None:
+    """The clock jumps each time, so that only a round after the jump looks like progress."""
     there = server(CONNACK_OK)
-    made = line(url=there.url)
+    now = [0.0]
+    made = line(url=there.url, clock=lambda: now[0])
     made.next(Up)
+    now[0] += 100
     wait_until(lambda: made.connection.idle_for() < 2, 10, "the loop goes round")
     there.close()
     made.next(Down)
+    now[0] += 100
+    wait_until(lambda: made.connection.idle_for() < 2, 10, "it waits for the next attempt")
+    for _ in range(3):
+        made.next(Down)
+
+
+def test_p10_a_network_thread_that_stands_still_shows_no_progress(
+    line: Callable[..., Line], server: Callable[..., Server]
+) -> None:
+    there = server(CONNACK_OK)
+    now = [0.0]
+    made = line(url=there.url, clock=lambda: now[0])
+    made.next(Up)
+    made.open.clear()
+    there.close()
+    wait_until(lambda: made.connection._up_since is None, 10, "the connection ended")
+    now[0] += 100
+    assert made.connection.idle_for() == 100
+    made.open.set()
+    made.next(Down)
+    wait_until(lambda: made.connection.idle_for() < 2, 10, "it goes on")
+
+
+def test_a_broker_that_never_answers_subscribe_is_left_and_tried_again(
+    line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SUBACK_DEADLINE", 0.1)
+    there = server(*[CONNACK_OK] * 3)
+    made = line(Subscription(PROMPTS, retained=False), url=there.url)
+    for _ in range(2):
+        down = made.next(Down)
+        assert (down.reason, down.hung_up) == ("the broker does not answer SUBSCRIBE", False)
+    assert set(there.versions) == {5}
+
+
+def test_a_subscription_that_is_confirmed_in_time_has_no_deadline_after_it(
+    line: Callable[..., Line], broker: Broker
+) -> None:
+    now = [0.0]
+    made = line(Subscription(PROMPTS, retained=False), clock=lambda: now[0])
+    made.next(Up)
+    now[0] += 1000
     wait_until(lambda: made.connection.idle_for() < 2, 10, "the loop goes round")
+    made.connection.restart("a test")
+    assert made.next(Down).reason == "a test"
+
+
+def test_only_an_end_that_the_other_side_made_counts_as_hung_up(
+    line: Callable[..., Line], server: Callable[..., Server]
+) -> None:
+    there = server(CONNACK_OK, CONNACK_OK + DISCONNECT_UNSPECIFIED, CONNACK_NOT_AUTHORIZED)
+    made = line(url=there.url)
+    made.next(Up)
+    made.connection.restart("a test")
+    assert not made.next(Down).hung_up
+    made.next(Up)
+    assert made.next(Down).hung_up
+    assert not made.next(Down).hung_up
+
+
+def test_a_stop_in_the_middle_of_connecting_ends_the_thread(
+    line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a socket there is nothing to disconnect yet."""
+    connecting, go_on, connect = threading.Event(), threading.Event(), TolerantClient.connect
+
+    def held(self: TolerantClient, *args: Any, **options: Any) -> Any:
+        connecting.set()
+        go_on.wait()
+        return connect(self, *args, **options)
+
+    monkeypatch.setattr(TolerantClient, "connect", held)
+    made = line(url=server(CONNACK_OK).url)
+    connecting.wait()
+    made.connection.stop(timeout=0)
+    go_on.set()
+    assert made.connection._thread is not None
+    made.connection._thread.join(10 * SECONDS)
+    assert not made.connection._thread.is_alive()
 
 
 @pytest.mark.parametrize("missing", ["password_file", "ca", "cert"])
@@ -178,3 +269,25 @@ def test_a_file_that_is_not_there_is_told_and_tried_again(line: Callable[..., Li
     made = line(url="mqtts://127.0.0.1:1", **files, **({"key": "/nowhere/key"} if missing == "cert" else {}))
     for _ in range(2):
         assert made.next(Down).reason.startswith("a password or certificate file cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "temporary"),
+    [
+        (0x97, "quota exceeded", True),
+        (0x80, "unspecified error", True),
+        (0x83, "implementation specific error", True),
+        (0x91, "packet identifier in use", True),
+        (0x87, "not authorized", False),
+        (0x90, "topic name invalid", False),
+        (0x10, None, False),  # no one has subscribed: taken all the same
+    ],
+)
+def test_a_refusal_says_whether_it_may_pass(
+    wired: tuple[Line, Wire], code: int, words: str | None, temporary: bool
+) -> None:
+    made, wire = wired
+    mid = made.connection.publish(1, "t", b"x", qos=1)
+    assert mid is not None
+    wire.send(b"\x40\x03" + mid.to_bytes(2, "big") + bytes([code]))
+    assert made.next(Acked) == Acked(1, mid, words, temporary=temporary)

@@ -14,6 +14,7 @@ TOPICS = Topics("home", "pi", ("kitchen", "attic"))
 def test_every_topic_is_spelled_as_in_the_contract() -> None:
     assert TOPICS.prompts == "edged/v1/home/device/pi/prompt/+"
     assert TOPICS.cancels == "edged/v1/home/device/pi/cancel/+"
+    assert TOPICS.commands == "edged/v1/home/device/pi/command/+"
     assert TOPICS.status == "edged/v1/home/device/pi/status"
     assert TOPICS.health == "edged/v1/home/device/pi/health"
     assert TOPICS.telemetry == "edged/v1/home/device/pi/telemetry"

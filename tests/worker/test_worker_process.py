@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from edged.core.errors import PromptRefused
 from edged.core.prompt import Regex, Request
 from edged.worker import frames
 from edged.worker.client import Died, WorkerClient
@@ -99,8 +100,36 @@ def test_formats_are_checked_one_between_two_steps() -> None:
         seen.append(list(engine.added))
     assert seen[:3] == [["f0"], ["f0", "f1"], ["f0", "f1", "f2"]]
     assert seen[3][3:] == ["plain", "plain too"]
+    names = ("f0", "f1", "f2", "plain", "plain too")
+    assert said(ours) == [frame for name in names for frame in (frames.Preparing(name), frames.Prepared(name))]
+    ours.close()
+    theirs.close()
+
+
+def said(ours: socket.socket) -> list[frames.FromWorker]:
     decoder: frames.Decoder[frames.FromWorker] = frames.Decoder(frames.FromWorker)
-    assert list(decoder.feed(ours.recv(65536))) == [frames.Progress()] * 3
+    return decoder.feed(ours.recv(65536))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason", "code"),
+    [(MemoryError(), "failed", "no_memory"), (PromptRefused("too_long", "too_long", "m"), "too_long", "too_long")],
+)
+def test_p11_what_is_being_prepared_is_named_before(trouble: Exception, reason: str, code: str) -> None:
+    """If that ends the process it is known whose it was; what merely cannot be prepared is refused."""
+    ours, theirs = socket.socketpair()
+    worker, named = Worker(theirs), []
+
+    def add(key: str, _request: Request) -> None:
+        named.append(said(ours))
+        raise trouble
+
+    worker._model = SimpleNamespace(engine=SimpleNamespace(add=add))  # type: ignore[assignment]
+    worker._take(frames.Add("a", Request(raw="x")))
+    assert named == [[frames.Preparing("a")]]
+    (refused,) = said(ours)
+    assert isinstance(refused, frames.Refused)
+    assert (refused.key, refused.reason, refused.code) == ("a", reason, code)
     ours.close()
     theirs.close()
 

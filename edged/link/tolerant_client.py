@@ -1,0 +1,53 @@
+"""A paho client that goes on after a message which it cannot read."""
+
+from __future__ import annotations
+
+import struct
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.exception import MQTTException
+
+_CANNOT_READ = (MQTTException, ValueError, IndexError, KeyError, struct.error)  # paho 2.1 lets all of these through
+
+
+class UnreadableMessage(mqtt.MQTTMessage):
+    """Stands for a message that could not be read, so that it takes the road of all others up to `on_message`."""
+
+    why: str
+
+
+class TolerantClient(mqtt.Client):
+    """Hands an `UnreadableMessage` to `on_message`, to be acknowledged there like any other.
+
+    paho ends the connection at a string that it does not like (U+FEFF, which brokers let through). Nobody acknowledges
+    the message then, so the broker brings it again after each reconnect: one message, retained where a whole fleet
+    listens, keeps every board off the broker.
+    """
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            return super()._handle_publish()
+        except _CANNOT_READ as error:
+            message = _unreadable(self._in_packet["command"], bytes(self._in_packet["packet"]), str(error))
+            if message is None:
+                raise
+        if message.qos < 2:
+            self._handle_on_message(message)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        # As paho does: the PUBREL that answers brings the message to `on_message`.
+        with self._in_message_mutex:
+            self._in_messages[message.mid] = message
+        return self._send_pubrec(message.mid)
+
+
+def _unreadable(command: int, packet: bytes, why: str) -> UnreadableMessage | None:
+    """What can be read of a PUBLISH: its topic and packet id. None where not even these are there."""
+    qos = command >> 1 & 3
+    topic_end = 2 + int.from_bytes(packet[:2], "big")
+    end = topic_end + (2 if qos else 0)
+    if len(packet) < end or qos == 3:
+        return None
+    message = UnreadableMessage(int.from_bytes(packet[topic_end:end], "big"), packet[2:topic_end])
+    message.qos, message.why = qos, why
+    return message

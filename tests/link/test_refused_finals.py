@@ -1,0 +1,52 @@
+"""What becomes of a stored final that the broker refuses, in words or by hanging up: the link under a daemon's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edged.link.connection import Acked, Down
+from tests.agent.test_daemon import CANCEL, Bench, arrived, up
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A daemon with one final that is stored and on its way."""
+    made = Bench(tmp_path)
+    made.turn(up(), arrived(1), arrived(2, {"id": "p1"}, topic=CANCEL))
+    assert len(made.finals()) == 1
+    yield made
+    made.daemon._journal.close()
+
+
+def mid_of_final(bench: Bench) -> int:
+    """The packet id of the final that was sent last."""
+    return max(n for n, (topic, _, _) in enumerate(bench.connection.published, 1) if "/reply/" in topic)
+
+
+def test_p09_one_that_is_refused_for_now_is_sent_again_within_a_minute(bench: Bench) -> None:
+    bench.turn(Acked(1, mid_of_final(bench), "quota exceeded", temporary=True))
+    assert len(bench.daemon._journal.undelivered()) == 1
+    bench.now += 61
+    bench.turn()
+    assert [final["id"] for final in bench.finals()] == ["p1", "p1"]
+    bench.turn(Acked(1, mid_of_final(bench)))
+    assert bench.daemon._journal.undelivered() == []
+
+
+def test_one_that_is_refused_for_good_is_not_sent_again(bench: Bench) -> None:
+    bench.turn(Acked(1, mid_of_final(bench), "not authorized"))
+    assert bench.daemon._journal.undelivered() == []
+    assert [f.code for f in bench.daemon._findings()] == ["publish_refused"]
+
+
+def test_one_that_the_broker_hangs_up_on_is_given_up_and_told(bench: Bench) -> None:
+    for mid in range(1, mid_of_final(bench)):
+        bench.turn(Acked(1, mid))
+    for session in (2, 3, 4):
+        bench.turn(Down("hung up", 0.0, taken_over=False, hung_up=True), up(session))
+    assert bench.daemon._journal.undelivered() == []
+    assert [f.code for f in bench.daemon._findings()] == ["publish_refused"]
+    assert len(bench.finals()) == 3

@@ -1,0 +1,144 @@
+"""Messages that paho cannot read: acknowledged, told, and no reason to leave the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edged.core.errors import BadValue
+from edged.core.settings import check_file
+from edged.link import connection as module
+from edged.link.connection import Arrived, Down, Subscription, Up
+from tests.link.conftest import CONFIG, PROMPTS, ROOT, Line, Wire
+from tests.support import Broker, Client, Device, running
+
+
+def publish_packet(qos: int, text: bytes, mid: int = 7) -> bytes:
+    """A PUBLISH of v5 to the topic `t` with these bytes as its content type."""
+    properties = b"\x03" + len(text).to_bytes(2, "big") + text
+    body = b"\0\x01t" + (mid.to_bytes(2, "big") if qos else b"") + bytes([len(properties)]) + properties + b"payload"
+    return bytes([0x30 | qos << 1, len(body)]) + body
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbfx", b"\xff", b"a\0b", b"\xed\xa0\x80"])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_string_that_paho_does_not_like_makes_one_unreadable_message(
+    wired: tuple[Line, Wire], qos: int, text: bytes
+) -> None:
+    made, wire = wired
+    wire.send(publish_packet(qos, text) + publish_packet(1, b"good", mid=8))
+    bad, good = made.next(Arrived), made.next(Arrived)
+    assert (bad.topic, bad.qos, bad.payload) == ("t", qos, b"")
+    assert bad.unreadable
+    assert (good.payload, good.content_type, good.unreadable) == (b"payload", "good", None)
+    made.connection.acknowledge(bad)
+    made.connection.acknowledge(good)
+    if qos:
+        assert wire.read(4) == b"\x40\x02\0\x07"
+    assert wire.read(4) == b"\x40\x02\0\x08"
+
+
+def test_one_at_qos_2_goes_through_the_whole_handshake(wired: tuple[Line, Wire]) -> None:
+    """We subscribe at QoS 1, so only a broker with an old session of ours could send it."""
+    made, wire = wired
+    wire.send(publish_packet(2, b"\xff"))
+    assert wire.read(4) == b"\x50\x02\0\x07"
+    wire.send(b"\x62\x02\0\x07")
+    bad = made.next(Arrived)
+    assert bad.unreadable
+    made.connection.acknowledge(bad)
+    assert wire.read(4) == b"\x70\x02\0\x07"
+
+
+@pytest.mark.parametrize("packet", [b"\x32\x04\0\x01t\0", b"\x36\x05\0\x01t\0\x07", b"\x30\x00"])
+def test_one_without_even_a_topic_and_a_packet_id_ends_the_connection(wired: tuple[Line, Wire], packet: bytes) -> None:
+    """Nothing could be acknowledged: this is no broker, or the stream is torn."""
+    made, wire = wired
+    wire.send(packet)
+    down = made.next(Down)
+    assert down.reason
+    assert not down.hung_up
+
+
+@pytest.mark.broker
+@pytest.mark.mosquitto
+def test_a_retained_message_with_a_byte_order_mark_keeps_no_one_off_the_broker(
+    line: Callable[..., Line], client: Client
+) -> None:
+    client.publish(CONFIG, b"layer", retain=True, UserProperty=("note", "\ufeffx"))
+    try:
+        made = line(Subscription(PROMPTS, retained=False), Subscription(CONFIG, retained=True))
+        made.next(Up)
+        bad = made.next(Arrived)
+        assert (bad.topic, bad.retain) == (CONFIG, False)
+        assert "FEFF" in (bad.unreadable or "")
+        made.connection.acknowledge(bad)
+        client.publish(f"{ROOT}/prompt/me", b"next", ContentType="text/plain\ufeff")
+        client.publish(f"{ROOT}/prompt/me", b"last")
+        unreadable, last = made.next(Arrived), made.next(Arrived)
+        assert (bool(unreadable.unreadable), last.payload) == (True, b"last")
+        made.connection.acknowledge(unreadable)
+        made.connection.acknowledge(last)
+        made.connection.restart("a test")
+        assert made.next(Down).reason == "a test"
+        made.next(Up)
+        assert made.next(Arrived).topic == CONFIG
+        client.publish(f"{ROOT}/prompt/me", b"after")
+        assert made.next(Arrived).payload == b"after"
+    finally:
+        client.publish(CONFIG, b"", retain=True)
+
+
+@pytest.mark.broker
+def test_a_device_counts_one_tells_it_and_keeps_its_config(broker: Broker, tmp_path: Path) -> None:
+    """Its payload is not read, so it is neither a prompt nor the empty layer that would remove what is in force."""
+    made = Device(tmp_path, broker, name="unreadable")
+    listener, sender = Client(broker.port), Client(broker.port)  # the listener must not get what is sent: it is paho
+    listener.subscribe(f"{made.root}/status", f"{made.root}/event", f"{made.root}/config/reported")
+    listener.subscribe("edged/v1/test/reply/#")
+    try:
+        with running(made):
+            listener.status("online")
+            layer = {"revision": 1, "settings": {"generation": {"max_tokens": 64}}}
+            sender.publish(f"{made.root}/config", layer)
+            listener.document("/config/reported", phase="applied", revision=1)
+            sender.publish(f"{made.root}/config", layer | {"revision": 2}, UserProperty=("note", "\ufeff"))
+            sender.publish(f"{made.root}/prompt/me", {"id": "bad", "prompt": "x"}, ContentType="text/plain\ufeff")
+            sender.publish(f"{made.root}/prompt/me", {"id": "good", "prompt": "x"})
+            told = listener.document("/event", code="bad_request", count=2)
+            assert told["message"].startswith(f"a message to {made.root}/prompt/me was ignored: ")
+            assert listener.final("good")["receipt"]["config"] == {"device": 1}
+            assert listener.documents("bad") == []
+            assert made.log.read_text().count('"event": "connected"') == 1
+    finally:
+        for topic in ("status", "health", "config/reported"):
+            sender.publish(f"{made.root}/{topic}", b"", retain=True)
+        broker.forget_session("edged-test-unreadable")
+        listener.close()
+        sender.close()
+
+
+# ---- what is too large for any setting ------------------------------------------------------------------------------
+
+
+def test_the_largest_packet_is_above_the_largest_prompt_that_can_be_set_and_not_far() -> None:
+    largest = 16_000_000
+    assert check_file({"limits": {"prompt_bytes": f"{largest}B"}})["limits"]["prompt_bytes"] == largest
+    with pytest.raises(BadValue):
+        check_file({"limits": {"prompt_bytes": f"{largest + 1}B"}})
+    assert largest + 500_000 < module.MAX_PACKET < largest + 2_000_000
+
+
+@pytest.mark.broker
+@pytest.mark.mosquitto
+def test_the_broker_keeps_back_what_is_larger_than_any_setting_takes(
+    line: Callable[..., Line], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PACKET", 2000)
+    made = line(Subscription(PROMPTS, retained=False))
+    made.next(Up)
+    client.publish(f"{ROOT}/prompt/me", b"x" * 2100)
+    client.publish(f"{ROOT}/prompt/me", b"y" * 1900)
+    assert made.next(Arrived).payload == b"y" * 1900
