@@ -22,15 +22,20 @@ class Context:
 def timing(ticket: Ticket, now: float, final: Final | None) -> wire.Timing:
     """Milliseconds since the prompt arrived; `now` is monotonic. `final` None: the worker did not end it."""
     began = ticket.began if ticket.began is not None else now
-    speed = None
-    if final is not None and final.usage.completion_tokens > 1 and final.decode_ms > 0:
-        speed = (final.usage.completion_tokens - 1) / final.decode_ms * 1000
+    rate = speed(final)
     return wire.Timing(
         queue_ms=_rounded((began - ticket.arrived) * 1000),
         ttft_ms=None if ticket.first is None else _rounded((ticket.first - ticket.arrived) * 1000),
         total_ms=_rounded((now - ticket.arrived) * 1000),
-        tokens_per_second=None if speed is None else _rounded(speed),
+        tokens_per_second=None if rate is None else _rounded(rate),
     )
+
+
+def speed(final: Final | None) -> float | None:
+    """Tokens a second after the first; None where there were none."""
+    if final is None or final.usage.completion_tokens <= 1 or final.decode_ms <= 0:
+        return None
+    return (final.usage.completion_tokens - 1) / final.decode_ms * 1000
 
 
 def receipt(job: Job, info: ModelInfo | None, context: Context, final: Final | None) -> wire.Receipt | None:

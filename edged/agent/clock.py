@@ -23,12 +23,14 @@ class WallClock:
         self._floor, self._begun = floor or self._system(), self._clock()
 
     def trust(self, synced: bool | None) -> None:
-        """Whether the system's clock is synchronized (None: nobody says). If so it is believed, be it behind or ahead.
+        """Whether the system's clock is synchronized. If so it is believed, be it behind or ahead.
 
-        To be called again and again: while it is not, time goes on from the last call when it was.
+        To be called again and again: while it is not, time goes on from the last call when it was. Where nobody says
+        (None), the system's clock is believed as far as it is ahead.
         """
-        if synced:
-            self._floor, self._begun = self._system(), self._clock()
+        if synced or synced is None:
+            now = self._system() if synced else self()
+            self._floor, self._begun = now, self._clock()
 
     def sure(self) -> float:
         """Unix time that does not follow a system clock which nobody keeps right; to be stored and to forget by.

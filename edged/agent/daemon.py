@@ -29,22 +29,23 @@ from edged.agent.mailbox import Mailbox
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
-from edged.agent.supervisor import STALL, PullEnded, Supervisor, load_order
+from edged.agent.supervisor import PullEnded, Supervisor, load_order
 from edged.agent.systemd import Notifier
 from edged.core.health import Finding
 from edged.core.reading import Reading
 from edged.core.settings import Settings, build
 from edged.device.clock import clock_state
-from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
+from edged.link.connection import SESSION_EXPIRY, Acked, Arrived, Connection, Down, Subscription, Up, Will
 from edged.link.outbound import Outbound, Publication
 from edged.wire import documents
 from edged.wire.layers import reported
-from edged.wire.topics import Topics
+from edged.wire.topics import Inbound, Topics
 from edged.worker import frames
 
 DRAIN_SECONDS = 8.0
 GOODBYE_SECONDS = 1.5
 _HOUSEKEEPING = 60.0
+_STALL = 8.0  # seconds between two turns of the loop, after which what others said may lie unread
 _STORE_EVERY = 1.0
 
 
@@ -94,7 +95,9 @@ class Daemon:
         order = load_order(self._config.settings.model, self._state_dir / "models")
         self._supervisor = Supervisor(order, pull_arguments, self, self._mailbox.post, clock, worker_command)
         self._context = Context(device, dict(self._config.reported.in_force))
-        self._desk = Desk(self._journal, self._replies, self._supervisor, self._context, clock, self._wall)
+        self._desk = Desk(
+            self._journal, self._replies, self._supervisor, self._context, clock, self._wall, self._wall.sure
+        )
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
         self._intake = Intake(
             self._topics,
@@ -149,11 +152,11 @@ class Daemon:
         return self._mailbox.take(timeout)
 
     def _upkeep(self) -> None:
+        now = self._clock()
+        stood_still, self._turned = now - self._turned > _STALL, now
         self._desk.expire()
-        self._supervisor.tick()
-        now, turned = self._clock(), self._turned
-        self._turned = now
-        if now - turned < STALL and self._outbound.overdue():
+        self._supervisor.tick(stalled=stood_still)
+        if not stood_still and self._outbound.overdue():
             self._connection.restart("the broker does not confirm what we publish")
         while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
@@ -163,7 +166,8 @@ class Daemon:
         if now - self._swept > _HOUSEKEEPING:
             self._swept = now
             with suppress(sqlite3.Error):  # the next minute tries again
-                self._journal.forget(self._wall.sure() - self._config.settings.limits.remember)
+                sure, remember = self._wall.sure(), self._config.settings.limits.remember
+                self._journal.forget(sure - remember, sure - max(remember, SESSION_EXPIRY))
                 self._journal.set_fact("wall_floor", self._wall.sure())
                 self._resend_finals()
         self._look_at_journal()
@@ -257,10 +261,10 @@ class Daemon:
             self._supervisor.handle(*event)
 
     def _take_message(self, message: Arrived) -> None:
-        if message.unreadable is not None:
-            self._reporter.bad_request(f"a message to {message.topic} was ignored: {message.unreadable}")
-            return
         asked = self._topics.parse(message.topic)
+        if message.unreadable is not None:
+            self._take_unreadable(asked, message, message.unreadable)
+            return
         if asked is None:
             return
         if asked.kind == "cancel":
@@ -271,6 +275,14 @@ class Daemon:
             self._take_layer(asked.name, message.payload)
         elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
             self._reporter.publish_status()  # an old connection's will came late
+
+    def _take_unreadable(self, asked: Inbound | None, message: Arrived, why: str) -> None:
+        if asked is not None and asked.kind in ("prompt", "command"):
+            self._intake.unreadable(asked.name, message, why)
+        elif asked is not None and asked.kind == "config":
+            self._decide_layer(asked.name, lambda: self._config.refuse(asked.name, why, self._wall()))
+        else:
+            self._reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
 
     def _begin_to_drain(self) -> None:
         if self._draining is not None:
@@ -311,6 +323,8 @@ class Daemon:
             self._reporter.event("name_taken", event.reason)
 
     def _delivered(self, token: object) -> None:
+        if self._outbound.holds(token):  # it was asked for again meanwhile, and the newest copy is on its way
+            return
         with suppress(sqlite3.Error):  # it is sent again, then
             self._journal.delivered(int(str(token)))
 
@@ -323,12 +337,15 @@ class Daemon:
     # ---- config -----------------------------------------------------------------------------------------------------
 
     def _take_layer(self, name: str, payload: bytes) -> None:
+        self._decide_layer(name, lambda: self._config.take(name, payload, self._wall()))
+
+    def _decide_layer(self, name: str, decide: Callable[[], bool | None]) -> None:
         try:
-            changed = self._config.take(name, payload, self._wall())
+            changed = decide()
         except OSError as error:
             changed = True
             self._log.error("the layers cannot be kept", error=str(error))
-        if not changed:
+        if changed is False:
             return
         report = self._config.reported
         self._put_in_force(self._config.settings)

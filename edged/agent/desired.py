@@ -5,6 +5,7 @@ Owned by the agent's main thread. The decision itself is `fleet.layers.decide`, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,15 @@ class DesiredConfig:
         decision = layers.decide(self._own, self._kept.layers, self._kept.reported, name, payload)
         if not decision.changed:
             return False
-        report = msgspec.structs.replace(decision.reported, at=now)
-        self._kept = store.Kept(self._kept.scope, decision.layers, report)
-        self.settings = layers.effective(self._own, decision.layers, self._order)
-        store.save(self._path, self._kept)
+        self._keep(decision.layers, decision.reported, now)
         return True
+
+    def refuse(self, name: str, why: str, now: float) -> None:
+        """Report that a push to the layer `name` could not be read. Raises OSError as `take` does."""
+        kept = self._kept.layers
+        self._keep(kept, Reported("rejected", name, None, why, layers.revisions(kept)), now)
+
+    def _keep(self, kept: Mapping[str, bytes], report: Reported, now: float) -> None:
+        self._kept = store.Kept(self._kept.scope, kept, msgspec.structs.replace(report, at=now))
+        self.settings = layers.effective(self._own, kept, self._order)
+        store.save(self._path, self._kept)

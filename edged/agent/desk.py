@@ -63,6 +63,7 @@ class Desk:
         context: Context,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        stamp: Callable[[], float],
     ) -> None:
         self._journal = journal
         self._replies = replies
@@ -70,6 +71,7 @@ class Desk:
         self._context = context
         self._clock = clock
         self._wall = wall
+        self._stamp = stamp  # Unix time by which finals are forgotten
         self._tickets: dict[int, Ticket] = {}
         self._draining = False
         self.speed = Speed()
@@ -304,7 +306,7 @@ class Desk:
         timing = answers.timing(ticket, now, final)
         if reason in ("stop", "length"):
             first = None if ticket.first is None or ticket.began is None else (ticket.first - ticket.began) * 1000
-            self.speed.note(timing.tokens_per_second, first, usage.completion_tokens)
+            self.speed.note(answers.speed(final), first, usage.completion_tokens)
         receipt = answers.receipt(ticket.job, self._worker.info, self._context, final)
         payload = wire.answer(ticket.job.id, reason, ticket.text, self._wall(), usage, timing, receipt, failure)
         self._store(ticket, reason, payload)
@@ -315,7 +317,7 @@ class Desk:
     def _store(self, ticket: Ticket, reason: Reason, payload: bytes) -> None:
         ticket.given = False
         try:
-            self._journal.finish(ticket.seq, reason, payload, self._wall())
+            self._journal.finish(ticket.seq, reason, payload, self._stamp())
         except sqlite3.Error:  # the journal says why; a computed answer is not thrown away for a full disk
             ticket.unstored = (reason, payload)
             return

@@ -27,10 +27,12 @@ def of_agent(
         code = "subscription_refused"
         found.append(Finding(code, since.get(code, now), len(refused_topics), 0, advice, "failing"))
     if refused_publish is not None:
-        advice = f"the broker refused a message to {refused_publish}; allow it in the broker's access list"
+        advice = f"the broker refuses messages to {refused_publish}; look at its access list, its limits and its log"
         code = "publish_refused"
         found.append(Finding(code, since.get(code, now), None, None, advice))
     if journal_trouble is not None:
-        advice = f"prompts cannot be stored ({journal_trouble}); make room on the disk of state_dir or mend it"
+        advice = (
+            f"prompts and answers cannot be stored ({journal_trouble}); make room on the disk of state_dir or mend it"
+        )
         found.append(Finding("journal", since.get("journal", now), None, None, advice, "failing"))
     return tuple(found)

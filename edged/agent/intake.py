@@ -88,9 +88,24 @@ class Intake:
         if not REQUESTER.match(requester) or message.retain:
             self._bad_request(f"a command was ignored: {why}")
             return
-        prompt_id = prompts.id_of(message.payload, made_up_id)
+        prompt_id = prompts.id_of(message.payload, self._settings().limits.prompt_bytes, made_up_id)
         to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
+        if self._journal.find(requester, prompt_id) is not None:
+            self._replies.fleeting(to, wire.conflict(prompt_id))
+            return
         self._replies.final(to, prompt_id, self._refusal(prompt_id, PromptRefused("invalid", "later", why)), None)
+        self.refused += 1
+
+    def unreadable(self, requester: str, message: Arrived, why: str) -> None:
+        """Answer a message whose properties and body cannot be read, under a made-up id."""
+        if not REQUESTER.match(requester):
+            self._bad_request(f"a message to {message.topic} was ignored: {why}")
+            return
+        refusal = PromptRefused("invalid", "unreadable", f"the message cannot be read ({why}); send it without that")
+        prompt_id = made_up_id()
+        self._replies.final(
+            self._default(requester, prompt_id, message), prompt_id, self._refusal(prompt_id, refusal), None
+        )
         self.refused += 1
 
     def _decide(self, requester: str, message: Arrived) -> Effect:

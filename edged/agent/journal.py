@@ -131,6 +131,7 @@ class Journal:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is kept together or not at all; on return it is on the disk."""
+        before = self._db.total_changes
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -141,7 +142,8 @@ class Journal:
             if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk for one
                 self._db.execute("ROLLBACK")
             raise
-        self.trouble = None
+        if self._db.total_changes > before:  # one that stores nothing succeeds on a full disk, too
+            self.trouble = None
 
     def find(self, requester: str, prompt_id: str) -> Entry | None:
         """What stands under this id."""
@@ -192,20 +194,22 @@ class Journal:
         """Finals that the broker has not confirmed, oldest first."""
         return self._entries("final IS NOT NULL AND delivered = 0 ORDER BY seq", ())
 
-    def forget(self, before: float) -> None:
-        """Drop delivered finals older than `before`, and the oldest beyond the limits of rows and bytes."""
+    def forget(self, before: float, undelivered_before: float) -> None:
+        """Drop finals older than that, and the oldest beyond the limits of rows and bytes, delivered ones first."""
         with self.transaction():
             self._db.execute("DELETE FROM prompts WHERE delivered = 1 AND finished < ?", (before,))
-            self._db.execute(
-                "DELETE FROM prompts WHERE delivered = 1 AND seq <= "
-                "(SELECT seq FROM prompts WHERE delivered = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-                (_MAX_REMEMBERED,),
-            )
+            self._db.execute("DELETE FROM prompts WHERE delivered = 0 AND finished < ?", (undelivered_before,))
+            for delivered in (1, 0):  # a broker may refuse finals for ever
+                self._db.execute(
+                    "DELETE FROM prompts WHERE final IS NOT NULL AND delivered = ? AND seq <= (SELECT seq FROM prompts "
+                    "WHERE final IS NOT NULL AND delivered = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+                    (delivered, delivered, _MAX_REMEMBERED),
+                )
             if self._bytes() > _MAX_REMEMBERED_BYTES:
                 self._db.execute(
-                    "DELETE FROM prompts WHERE delivered = 1 AND seq IN (SELECT seq FROM (SELECT seq, "
-                    "SUM(LENGTH(final) + LENGTH(job)) OVER (ORDER BY seq DESC) AS bytes FROM prompts "
-                    "WHERE delivered = 1) WHERE bytes > ?)",
+                    "DELETE FROM prompts WHERE seq IN (SELECT seq FROM (SELECT seq, "
+                    "SUM(LENGTH(final) + LENGTH(job)) OVER (ORDER BY delivered, seq DESC) AS bytes FROM prompts "
+                    "WHERE final IS NOT NULL) WHERE bytes > ?)",
                     (_MAX_REMEMBERED_BYTES,),
                 )
 

@@ -24,7 +24,7 @@ class Replies:
         """A final. One that is too large for the broker is replaced by an error that says so."""
         correlation = to.correlation
         if not self._outbound.fits(to.topic, payload, correlation):
-            message = f"the answer has {len(payload)} bytes, more than the broker takes; ask for fewer tokens"
+            message = f"the answer has {len(payload)} bytes, more than the broker seems to take; ask for fewer tokens"
             payload = replies.refusal(prompt_id, "failed", "too_large_for_broker", message, self._wall())
             if not self._outbound.fits(to.topic, payload, correlation):
                 correlation = None  # the correlation data alone is more than the broker takes

@@ -25,7 +25,6 @@ from edged.worker.client import Died, WorkerClient
 
 PING_EVERY = 5.0
 HANG_DEADLINE = 20.0  # seconds without a sign of life once the model stands
-STALL = 8.0  # seconds between two turns of the agent's loop, after which what others said may lie unread
 LOAD_DEADLINE = 900.0
 RESTART_WAITS = (0.0, 1.0, 5.0, 15.0, 60.0)  # by deaths in a row
 LOAD_DEATHS_UNTIL_SAFE = 3
@@ -102,7 +101,6 @@ class Supervisor:
         self._started = 0.0
         self._heard = 0.0
         self._pinged = 0.0
-        self._ticked = 0.0
         self._restart_at: float | None = None
         self._deaths = 0
         self._retries = 0
@@ -166,11 +164,14 @@ class Supervisor:
             return self._restart_at
         return min(self._pinged + PING_EVERY, self._heard + HANG_DEADLINE) if self._ready else self._clock() + 1.0
 
-    def tick(self) -> None:
-        """Ping, notice a hang, restart when it is time."""
+    def tick(self, *, stalled: bool = False) -> None:
+        """Ping, notice a hang, restart when it is time.
+
+        `stalled`: the agent itself stood still (on a slow disk, say). What the worker said meanwhile lies unread, so it
+        is not judged by that.
+        """
         now = self._clock()
-        stalled, self._ticked = now - self._ticked > STALL, now
-        if stalled:  # on a slow disk, say: what the worker said meanwhile lies unread, so it is not judged by that
+        if stalled:
             self._heard = now
         if self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None

@@ -20,6 +20,7 @@ from edged.wire import strict_json
 from edged.wire.layers import parse_layer
 
 RETAINED_WITHIN = 0.8
+OBJECTION_WITHIN = 1.0  # seconds for devices that have the layer to say that it is another one
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -68,8 +69,11 @@ def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json
         payload, revision = (b"", None) if path is None else _payload(path, current)
         settled = _settled(target, payload, current, before)
         session.publish(target.topic, payload, retain=True)
-        # Where the broker has forgotten its layer, a device may still find that this one is another, and say so.
+        # A device may still find that this layer is another under the same revision, and say so: at once where it is
+        # the broker's own, else (the broker has forgotten it) like any other.
         silent = set(settled) if current else set()
+        if silent and silent >= set(before):
+            silent, wait = set(), min(wait, OBJECTION_WITHIN)
         answers = settled | _await_reports(session, target, revision, set(before), silent, wait)
     if as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))

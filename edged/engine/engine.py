@@ -128,11 +128,13 @@ class Engine:
                 events += self._retire(sequence, "failed", failure)
             elif sequence.computed == len(sequence.tokens):
                 events += self._take(work, result)
+        took = self._clock() - begun
         if prefilled:
-            self._scheduler.prefilled(prefilled, self._clock() - begun)
+            replies = self._speculation.seconds(len(batch) - 1) or 0.0
+            self._scheduler.prefilled(prefilled, took - replies)
         else:
             rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
-            self._speculation.measured(rows, self._clock() - begun)
+            self._speculation.measured(rows, took)
         return events
 
     def _decode(self, batch: list[Work]) -> list[list[int]]:

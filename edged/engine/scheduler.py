@@ -6,7 +6,8 @@
 - Where no prompt is to be computed, drafts (`speculation.py`) may follow each token; else a few tokens of each come
   from one call where a step is short, because what runs between two calls takes a noticeable part of it then.
 - A chunk takes SLICE_SECONDS at most, as far as the last one tells: on a slow board the agent must see that the worker
-  lives, and a cancel be heard.
+  lives, and a cancel be heard. Not where numbers depend on a chunk's length (`Backend.drafts` 0): greedy answers would
+  depend on the minute.
 - What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
   alike and arrive together, each computes a part for all.
 - A cache (slot) is given in order of arrival. Where none is free, a sequence of a worse class gives its own up at once,
@@ -21,13 +22,15 @@ from typing import Final
 
 from edged.engine.backends.base import MAX_SLICE, SLICE_BESIDE, Backend
 from edged.engine.sequence import Sequence
-from edged.engine.speculation import MAX_ROWS, Offer, Speculation
+from edged.engine.speculation import INSTANT, MAX_ROWS, Offer, Speculation
 
 AHEAD: Final = 0.04  # seconds that steps computed in one call may take: a reply's text goes out every 50 ms at most
 MAX_STEPS: Final = 8
 SLICE_SECONDS: Final = 5.0  # a chunk may take, a quarter of the agent's patience (`supervisor.HANG_DEADLINE`)
 BESIDE_SECONDS: Final = 1.0  # the same where replies wait for it
 FIRST_SLICE: Final = 32  # tokens of the first chunk of all, which shows how fast this board is
+LEAST_SLICE: Final = 8  # tokens of any, as reading the weights alone may take longer than a chunk should,
+PATIENCE: Final = 15.0  # unless they take so many seconds
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
@@ -80,15 +83,18 @@ class Scheduler:
         return work
 
     def prefilled(self, tokens: int, seconds: float) -> None:
-        """A chunk of so many tokens took so long."""
-        self._pace = seconds / tokens
+        """A chunk of so many tokens took so long, without what the replies beside it took."""
+        self._pace = max(seconds, INSTANT) / tokens
 
     def _most(self, *, beside: bool) -> int:
         """Tokens that the next chunk may have."""
+        most, seconds = (SLICE_BESIDE, BESIDE_SECONDS) if beside else (MAX_SLICE, SLICE_SECONDS)
+        if not self._backend.drafts:
+            return most
         if self._pace is None:
             return FIRST_SLICE
-        most, seconds = (SLICE_BESIDE, BESIDE_SECONDS) if beside else (MAX_SLICE, SLICE_SECONDS)
-        return max(1, min(most, int(seconds / max(self._pace, seconds / most))))
+        least = LEAST_SLICE if LEAST_SLICE * self._pace <= PATIENCE else 1
+        return max(least, int(min(most, seconds / self._pace)))
 
     def _decode(self, running: list[Sequence]) -> list[Work]:
         most = self._backend.drafts if len(running) < MAX_ROWS else 0

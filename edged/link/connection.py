@@ -70,7 +70,7 @@ class Up(msgspec.Struct, frozen=True):
 class Down(msgspec.Struct, frozen=True):
     """Not connected: `reason` is a sentence for people. `retry_in` seconds until the next attempt.
 
-    `hung_up`: a connection that was up ended, neither by us nor for another board of our name.
+    `hung_up`: a connection that was up ended, neither by us nor in words for another board of our name.
     """
 
     reason: str
@@ -228,7 +228,7 @@ class Connection:
                 break
             wait, taken_over = self._judge()
             reason = self._reason or "the broker closed the connection"
-            self._post(Down(reason, wait, taken_over, hung_up=self._hung_up and not taken_over))
+            self._post(Down(reason, wait, taken_over, hung_up=self._hung_up and not self._taken_over))
             self._resting = True
             self._wake.wait(wait)
             self._resting, self._beat = False, self._clock()

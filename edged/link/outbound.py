@@ -15,9 +15,12 @@ ACK_DEADLINE = 20.0  # a broker that takes longer has lost us; MQTT has no retra
 MAX_BYTES = 8_000_000
 CROWD = 500  # publications
 CROWD_BYTES = 1_000_000  # there is room for what a broker may still send unacknowledged: 100 with 64 KB of correlation
-# A lost network is noticed by the keep-alive or by ACK_DEADLINE, tens of seconds later; only a peer that closes is
-# noticed within a few. Three in a row, the last two with nothing else on its way, are no poor network's doing.
+# A lost network is noticed by the keep-alive or by ACK_DEADLINE, tens of seconds later; a peer that closes is noticed
+# within a few. Three in a row, the last two with nothing else on its way, are hardly a poor network's doing; but a
+# broker in trouble may do so, too, and what is set aside for it is tried again later.
 HANG_UPS = 3
+ASIDE_FOR = 600.0
+MAX_ASIDE = 1000
 HANG_UP_WITHIN = 5.0
 SHORT = 1000  # bytes of a payload that is not refused for its size: a shorter answer would fare no better
 MAX_FLEETING_BYTES = 1_000_000  # QoS 0 on its way into the socket; beyond it chunks are dropped, finals heal them
@@ -81,7 +84,7 @@ class Outbound:
         # The publication that was the oldest unconfirmed one when the broker hung up, and how often in a row.
         self._suspect: Publication | None = None
         self._strikes = 0
-        self._hung_up_on: deque[int] = deque(maxlen=64)
+        self._aside: OrderedDict[int, float] = OrderedDict()  # hashes of what the broker hung up on, and until when
         self.dropped = 0
         self.refused_topic: str | None = None
 
@@ -100,8 +103,8 @@ class Outbound:
         return any(p.token == token for p in self._waiting) or any(p.token == token for p, _ in self._sent.values())
 
     def fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
-        """Whether the broker takes a message of this size, and has not hung up on this very one again and again."""
-        if hash((topic, payload, correlation)) in self._hung_up_on:
+        """Whether the broker takes a message of this size, and has not hung up on this long one again and again."""
+        if len(payload) > SHORT and self._is_aside(topic, payload, correlation):
             return False
         return not self._too_large(_size(topic, payload, correlation))
 
@@ -129,11 +132,12 @@ class Outbound:
         self._session = None
 
     def send(self, publication: Publication) -> bool:
-        """Queue a publication. False: the budget is full, or the broker would refuse its size."""
+        """Queue a publication. False: the budget is full, the broker would refuse its size, or it is set aside."""
         if publication.retain:
             self._forget_older(publication.topic)
         size = publication.size
-        if self._too_large(size) or self._bytes + size > MAX_BYTES:
+        aside = self._is_aside(publication.topic, publication.payload, publication.correlation)
+        if aside or self._too_large(size) or self._bytes + size > MAX_BYTES:
             self.dropped += 1
             return False
         self._bytes += size
@@ -224,10 +228,10 @@ class Outbound:
         self._waiting = kept
 
     def _give_up_suspect(self) -> None:
-        """Take out what the broker hangs up on, since it blocks all that waits behind it.
+        """Set aside what the broker hangs up on, since it blocks all that waits behind it.
 
-        A long payload may be too large: it is forgotten and `fits` refuses it from now on, so that its sender says
-        something shorter. Any other is done with like what a broker refuses in words.
+        Nothing was delivered: who gave it a token tries again. A long payload may be too large: `fits` refuses it for
+        now, so that its sender says something shorter.
         """
         publication, self._suspect, self._strikes = self._suspect, None, 0
         if publication is None or not self._waiting or self._waiting[0] is not publication:
@@ -235,12 +239,17 @@ class Outbound:
         self._waiting.popleft()
         self._bytes -= publication.size
         self.dropped += 1
-        if publication.token is not None and len(publication.payload) > SHORT:
-            self._hung_up_on.append(hash((publication.topic, publication.payload, publication.correlation)))
-            return
         self.refused_topic = publication.topic
         if publication.token is not None:
-            self._on_delivered(publication.token)
+            key = hash((publication.topic, publication.payload, publication.correlation))
+            self._aside[key] = self._clock() + ASIDE_FOR
+            if len(self._aside) > MAX_ASIDE:
+                self._aside.popitem(last=False)
+
+    def _is_aside(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
+        if not self._aside:
+            return False
+        return self._aside.get(hash((topic, payload, correlation)), 0.0) > self._clock()
 
     def _back_to_waiting(self) -> None:
         self._waiting.extendleft(publication for publication, _ in reversed(self._sent.values()))

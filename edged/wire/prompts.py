@@ -71,10 +71,10 @@ def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Ca
         raise BadPrompt(found or make_id(), str(error)) from None
 
 
-def id_of(payload: bytes, make_id: Callable[[], str]) -> str:
+def id_of(payload: bytes, cap: int, make_id: Callable[[], str]) -> str:
     """The id to answer under, of a body that is refused whatever it says; a made-up one where none is found."""
     try:
-        found = _own_id(_readable(payload))
+        found = _own_id(_readable(payload)) if len(payload) <= cap else _first_id(payload)
     except BadValue:
         found = _first_id(payload)
     return found or make_id()

@@ -108,6 +108,7 @@ class Bench:
             self.context,
             lambda: self.clock.up,
             lambda: self.clock.wall,
+            lambda: self.clock.wall,
         )
         self.intake = Intake(
             self.topics,
@@ -165,14 +166,17 @@ def message(body: Any, **facts: Any) -> Arrived:
 
 
 class FullDisk:
-    """A database whose COMMIT fails while `full`, as SQLite's does on a full disk."""
+    """A database whose COMMIT fails while `full` if there is something to write, as SQLite's does on a full disk."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.full = True
+        self.before = 0
 
     def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
-        if statement == "COMMIT" and self.full:
+        if statement.startswith("BEGIN"):
+            self.before = self.db.total_changes
+        if statement == "COMMIT" and self.full and self.db.total_changes > self.before:
             raise sqlite3.OperationalError("database or disk is full")
         return self.db.execute(statement, *values)
 

@@ -155,7 +155,10 @@ def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
 
 
 def test_p09_confirmations_that_lie_unread_after_a_stall_are_not_missed(bench: Bench) -> None:
-    """A slow disk held the loop up; the connection is given up only if they have not come by the next turn."""
+    """A slow disk held the loop up; the connection is given up only if they have not come by the next turn, and the
+    worker is not judged either."""
+    judged: list[bool] = []
+    bench.daemon._supervisor.tick = lambda *, stalled=False: judged.append(stalled)  # type: ignore[method-assign]
     bench.turn(up())
     bench.now += ACK_DEADLINE + 5
     bench.turn()
@@ -163,6 +166,18 @@ def test_p09_confirmations_that_lie_unread_after_a_stall_are_not_missed(bench: B
     bench.now += 1
     bench.turn()
     assert bench.connection.restarts == ["the broker does not confirm what we publish"]
+    assert judged == [False, True, False]
+
+
+def test_p01_an_older_copys_confirmation_does_not_count_for_the_newest(bench: Bench) -> None:
+    """A finished prompt comes again before the broker has confirmed its final: only the newest copy's end counts."""
+    bench.turn(up(), arrived(1), arrived(2, {"id": "p1"}, topic=CANCEL))
+    first = len(bench.connection.published)
+    bench.turn(arrived(1))
+    bench.turn(Acked(1, first))
+    assert len(bench.daemon._journal.undelivered()) == 1
+    bench.turn(Acked(1, len(bench.connection.published)))
+    assert bench.daemon._journal.undelivered() == []
 
 
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(

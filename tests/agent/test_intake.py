@@ -295,7 +295,7 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
 
 
 def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
-    """The name is reserved: nothing is accepted and ignored. Nothing is stored, and the id stays free."""
+    """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
     bench.intake.command("me", message({"id": "a", "command": "reload"}))
     bench.intake.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
     (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
@@ -303,6 +303,9 @@ def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> 
     assert first["error"]["message"] == "this version does not take commands yet"
     assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
     assert bench.journal.find("me", "a") is None
+    bench.arrive(message({"id": "used", "prompt": "x"}))
+    bench.intake.command("me", message({"id": "used"}))
+    assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
     bench.intake.command("me", message({"id": "a"}, retain=True))
     bench.intake.command("no one", message({"id": "a"}))
     assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)

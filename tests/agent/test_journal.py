@@ -171,11 +171,34 @@ def test_finals_are_forgotten_when_they_are_old_and_delivered(journal: Journal) 
         journal.finish(seq, "stop", b"final", at)
     journal.delivered(old)
     journal.delivered(new)
-    journal.forget(50.0)
+    journal.forget(50.0, 0.0)
     assert journal.find("me", "old") is None
     assert [e.seq for e in journal.undelivered()] == [undelivered]
     assert journal.find("me", "new") is not None
     assert [e.seq for e in journal.open_entries()] == [waiting]
+
+
+def test_p09_what_no_broker_ever_takes_is_kept_longer_and_not_for_ever(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    journal.finish(seq, "stop", b"final", 10.0)
+    journal.forget(50.0, 9.0)
+    assert [entry.seq for entry in journal.undelivered()] == [seq]
+    journal.forget(50.0, 11.0)
+    assert journal.find("me", "a") is None
+
+
+@pytest.mark.parametrize("limit", ["_MAX_REMEMBERED", "_MAX_REMEMBERED_BYTES"])
+def test_p09_undelivered_finals_are_bounded_too_and_delivered_ones_go_first(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(journal_module, limit, 3 if limit == "_MAX_REMEMBERED" else 4000)
+    seqs = admit(journal, *(job(f"{i}") for i in range(7)))
+    for seq in seqs[:6]:
+        journal.finish(seq, "stop", b"x" * 1000, 1.0)
+    journal.delivered(seqs[5])
+    journal.forget(0.0, 0.0)
+    kept = [bool(journal.find("me", f"{i}")) for i in range(7)]
+    assert kept == [False, False, True, True, True, limit == "_MAX_REMEMBERED", True]
 
 
 def test_p09_what_is_remembered_is_bounded_in_rows(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +207,7 @@ def test_p09_what_is_remembered_is_bounded_in_rows(journal: Journal, monkeypatch
     for seq in seqs:
         journal.finish(seq, "stop", b"final", 1.0)
         journal.delivered(seq)
-    journal.forget(0.0)
+    journal.forget(0.0, 0.0)
     assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
 
 
@@ -194,7 +217,7 @@ def test_p09_what_is_remembered_is_bounded_in_bytes(journal: Journal, monkeypatc
     for seq in seqs:
         journal.finish(seq, "stop", b"x" * 1000, 1.0)
         journal.delivered(seq)
-    journal.forget(0.0)
+    journal.forget(0.0, 0.0)
     assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
 
 

@@ -254,7 +254,7 @@ def test_p10_an_agent_that_stood_still_itself_does_not_judge_the_worker_by_it(be
     bench.says(frames.Loaded(INFO))
     bench.wait(1)
     bench.now += module.HANG_DEADLINE + 10
-    bench.supervisor.tick()
+    bench.supervisor.tick(stalled=True)
     assert bench.worker.kills == 0
     bench.wait(module.HANG_DEADLINE + 0.3)
     assert bench.worker.kills > 0

@@ -297,12 +297,27 @@ def test_a_long_one_fits_no_more_so_that_a_short_one_goes_out_in_its_place(bench
     assert bench.delivered == [1]
 
 
-def test_a_short_one_is_done_with_since_nothing_shorter_could_be_said(bench: Bench) -> None:
+def test_a_short_one_is_set_aside_for_a_while_and_not_delivered(bench: Bench) -> None:
+    """Nothing shorter could be said, and the trouble may be the broker's own."""
     bench.send(b"x", "closed", token=1)
     hang_up(bench, 3)
     bench.out.up(9, 20, None)
-    assert bench.delivered == [1]
+    assert bench.delivered == []
     assert (bench.out.backlog, bench.out.dropped, bench.out.refused_topic) == (0, 1, "closed")
+    assert bench.out.fits("closed", b"x", None)
+    assert not bench.send(b"x", "closed", token=1)
+    assert bench.send(b"x", "open", token=2)
+    bench.now += outbound.ASIDE_FOR + 1
+    assert bench.send(b"x", "closed", token=1)
+
+
+def test_what_is_set_aside_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "MAX_ASIDE", 2)
+    for number in range(3):
+        bench.send(b"x", f"{number}", token=number)
+        hang_up(bench, 3)
+        bench.out.up(9 + number, 20, None)
+    assert [bench.send(b"x", f"{number}", token=number) for number in range(3)] == [True, False, False]
 
 
 def test_its_bytes_are_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_a_retained_message_with_a_byte_order_mark_keeps_no_one_off_the_broker(
 
 
 @pytest.mark.broker
-def test_a_device_counts_one_tells_it_and_keeps_its_config(broker: Broker, tmp_path: Path) -> None:
+def test_a_device_answers_reports_or_counts_one_and_keeps_its_config(broker: Broker, tmp_path: Path) -> None:
     """Its payload is not read, so it is neither a prompt nor the empty layer that would remove what is in force."""
     made = Device(tmp_path, broker, name="unreadable")
     listener, sender = Client(broker.port), Client(broker.port)  # the listener must not get what is sent: it is paho
@@ -107,9 +108,13 @@ def test_a_device_counts_one_tells_it_and_keeps_its_config(broker: Broker, tmp_p
             sender.publish(f"{made.root}/config", layer | {"revision": 2}, UserProperty=("note", "\ufeff"))
             sender.publish(f"{made.root}/prompt/me", {"id": "bad", "prompt": "x"}, ContentType="text/plain\ufeff")
             sender.publish(f"{made.root}/prompt/me", {"id": "good", "prompt": "x"})
-            told = listener.document("/event", code="bad_request", count=2)
-            assert told["message"].startswith(f"a message to {made.root}/prompt/me was ignored: ")
+            sender.publish(f"{made.root}/cancel/me", {"all": True}, UserProperty=("note", "\ufeff"))
+            assert listener.document("/config/reported", phase="rejected")["revision"] is None
             assert listener.final("good")["receipt"]["config"] == {"device": 1}
+            refused = listener.wait(lambda m: "/auto-" in m.topic and json.loads(m.payload), what="a refusal")
+            assert (refused["reason"], refused["error"]["code"]) == ("invalid", "unreadable")
+            told = listener.document("/event", code="bad_request", count=1)
+            assert told["message"].startswith(f"a message to {made.root}/cancel/me was ignored: ")
             assert listener.documents("bad") == []
             assert made.log.read_text().count('"event": "connected"') == 1
     finally:
