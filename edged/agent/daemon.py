@@ -134,6 +134,9 @@ class Daemon:
             self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
             message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
             self._reporter.event("journal_damaged", message)
+        if self._config.damaged is not None:
+            self._log.error(self._config.damaged)
+            self._reporter.event("layers_damaged", self._config.damaged)
         self._connection.start()
         self._supervisor.start()
         self._sensing.start()

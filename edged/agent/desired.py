@@ -18,13 +18,21 @@ from edged.wire.topics import Topics
 
 
 class DesiredConfig:
-    """`settings` are in force; `reported` says what became of the last push. Both are replaced whole, never changed."""
+    """`settings` are in force; `reported` says what became of the last push. Both are replaced whole, never changed.
+
+    `damaged` says that the layers of before could not be read; what the broker keeps comes again with the connection.
+    """
 
     def __init__(self, own: dict[str, Any], topics: Topics, path: Path) -> None:
         self._own = own
         self._order = tuple(topics.layers.values())
         self._path = path
-        kept = store.load(path, topics.own)
+        self.damaged: str | None = None
+        try:
+            kept = store.load(path, topics.own)
+        except store.DamagedError as error:
+            self.damaged = str(error)
+            kept = store.Kept(topics.own, {}, store.NOTHING_PUSHED)
         valid = layers.still_valid(own, kept.layers, self._order)
         report = msgspec.structs.replace(kept.reported, in_force=layers.revisions(valid))
         self._kept = store.Kept(topics.own, valid, report)

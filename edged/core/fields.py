@@ -33,6 +33,8 @@ def shown(value: object) -> str:
         return "{…}" if isinstance(value, dict) else "[…]"
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a very large number"  # Python itself refuses to spell out those beyond 4,300 digits
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 

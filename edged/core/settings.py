@@ -237,7 +237,7 @@ def build(checked: Mapping[str, Any]) -> Settings:
 
 def _agree(settings: Settings) -> None:
     if bool(settings.mqtt.cert) != bool(settings.mqtt.key):
-        raise BadValue("mqtt.cert", "and mqtt.key belong together; give both or neither")
+        raise BadValue("mqtt.cert", "needs mqtt.key beside it, and the other way round; give both or neither")
     if (settings.mqtt.ca or settings.mqtt.cert) and not settings.mqtt.url.startswith("mqtts://"):
         raise BadValue("mqtt.ca", "certificates need a URL that starts with mqtts://")
 

@@ -56,7 +56,7 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
     try:
         document = strict_json.loads(source.encode()) if source.lstrip().startswith("{") else yaml.safe_load(source)
     except (BadValue, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON or YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: cannot be read as JSON or YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, or a layer with revision and settings")
     return document
@@ -88,8 +88,10 @@ def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
     """The layer to push; bare settings get the revision after the one that stands at the broker."""
     try:
         document = read_layer(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not valid UTF-8 (byte {error.start})") from None
     if "settings" not in document and "revision" not in document:
         document = {"revision": _next_revision(current), "settings": document}
     try:

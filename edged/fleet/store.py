@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,32 @@ class Kept(msgspec.Struct, frozen=True):
     reported: Reported
 
 
+class DamagedError(Exception):
+    """The file cannot be read, or is not what was written. It was set aside as `aside` where that could be done."""
+
+    def __init__(self, aside: Path) -> None:
+        super().__init__(f"the config layers on disk were damaged; they are set aside as {aside}")
+
+
 def load(path: Path, scope: str) -> Kept:
-    """What was kept for this scope; nothing where there is no file, a damaged one, or another device's."""
+    """What was kept for this scope; nothing where there is no file, or another device's. Raises DamagedError."""
     nothing = Kept(scope, {}, NOTHING_PUSHED)
     try:
         document = json.loads(path.read_bytes())
         body = document["kept"]
-        if document["sha256"] != _digest(body) or body["scope"] != scope:
+        if document["sha256"] != _digest(body):
+            raise ValueError("another digest")
+        if body["scope"] != scope:
             return nothing
         layers = {name: base64.b64decode(text) for name, text in body["layers"].items()}
         return Kept(scope, layers, msgspec.convert(body["reported"], Reported))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
+    except FileNotFoundError:
         return nothing
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
+        aside = path.with_suffix(".damaged")
+        with suppress(OSError):
+            path.replace(aside)
+        raise DamagedError(aside) from None
 
 
 def save(path: Path, kept: Kept) -> None:

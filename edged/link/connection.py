@@ -8,6 +8,7 @@ an old connection survives in a library's queue. Callbacks only hand events to `
 from __future__ import annotations
 
 import random
+import socket
 import ssl
 import threading
 import time
@@ -425,4 +426,6 @@ def _in_words(error: Exception) -> str:
         return "no broker listens there (connection refused)"
     if isinstance(error, TimeoutError):
         return "the broker's host does not answer"
-    return f"the broker cannot be reached: {error}"
+    if isinstance(error, socket.gaierror):
+        return "the name of the broker's host is not known"
+    return (isinstance(error, OSError) and error.strerror) or str(error)

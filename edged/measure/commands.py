@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,11 +26,25 @@ from edged.models.packed import is_packed, open_packed
 from edged.models.packed_cache import CHECKPOINT_BITS, packed_model
 from edged.models.store import Store
 
+SAY_EVERY = 10.0  # seconds
 
-def doing(what: str) -> None:
-    """One line that is written over on a terminal; nothing elsewhere."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+
+class Doing:
+    """Says what takes long: one line that is written over on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._said = -SAY_EVERY
+
+    def __call__(self, what: str) -> None:
+        """`what` is done now."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+        elif (now := time.monotonic()) - self._said >= SAY_EVERY:
+            self._said = now
+            print(f"{what} …", file=sys.stderr, flush=True)
+
+
+doing = Doing()
 
 
 def pack_command(arguments: argparse.Namespace, models: Path) -> int:

@@ -26,7 +26,8 @@ def loads(payload: bytes) -> Any:
             source, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
         )
     except json.JSONDecodeError as error:
-        raise BadValue("", f"is not valid JSON: {error.msg} at character {error.pos}") from None
+        what = error.msg.removesuffix(" at")
+        raise BadValue("", f"is not valid JSON: {what} at character {error.pos}") from None
     if "\\u" in source:
         _check_surrogates(value)
     return value

@@ -180,6 +180,16 @@ def test_p01_an_older_copys_confirmation_does_not_count_for_the_newest(bench: Be
     assert bench.daemon._journal.undelivered() == []
 
 
+def test_damaged_layers_on_disk_are_set_aside_and_told(tmp_path: Path) -> None:
+    (tmp_path / "layers.json").write_bytes(b"garbage")
+    config = Bench(tmp_path).daemon._config
+    assert config.damaged is not None
+    assert str(tmp_path / "layers.damaged") in config.damaged
+    assert (tmp_path / "layers.damaged").read_bytes() == b"garbage"
+    assert config.take("device", b'{"revision":1,"settings":{}}', 1.0)
+    assert Bench(tmp_path).daemon._config.damaged is None
+
+
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

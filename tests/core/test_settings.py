@@ -161,7 +161,7 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         ({"generation": {"seed": None}}, "generation.seed: must not be null"),
         ([], "must be a mapping"),
         ({"golden": [{"prompt": "x"}]}, "golden: this version does not judge a config by golden prompts yet"),
-        ({"mqtt": {"cert": "/c", "url": "mqtts://h"}}, "mqtt.cert: and mqtt.key belong together"),
+        ({"mqtt": {"cert": "/c", "url": "mqtts://h"}}, "mqtt.cert: needs mqtt.key beside it"),
         ({"mqtt": {"ca": "/ca"}}, "mqtt.ca: certificates need a URL that starts with mqtts://"),
     ],
 )

@@ -48,7 +48,7 @@ def test_values_are_checked_and_converted() -> None:
         ),
         ("# one\n\nmodell: {}\n", 'edged.yaml:3: modell: unknown key (did you mean "model"?)'),
         ("limits:\n  queue: lots\n", "edged.yaml:2: limits.queue: must be a whole number, not 'lots'"),
-        ("limits:\n  queue: true\n", "edged.yaml:2: limits.queue: must be a whole number, not True"),
+        ("limits:\n  queue: true\n", "edged.yaml:2: limits.queue: must be a whole number, not true"),
         ("limits:\n  queue: 0\n", "edged.yaml:2: limits.queue: must be between 1 and 100000, not 0"),
         ("telemetry:\n  interval: 10\n", "edged.yaml:2: telemetry.interval: must be a duration such as 10s"),
         ("limits:\n  prompt_bytes: 64\n", "edged.yaml:2: limits.prompt_bytes: must be a size such as 64KB"),
@@ -234,7 +234,7 @@ def test_a_bad_variable_is_refused_by_name(name: str, written: str, says: str) -
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "edged.yaml"
     path.write_text("mqtt: {url: 'mqtts://h', cert: /c}\n")
-    with pytest.raises(ConfigError, match=r"edged\.yaml: mqtt\.cert: and mqtt\.key belong together"):
+    with pytest.raises(ConfigError, match=r"edged\.yaml: mqtt\.cert: needs mqtt\.key beside it"):
         config_file.load(path, {})
 
 

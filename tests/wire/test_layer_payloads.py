@@ -40,7 +40,7 @@ def test_a_layer_has_a_revision_and_checked_settings() -> None:
         ({"settings": {}}, None, "revision: is required"),
         ({"revision": -1, "settings": {}}, None, "revision: must be between 0 and 9007199254740991, not -1"),
         ({"revision": 2**53, "settings": {}}, None, "revision: must be between 0 and"),
-        ({"revision": True, "settings": {}}, None, "revision: must be a whole number, not True"),
+        ({"revision": True, "settings": {}}, None, "revision: must be a whole number, not true"),
         ({"revision": 1.0, "settings": {}}, None, "revision: must be a whole number"),
         ({"revision": "1", "settings": {}}, None, "revision: must be a whole number"),
         ({"revision": 4, "settings": None}, 4, "settings: must not be null"),
