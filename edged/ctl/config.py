@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edged.core.errors import BadValue, ConfigError
@@ -187,10 +188,16 @@ def _show(target: Target, revision: int | None, answers: dict[str, dict[str, Any
     table = Table("device", "phase", "reason", "in force", box=None, header_style="bold")
     for device, answer in sorted(answers.items()):
         colour = "green" if answer["phase"] == "applied" else "red"
-        in_force = " ".join(f"{layer}:{rev}" for layer, rev in (answer.get("in_force") or {}).items()) or "own file"
-        table.add_row(device, f"[{colour}]{answer['phase']}[/]", str(answer.get("reason")), in_force)
+        table.add_row(device, f"[{colour}]{answer['phase']}[/]", escape(str(answer.get("reason"))), _in_force(answer))
     if answers:
         console.print(table)
+
+
+def _in_force(report: dict[str, Any]) -> str:
+    revisions = report.get("in_force")
+    if not isinstance(revisions, dict):
+        return "unknown"
+    return " ".join(f"{layer}:{revision}" for layer, revision in revisions.items()) or "own file"
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
@@ -218,7 +225,8 @@ def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
     if not layers:
         console.print(f"no layer stands at the broker for the fleet {fleet}")
     for device, report in sorted(reports.items()):
-        console.print(f"[bold]{device}[/]: {report.get('phase')}, {report.get('reason')}", markup=True)
+        what = f"{report.get('phase')}, {escape(str(report.get('reason')))}; in force: {_in_force(report)}"
+        console.print(f"[bold]{device}[/]: {what}", markup=True)
     return 0
 
 

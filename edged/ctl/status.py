@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from edged.core.settings import Mqtt
@@ -125,6 +126,10 @@ def _cells(seen: Seen) -> tuple[str, ...]:
 def _print_findings(console: Console, devices: dict[str, Seen]) -> None:
     for name, seen in sorted(devices.items()):
         for finding in seen.health.get("findings") or []:
-            console.print(f"[yellow]{name}[/]: {finding.get('code')}: {finding.get('advice')}", highlight=False)
+            console.print(
+                f"[yellow]{name}[/]: {finding.get('code')}: {escape(str(finding.get('advice')))}", highlight=False
+            )
         if seen.reported.get("phase") == "rejected":
-            console.print(f"[red]{name}[/]: config rejected: {seen.reported.get('reason')}", highlight=False)
+            console.print(
+                f"[red]{name}[/]: config rejected: {escape(str(seen.reported.get('reason')))}", highlight=False
+            )

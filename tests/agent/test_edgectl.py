@@ -183,6 +183,8 @@ def test_push_shows_what_became_of_a_layer_and_get_shows_it(
     shown = json.loads(capsys.readouterr().out)
     assert shown["layers"]["device/pi"] == {"revision": 1, "settings": {"generation": {"max_tokens": 2}}}
     assert shown["reported"]["pi"]["in_force"] == {"device": 1}
+    assert edgectl("config", "get") == 0
+    assert "in force: device:1" in capsys.readouterr().out
     assert edgectl("config", "push", "--remove", "--device", "pi") == 0
     capsys.readouterr()
     edgectl("config", "get", "--json")

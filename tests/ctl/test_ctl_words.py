@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edged.core.errors import ConfigError
+from edged.ctl import config
 from edged.ctl.cli import main, parser, settings_of
 from edged.wire import config_file
 
@@ -121,3 +122,12 @@ def test_options_win_over_a_default_file_that_can_be_read(monkeypatch: pytest.Mo
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml")
     told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
     assert (told.mqtt.url, told.mqtt.username) == ("mqtt://h", "me")
+
+
+def test_what_a_device_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets in a reason are no colours."""
+    report = {"phase": "rejected", "reason": "[red] is no level", "in_force": {"fleet": 3}}
+    config._show(config.Target("home"), 4, {"pi": report})
+    shown = capsys.readouterr().out
+    assert "[red] is no level" in shown
+    assert "fleet:3" in shown
