@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from edged.agent.desired import DesiredConfig
 from edged.agent.desk import Desk
 from edged.agent.intake import Intake
 from edged.agent.journal import Journal
+from edged.agent.keeper import Keeper
 from edged.agent.mailbox import Mailbox
+from edged.agent.pushes import Pushes
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.sensing import Sensing
@@ -35,18 +36,15 @@ from edged.core.health import Finding
 from edged.core.reading import Reading
 from edged.core.settings import Settings, build
 from edged.device.clock import clock_state
-from edged.link.connection import SESSION_EXPIRY, Acked, Arrived, Connection, Down, Subscription, Up, Will
-from edged.link.outbound import Outbound, Publication
+from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
+from edged.link.outbound import Outbound
 from edged.wire import documents
-from edged.wire.layers import reported
 from edged.wire.topics import Inbound, Topics
 from edged.worker import frames
 
 DRAIN_SECONDS = 8.0
 GOODBYE_SECONDS = 1.5
-_HOUSEKEEPING = 60.0
 _STALL = 8.0  # seconds between two turns of the loop, after which what others said may lie unread
-_STORE_EVERY = 1.0
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -79,8 +77,7 @@ class Daemon:
         self._link = documents.LinkState("none", 0)
         self._link_down: str | None = "not connected yet"
         self._refused_topics: tuple[str, ...] = ()
-        self._swept = self._turned = self._stored = clock()
-        self._journal_trouble: str | None = None
+        self._turned = clock()
         self._stalled: str | None = None
         self._journal = Journal(self._state_dir / "journal.db")
         self._connection = Connection(
@@ -98,7 +95,12 @@ class Daemon:
         self._desk = Desk(
             self._journal, self._replies, self._supervisor, self._context, clock, self._wall, self._wall.sure
         )
+        kept = (self._journal, self._desk, self._replies, self._outbound)
+        self._keeper = Keeper(*kept, self._wall, lambda: self._config.settings.limits.remember, clock())
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
+        self._pushes = Pushes(
+            self._config, self._topics.reported, self._outbound, self._reporter, self._put_in_force, self._wall
+        )
         self._intake = Intake(
             self._topics,
             self._journal,
@@ -134,9 +136,7 @@ class Daemon:
             self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
             message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
             self._reporter.event("journal_damaged", message)
-        if self._config.damaged is not None:
-            self._log.error(self._config.damaged)
-            self._reporter.event("layers_damaged", self._config.damaged)
+        self._pushes.tell_damage()
         self._connection.start()
         self._supervisor.start()
         self._sensing.start()
@@ -163,17 +163,8 @@ class Daemon:
             self._connection.restart("the broker does not confirm what we publish")
         while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
-        if now - self._stored > _STORE_EVERY:
-            self._stored = now
-            self._desk.store_again()
-        if now - self._swept > _HOUSEKEEPING:
-            self._swept = now
-            with suppress(sqlite3.Error):  # the next minute tries again
-                sure, remember = self._wall.sure(), self._config.settings.limits.remember
-                self._journal.forget(sure - remember, sure - max(remember, SESSION_EXPIRY))
-                self._journal.set_fact("wall_floor", self._wall.sure())
-                self._resend_finals()
-        self._look_at_journal()
+        if self._keeper.turn(now):
+            self._look_at_findings()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
         stalled = self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
@@ -181,14 +172,6 @@ class Daemon:
             self._stalled = stalled
             if stalled is not None:
                 self._log.error("a loop makes no progress; the watchdog is no longer petted", loop=stalled)
-
-    def _look_at_journal(self) -> None:
-        if self._journal.trouble == self._journal_trouble:
-            return
-        self._journal_trouble = self._journal.trouble
-        if self._journal_trouble is not None:
-            self._log.error("the journal cannot be written", error=self._journal_trouble)
-        self._look_at_findings()
 
     def _drained(self) -> bool:
         if self._draining is None:
@@ -275,7 +258,7 @@ class Daemon:
         elif asked.kind == "command":
             self._intake.command(asked.name, message)
         elif asked.kind == "config":
-            self._take_layer(asked.name, message.payload)
+            self._pushes.take(asked.name, message.payload)
         elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
             self._reporter.publish_status()  # an old connection's will came late
 
@@ -283,7 +266,7 @@ class Daemon:
         if asked is not None and asked.kind in ("prompt", "command"):
             self._intake.unreadable(asked.name, message, why)
         elif asked is not None and asked.kind == "config":
-            self._decide_layer(asked.name, lambda: self._config.refuse(asked.name, why, self._wall()))
+            self._pushes.refuse(asked.name, why)
         else:
             self._reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
 
@@ -313,9 +296,9 @@ class Daemon:
         self._outbound.up(event.session, event.window, event.max_packet)
         self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
         self._reporter.born()
-        self._report_config()
+        self._pushes.report()
         self._look_at_findings()
-        self._resend_finals()
+        self._keeper.resend()
 
     def _went_down(self, event: Down) -> None:
         self._link_down = event.reason
@@ -326,44 +309,7 @@ class Daemon:
             self._reporter.event("name_taken", event.reason)
 
     def _delivered(self, token: object) -> None:
-        if self._outbound.holds(token):  # it was asked for again meanwhile, and the newest copy is on its way
-            return
-        with suppress(sqlite3.Error):  # it is sent again, then
-            self._journal.delivered(int(str(token)))
-
-    def _resend_finals(self) -> None:
-        """Finals that the broker has not confirmed and that are not on their way."""
-        for entry in self._journal.undelivered():
-            if entry.final is not None and not self._outbound.holds(entry.seq):
-                self._replies.final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
-
-    # ---- config -----------------------------------------------------------------------------------------------------
-
-    def _take_layer(self, name: str, payload: bytes) -> None:
-        self._decide_layer(name, lambda: self._config.take(name, payload, self._wall()))
-
-    def _decide_layer(self, name: str, decide: Callable[[], bool | None]) -> None:
-        try:
-            changed = decide()
-        except OSError as error:
-            changed = True
-            self._log.error("the layers cannot be kept", error=str(error))
-        if changed is False:
-            return
-        report = self._config.reported
-        self._put_in_force(self._config.settings)
-        self._context.config = dict(report.in_force)
-        self._log.info("config", phase=report.phase, layer=name, revision=report.revision, reason=report.reason)
-        self._reporter.event(f"config_{report.phase}", f"{name}: {report.reason}", layer=name, revision=report.revision)
-        self._report_config()
-
-    def _put_in_force(self, settings: Settings) -> None:
-        self._sensing.set_interval(settings.telemetry.interval)
-        logs.configure(settings.log.level, settings.log.format)
-
-    def _report_config(self) -> None:
-        payload = reported(self._config.reported, self._wall())
-        self._outbound.send(Publication(topic=self._topics.reported, payload=payload, retain=True))
+        self._keeper.delivered(token)
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
@@ -400,6 +346,11 @@ class Daemon:
         self._reporter.event("worker_died", f"the model's process {how} and is replaced")
         self._desk.lost_worker(how)
 
+    def _put_in_force(self, settings: Settings, revisions: dict[str, int]) -> None:
+        self._sensing.set_interval(settings.telemetry.interval)
+        logs.configure(settings.log.level, settings.log.format)
+        self._context.config = revisions
+
     # ---- how we are -------------------------------------------------------------------------------------------------
 
     def _take_reading(self, reading: Reading) -> None:
@@ -415,7 +366,7 @@ class Daemon:
             self._supervisor.trouble if self._supervisor.state == "safe" else None,
             self._refused_topics,
             self._outbound.refused_topic,
-            self._journal_trouble,
+            self._keeper.trouble,
             self._wall(),
             self._reporter.findings,
         )

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,11 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class DamagedError(Exception):
-    """The file cannot be read, or is not what was written. It was set aside as `aside` where that could be done."""
+    """The file cannot be read, or is not what was written. It was set aside as `aside` (None: that failed)."""
 
-    def __init__(self, aside: Path) -> None:
-        super().__init__(f"the config layers on disk were damaged; they are set aside as {aside}")
+    def __init__(self, path: Path, aside: Path | None) -> None:
+        where = f"they are set aside as {aside}" if aside else "the next push replaces them"
+        super().__init__(f"the config layers in {path} are damaged; {where}")
 
 
 def load(path: Path, scope: str) -> Kept:
@@ -51,10 +51,16 @@ def load(path: Path, scope: str) -> Kept:
     except FileNotFoundError:
         return nothing
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
-        aside = path.with_suffix(".damaged")
-        with suppress(OSError):
-            path.replace(aside)
-        raise DamagedError(aside) from None
+        raise DamagedError(path, _set_aside(path)) from None
+
+
+def _set_aside(path: Path) -> Path | None:
+    aside = path.with_suffix(".damaged")
+    try:
+        path.replace(aside)
+    except OSError:
+        return None
+    return aside
 
 
 def save(path: Path, kept: Kept) -> None:

@@ -8,15 +8,12 @@ an old connection survives in a library's queue. Callbacks only hand events to `
 from __future__ import annotations
 
 import random
-import socket
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import paho.mqtt.client as mqtt
@@ -27,6 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edged.core.errors import BrokerError
 from edged.core.settings import Mqtt
+from edged.link.access import broker_address, configure_access, in_words
 from edged.link.tolerant_client import TolerantClient, UnreadableMessage
 
 KEEP_ALIVE = 30
@@ -222,7 +220,7 @@ class Connection:
             try:
                 self._one_connection()
             except (OSError, ValueError, ssl.SSLError, BrokerError) as error:
-                self._reason = self._reason or _in_words(error)
+                self._reason = self._reason or in_words(error)
             except Exception as error:  # noqa: BLE001  - a callback that raises must not end the only road to the device
                 self._reason = f"a defect in the connection, please report it: {error!r}"
             if self._stopping.is_set():
@@ -392,40 +390,3 @@ class Connection:
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
         refused = str(reason).lower() if reason.is_failure else None
         self._post(Acked(self._session, mid, refused, temporary=reason.value in _TEMPORARY))
-
-
-def broker_address(url: str) -> tuple[str, int]:
-    """Host and port of an `mqtt://` or `mqtts://` URL (default ports 1883 and 8883)."""
-    parts = urlsplit(url)
-    return parts.hostname or "127.0.0.1", parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-
-
-def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
-    """Set user, password and TLS. Raises BrokerError where a file cannot be used."""
-    try:
-        if settings.username is not None:
-            password = None
-            if settings.password_file is not None:
-                password = Path(settings.password_file).read_text(encoding="utf-8").rstrip("\r\n")
-            client.username_pw_set(settings.username, password)
-        if settings.url.startswith("mqtts://"):
-            context = ssl.create_default_context(cafile=settings.ca)
-            if settings.cert is not None:
-                context.load_cert_chain(settings.cert, settings.key)
-            client.tls_set_context(context)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BrokerError(f"a password or certificate file cannot be used: {error}") from None
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, BrokerError):
-        return str(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not accepted: {error.verify_message}"
-    if isinstance(error, ConnectionRefusedError):
-        return "no broker listens there (connection refused)"
-    if isinstance(error, TimeoutError):
-        return "the broker's host does not answer"
-    if isinstance(error, socket.gaierror):
-        return "the name of the broker's host is not known"
-    return (isinstance(error, OSError) and error.strerror) or str(error)

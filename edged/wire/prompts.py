@@ -156,7 +156,7 @@ _PROMPT_KEYS: dict[str, f.Check] = {
     "format": check_format,
     "supersede": f.not_yet("replace waiting prompts (supersede)"),
     "model": f.not_yet("choose a model per prompt (model)"),
-    "privacy": f.not_yet("keep marked prompts to this device"),
+    "privacy": f.not_yet("take privacy marks"),
 }
 
 

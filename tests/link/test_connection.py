@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
+from edged.link.access import broker_address
 from edged.link.connection import (
     Acked,
     Arrived,
     Down,
     Subscription,
     Up,
-    broker_address,
 )
 from tests.link.conftest import CONFIG, PROMPTS, ROOT, STATUS, Line
 from tests.support import Broker, Client

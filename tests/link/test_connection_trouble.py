@@ -169,14 +169,19 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
     assert down.reason == "another board uses this name; give each board its own identity.device"
 
 
+def at_a_set_time(line: Callable[..., Line], server: Callable[..., Server]) -> tuple[Server, Line, list[float]]:
+    """A connection that is up, and its clock, which stands until it is moved."""
+    there, now = server(CONNACK_OK), [0.0]
+    made = line(url=there.url, clock=lambda: now[0])
+    made.next(Up)
+    return there, made, now
+
+
 def test_p10_the_network_thread_shows_progress_while_it_waits_for_the_broker(
     line: Callable[..., Line], server: Callable[..., Server]
 ) -> None:
     """The clock jumps each time, so that only a round after the jump looks like progress."""
-    there = server(CONNACK_OK)
-    now = [0.0]
-    made = line(url=there.url, clock=lambda: now[0])
-    made.next(Up)
+    there, made, now = at_a_set_time(line, server)
     now[0] += 100
     wait_until(lambda: made.connection.idle_for() < 2, 10, "the loop goes round")
     there.close()
@@ -190,10 +195,7 @@ def test_p10_the_network_thread_shows_progress_while_it_waits_for_the_broker(
 def test_p10_a_network_thread_that_stands_still_shows_no_progress(
     line: Callable[..., Line], server: Callable[..., Server]
 ) -> None:
-    there = server(CONNACK_OK)
-    now = [0.0]
-    made = line(url=there.url, clock=lambda: now[0])
-    made.next(Up)
+    there, made, now = at_a_set_time(line, server)
     made.open.clear()
     there.close()
     wait_until(lambda: made.connection._up_since is None, 10, "the connection ended")

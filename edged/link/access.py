@@ -1,0 +1,51 @@
+"""How a broker is reached: its address, who we are to it, and why it cannot be reached, in words."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as mqtt
+
+from edged.core.errors import BrokerError
+from edged.core.settings import Mqtt
+
+
+def broker_address(url: str) -> tuple[str, int]:
+    """Host and port of an `mqtt://` or `mqtts://` URL (default ports 1883 and 8883)."""
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+
+
+def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
+    """Set user, password and TLS. Raises BrokerError where a file cannot be used."""
+    try:
+        if settings.username is not None:
+            password = None
+            if settings.password_file is not None:
+                password = Path(settings.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+            client.username_pw_set(settings.username, password)
+        if settings.url.startswith("mqtts://"):
+            context = ssl.create_default_context(cafile=settings.ca)
+            if settings.cert is not None:
+                context.load_cert_chain(settings.cert, settings.key)
+            client.tls_set_context(context)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrokerError(f"a password or certificate file cannot be used: {error}") from None
+
+
+def in_words(error: Exception) -> str:
+    """Why a broker cannot be reached, for people."""
+    if isinstance(error, BrokerError):
+        return str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ConnectionRefusedError):
+        return "no broker listens there (connection refused)"
+    if isinstance(error, TimeoutError):
+        return "the broker's host does not answer"
+    if isinstance(error, socket.gaierror):
+        return "the name of the broker's host is not known"
+    return (isinstance(error, OSError) and error.strerror) or str(error)
