@@ -14,8 +14,8 @@ using namespace edged;
 constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 // Prefetch distance in bytes of one or two streams: a page, so that the walk to the next one is early, too (4096 decoded 1 to 6 % faster than
 // 1536). Four streams are left to the processor's own prefetchers, which fetch more at a time, but for one row and scales of a byte: there
-// the next group's lines are asked for as well (`kStripsAhead` bytes behind this one; AVX2: 2 to 3 %; further ahead it was slower, and
-// with blocks of float16 scales and minima, too).
+// the next lines are asked for as well (`kStripsAhead` bytes behind this group; AVX2: 2 to 3 %, further ahead slower there; with blocks of
+// float16 scales and minima slower or no faster).
 constexpr int kAhead = 4096;
 
 // What makes values of a tile's sums.

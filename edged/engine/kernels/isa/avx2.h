@@ -100,13 +100,13 @@ inline A4 load_a(const int8_t* group, int k) {
   return _mm256_set1_epi32(word);
 }
 
-constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: not measured
+constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
 constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
 
 // Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.
 #ifdef EDGED_VNNI
-constexpr int kStripsAhead = 0;  // not measured
+constexpr int kStripsAhead = 1024;  // 1 to 2 %; 128 to 512 nothing, 2048 slower
 constexpr int kBias8 = 128;  // 8-bit weights are multiplied as unsigned: code + 128
 inline W32 prepare8(W32 w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 using Sum4 = __m256i;
