@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,26 @@ def _check(arguments: argparse.Namespace) -> int:
         import yaml
 
         print(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), end="")
+    for key, path in _files_named(settings):
+        if not _seen(path):
+            print(f"edged: warning: {key}: {path} is not to be seen here, the daemon will need it", file=sys.stderr)
     return DONE
+
+
+def _seen(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # in a folder that this user may not look into
+        return False
+
+
+def _files_named(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The keys that name a file or folder which the daemon only reads, and which."""
+    for key in ("password_file", "ca", "cert", "key"):
+        if (named := getattr(settings.mqtt, key)) is not None:
+            yield f"mqtt.{key}", named
+    if Path(settings.model.source).is_absolute():
+        yield "model.source", settings.model.source
 
 
 def _generate(arguments: argparse.Namespace) -> int:
