@@ -37,7 +37,7 @@ Engine::Engine(Model model, const Kernels& kernels)
       kernels_(kernels),
       threads_(model_.config.threads),
       projected_stride_((model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_dim),
-      shares_(model_.config.layers * kSharedPhases + 1, model_.config.threads) {
+      shares_(kSharedPhases, model_.config.threads) {
   const EdgedConfig& c = model_.config;
   const size_t rows = (size_t)c.max_rows;
   head_stride_ = (size_t)c.head_dim * kBlockTokens * 2;

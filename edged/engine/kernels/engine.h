@@ -60,12 +60,14 @@ struct Best {
   bool operator>(const Best& other) const { return value > other.value || (value == other.value && token < other.token); }
 };
 
+constexpr int kGateRoom = 128 * 64;  // floats: one pair of 32 columns of gate and of up for 128 rows, or more of both for fewer
+
 struct ThreadRoom {
   Scratch scratch;
   std::vector<float> attention, row;
   AttendScratch attend;
   ActivationRoom narrow;  // one row, where each thread prepares it for itself
-  float gate_up[128 * 64];
+  float gate_up[kGateRoom];
   // Of the logits that the thread computed in this step: whether all are finite, and the best of each row (of equals the lowest token).
   bool finite;
   std::vector<Best> best;
@@ -99,7 +101,7 @@ class Engine {
   Buffer logits_;                 // of a decode, [sequences, vocabulary rounded up to 8]
   ActivationRoom narrow_, wide_;  // inputs of width or heads·dim; of ffn
   std::vector<std::unique_ptr<ThreadRoom>> rooms_;
-  Shares shares_;  // of the five phases of each layer that threads share out piece by piece, and of the head
+  Shares shares_;
 };
 
 }  // namespace edged

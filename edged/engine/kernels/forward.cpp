@@ -12,6 +12,7 @@ void Forward::run(int thread) {
   threads.barrier();
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
+    engine.shares_.begin(i + 1, thread);
     normalize(layer.attention_norm, layer.projections[0], thread);
     barrier_unless_alone();
     project(layer, i, thread);
@@ -28,13 +29,13 @@ void Forward::run(int thread) {
     }
     gather(layer, thread);
     barrier_unless_alone();
-    add_product(layer.out, narrow((int)plan.rows.size(), thread), i * kSharedPhases + kAttentionOut, thread);
+    add_product(layer.out, narrow((int)plan.rows.size(), thread), i, kAttentionOut, thread);
     threads.barrier();
     normalize(layer.ffn_norm, layer.gate_up, thread);
     barrier_unless_alone();
     gate(layer, i, thread);
     threads.barrier();
-    add_product(layer.down, engine.wide_, i * kSharedPhases + kFfnOut, thread);
+    add_product(layer.down, engine.wide_, i, kFfnOut, thread);
     threads.barrier();
   }
   logits(thread);
@@ -73,20 +74,15 @@ void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
 
 void Forward::project(const Layer& layer, int index, int thread) {
   const Activations x = narrow((int)plan.rows.size(), thread).view((int)plan.rows.size());
-  int all = 0;
-  for (const Matrix& w : layer.projections) all += cut(w, x.m).tiles;
-  Share piece;
-  while (engine.shares_.take(index * kSharedPhases + kProject, thread, all, cut(layer.projections[0], x.m).sizes, piece)) {
-    float* y = engine.projected_.as<float>();
-    for (const Matrix& w : layer.projections) {
-      const Cut found = cut(w, x.m);
-      const Share mine{std::max(piece.begin, 0), std::min(piece.end, found.tiles)};
-      if (mine.begin < mine.end)
-        engine.kernels_.matmul(w, x, found.of(mine), y + (size_t)mine.begin * kTileRows, (size_t)engine.projected_stride_, false, engine.rooms_[thread]->scratch);
-      piece.begin -= found.tiles;
-      piece.end -= found.tiles;
-      y += w.rows;
-    }
+  float* y = engine.projected_.as<float>();
+  int phase = kProject;
+  for (const Matrix& w : layer.projections) {
+    const Cut found = cut(w, x.m);
+    Taken taken;
+    while (engine.shares_.take(index, phase, thread, found.tiles, found.portions, taken))
+      engine.kernels_.matmul(w, x, found.of(taken), y + (size_t)taken.begin * kTileRows, (size_t)engine.projected_stride_, false, engine.rooms_[thread]->scratch);
+    y += w.rows;
+    phase++;
   }
 }
 
@@ -145,9 +141,9 @@ void Forward::turn_queries(const Layer& layer, const Piece& piece, int thread) {
 void Forward::attend(const Layer& layer, int index, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
-  Share taken;
+  Taken taken;
   const Piece* turned = nullptr;  // whose queries, of which pieces of one past have the same, lie turned in this thread's room
-  while (engine.shares_.take(index * kSharedPhases + kAttend, thread, (int)plan.pieces.size(), {}, taken)) {
+  while (engine.shares_.take(index, kAttend, thread, (int)plan.pieces.size(), {}, taken)) {
     const Piece& piece = plan.pieces[taken.begin];
     const Row& row = plan.rows[piece.row];
     if (plan.apart) {
@@ -198,29 +194,32 @@ void Forward::gather(const Layer& layer, int thread) {
   for (int i = rows.begin; i < rows.end; i++) prepare_row(engine.attended_.as<float>() + (size_t)i * n, n, layer.out, narrow(all, thread), i);
 }
 
-void Forward::add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread) {
+void Forward::add_product(const Matrix& w, const ActivationRoom& input, int index, int phase, int thread) {
   const Activations x = input.view((int)plan.rows.size());
   const Cut found = cut(w, x.m);
-  Share piece;
-  while (engine.shares_.take(phase, thread, found.tiles, found.sizes, piece))
-    engine.kernels_.matmul(w, x, found.of(piece), engine.x_.as<float>() + (size_t)piece.begin * kTileRows, (size_t)engine.model_.config.width, true,
+  Taken taken;
+  while (engine.shares_.take(index, phase, thread, found.tiles, found.portions, taken))
+    engine.kernels_.matmul(w, x, found.of(taken), engine.x_.as<float>() + (size_t)taken.begin * kTileRows, (size_t)engine.model_.config.width, true,
                            engine.rooms_[thread]->scratch);
 }
 
 // 32 columns of gate and the same of up lie together, so that their product is quantized where it was computed.
 void Forward::gate(const Layer& layer, int index, int thread) {
-  const Kernels& k = engine.kernels_;
   ThreadRoom& room = *engine.rooms_[thread];
-  const int all = (int)plan.rows.size();
+  const int all = (int)plan.rows.size(), at_once = std::min(128, all);
   const int pairs = layer.gate_up.tiles / 8;  // of 32 columns of gate and of up
-  const int strips = strips_of(layer.gate_up, all, pairs, engine.model_.config.threads, k), apart = (pairs + strips - 1) / strips;
-  Share taken;
-  while (engine.shares_.take(index * kSharedPhases + kGate, thread, apart, {}, taken)) {
-    for (int from = 0; from < all; from += 128) {
-      const int rows = std::min(128, all - from);
-      const size_t stride = (size_t)strips * 64;
-      k.matmul(layer.gate_up, narrow(all, thread).view(rows, from), {taken.begin * 8, 8, strips, apart * 8, 64}, room.gate_up, stride, false, room.scratch);
-      for (int pair = taken.begin, strip = 0; strip < strips && pair < pairs; pair += apart, strip++) activate(layer, room.gate_up + strip * 64, stride, rows, from, pair);
+  const int strips = strips_of(layer.gate_up, all, pairs, engine.model_.config.threads, engine.kernels_), apart = (pairs + strips - 1) / strips;
+  const int most = std::max(1, kGateRoom / (64 * strips * at_once));
+  Taken taken;
+  while (engine.shares_.take(index, kGate, thread, apart, {1, all > kFewRows ? 0 : kKept, most}, taken)) {
+    const size_t y_apart = (size_t)(taken.end - taken.begin + taken.units) * 64, stride = strips * y_apart;
+    for (int from = 0; from < all; from += at_once) {
+      const int rows = std::min(at_once, all - from);
+      const Strips tiles{taken.begin * 8, (taken.end - taken.begin) * 8, strips, apart * 8, y_apart, taken.reserve, taken.units, 8};
+      const int found = engine.kernels_.matmul(layer.gate_up, narrow(all, thread).view(rows, from), tiles, room.gate_up, stride, false, room.scratch) / 8;
+      for (int strip = 0; strip < strips; strip++)
+        for (int i = 0; i < found; i++)
+          if (const int pair = strip * apart + taken.begin + i; pair < pairs) activate(layer, room.gate_up + strip * y_apart + i * 64, stride, rows, from, pair);
     }
   }
 }
@@ -258,11 +257,12 @@ void Forward::logits(int thread) {
   ThreadRoom& room = *engine.rooms_[thread];
   room.finite = true;
   room.best.assign((size_t)wanted, {-INFINITY, c.vocabulary});
-  Share piece;
-  while (engine.shares_.take(c.layers * kSharedPhases, thread, found.tiles, found.sizes, piece)) {
-    engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), found.of(piece), plan.step.logits + (size_t)piece.begin * kTileRows,
-                           (size_t)plan.step.logits_stride, false, room.scratch);
-    look(head, found.of(piece), room);
+  Taken taken;
+  while (engine.shares_.take(c.layers, kHead, thread, found.tiles, found.portions, taken)) {
+    Strips tiles = found.of(taken);
+    tiles.tiles = engine.kernels_.matmul(head, narrow(wanted, thread).view(wanted), tiles, plan.step.logits + (size_t)taken.begin * kTileRows,
+                                         (size_t)plan.step.logits_stride, false, room.scratch);
+    look(head, tiles, room);
   }
 }
 

@@ -5,8 +5,9 @@
 
 namespace edged {
 
-// Phases of a layer whose work is taken piece by piece.
-enum SharedPhase { kProject, kAttend, kAttentionOut, kGate, kFfnOut, kSharedPhases };
+// Phases whose work is shared out: products of query, key and value, which may be one or three, and the rest of a layer; and the head, as if
+// in a layer of its own.
+enum SharedPhase { kProject, kAttend = kProject + 3, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
 
 struct Forward {
   Engine& engine;
@@ -23,7 +24,7 @@ struct Forward {
   void attend(const Layer& layer, int index, int thread);                                    // projected_, cache → attended_
   void merge(int thread);                                                                    // partials_ → attended_
   void gather(const Layer& layer, int thread);                                               // attended_ → narrow
-  void add_product(const Matrix& w, const ActivationRoom& input, int phase, int thread);     // x_ += input · wᵀ
+  void add_product(const Matrix& w, const ActivationRoom& input, int index, int phase, int thread);  // x_ += input · wᵀ
   void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
   void activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
   void logits(int thread);

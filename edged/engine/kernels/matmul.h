@@ -142,9 +142,18 @@ inline void stream_strips(const FewRows& p, int i, int count, int row) {
   for (; strip < count; strip++) stream_rows<kind, M, 1>(p, strip, i, row);
 }
 
+// How many more tiles of a strip there are to do: another unit of the reserve, if there is one.
+inline int claim(const Strips& s) {
+  constexpr auto relaxed = std::memory_order_relaxed;
+  if (!s.reserve || s.reserve->claimed.load(relaxed) >= s.units || s.reserve->claimed.fetch_add(1, relaxed) >= s.units) return 0;
+  s.reserve->own++;
+  return s.unit;
+}
+
 template <Kind kind>
-void few_rows(const FewRows& p) {
-  for (int i = 0; i < p.strips.tiles; i++) {
+int few_rows(const FewRows& p) {
+  int tiles = p.strips.tiles;
+  for (int i = 0; i < tiles || (tiles += claim(p.strips)) > i; i++) {
     int count = 0, row = 0;
     while (count < p.strips.count && p.strips.begin + count * p.strips.apart + i < p.w.tiles) count++;
     for (; row + 4 <= p.x.m; row += 4) stream_strips<kind, 4>(p, i, count, row);
@@ -152,6 +161,7 @@ void few_rows(const FewRows& p) {
     if (p.x.m - row == 2) stream_strips<kind, 2>(p, i, count, row);
     if (p.x.m - row == 1) stream_strips<kind, 1>(p, i, count, row);
   }
+  return tiles;
 }
 
 // Groups of 32 [begin, end) of one tile into scratch: codes a byte each, scales as float32.
@@ -291,17 +301,18 @@ void float_tiles(const Matrix& w, const Activations& x, int begin, int end, floa
 }
 
 template <Kind kind>
-void product(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
+int product(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
   const int begin = strips.begin, end = strips.begin + strips.tiles;
   if constexpr (kind <= kBF16)
     float_tiles<kind>(w, x, begin, end, y, y_stride, accumulate);
   else if (x.m <= kFewRows)
-    few_rows<kind>({w, x, strips, y, y_stride, accumulate});
+    return few_rows<kind>({w, x, strips, y, y_stride, accumulate});
   else
     many_rows<kind>(w, x, begin, end, y, y_stride, accumulate, s);
+  return strips.tiles;
 }
 
-void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
+int matmul(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& s) {
   switch (w.kind) {
     case kF32: return product<kF32>(w, x, strips, y, y_stride, accumulate, s);
     case kF16: return product<kF16>(w, x, strips, y, y_stride, accumulate, s);
@@ -313,6 +324,7 @@ void matmul(const Matrix& w, const Activations& x, const Strips& strips, float* 
     case kQ4Byte: return product<kQ4Byte>(w, x, strips, y, y_stride, accumulate, s);
     case kQ4ByteMin: return product<kQ4ByteMin>(w, x, strips, y, y_stride, accumulate, s);
   }
+  return 0;
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
           const Cut cut(p.w, p.x.m, p.threads, *p.kernels);
           const Share mine = share(cut.tiles, thread, p.threads);
           if (mine.begin < mine.end)
-            p.kernels->matmul(p.w, p.x, cut.of(mine), p.y + (size_t)mine.begin * kTileRows, (size_t)p.w.tiles * kTileRows, false, *(*scratches)[thread]);
+            p.kernels->matmul(p.w, p.x, cut.of({mine.begin, mine.end}), p.y + (size_t)mine.begin * kTileRows, (size_t)p.w.tiles * kTileRows, false, *(*scratches)[thread]);
         },
         &work);
     if (seconds) seconds[r] = now() - start;

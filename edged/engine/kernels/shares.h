@@ -1,9 +1,9 @@
-// Who computes what in a phase: each thread starts with an equal, contiguous part and takes it in pieces, half of what is left at a time;
-// who is done early takes pieces of the others' parts. A contiguous part keeps the memory streams long; the taking keeps a delayed thread
-// from delaying all, and small pieces at the end keep the wait at the barrier short.
+// Who computes what in a phase. Each thread has an equal, contiguous part, so that the memory streams are long. Of a product of few rows it keeps
+// most of that to itself and does it at one go: a piece more costs about half a microsecond, which is much of a product of 10 to 100. The end,
+// its reserve, evens out: who is done early takes units of the others' reserves, so a delayed thread does not delay all.
 #pragma once
 #include <algorithm>
-#include <atomic>
+#include <climits>
 #include <cstdint>
 #include <vector>
 
@@ -20,62 +20,90 @@ inline Share share(int n, int thread, int threads) {
   return {(int)((int64_t)n * thread / threads), (int)((int64_t)n * (thread + 1) / threads)};
 }
 
+// What a thread does next: things [begin, end); where `reserve` is set, then those of its `units` that are still there.
+struct Taken {
+  int begin, end;
+  Reserve* reserve = nullptr;
+  int units = 0;
+};
+
+// How parts are handed out: a unit of a reserve is `unit` things; `keep` in 16 are kept out of the reserve, and done at most `most` at once.
+struct Portions {
+  int unit = 1, keep = 0, most = INT_MAX;
+};
+constexpr int kKept = 14;  // sixteenths, of products of few rows
+
 // Into how many strips a product cuts its matrix, of which threads share out n things: one where several would leave a thread with too few
 // to even out with the others.
 inline int strips_of(const Matrix& w, int rows, int n, int threads, const Kernels& kernels) {
   return rows <= kFewRows && !is_float(w.kind) && n >= 4 * threads * kernels.strips ? kernels.strips : 1;
 }
 
-// The most and the fewest things that are taken at once (fewer only where no more are left).
-struct Sizes {
-  int most = 1, least = 1;
-};
-
-// A product's strips, and how many tiles of each a thread takes at once: few rows stream weights, so at most 256 KB; many rows are at work
-// for long with each pair.
+// A product's strips and how their tiles are handed out: few rows stream weights, many rows are at work for long with each pair.
 struct Cut {
   int strips, tiles;
-  Sizes sizes;
+  Portions portions;
   Cut(const Matrix& w, int rows, int threads, const Kernels& kernels) {
     strips = strips_of(w, rows, w.tiles, threads, kernels);
     tiles = (w.tiles + strips - 1) / strips;
-    sizes = rows > kFewRows ? Sizes{4, 4} : Sizes{std::max(1, (int)(262144 / w.tile_bytes) / strips), 1};
+    portions = rows > kFewRows ? Portions{4} : Portions{1, kKept};
   }
-  Strips of(const Share& taken) const { return {taken.begin, taken.end - taken.begin, strips, tiles, (size_t)tiles * kTileRows}; }
+  Strips of(const Taken& t) const { return {t.begin, t.end - t.begin, strips, tiles, (size_t)tiles * kTileRows, t.reserve, t.units, 1}; }
 };
 
+// What is left of the parts of a layer's phases. Two layers' take turns, so that there are few lines to keep in a cache that weights stream
+// through.
 class Shares {
  public:
-  Shares(int phases, int threads) : threads_(threads), taken_((size_t)phases * threads) {}
+  Shares(int phases, int threads) : phases_(phases), threads_(threads), parts_((size_t)2 * phases * threads) {}
 
   // Before a step: nothing is taken.
   void reset() {
-    for (auto& one : taken_) one.count.store(0, std::memory_order_relaxed);
+    for (Part& one : parts_) one.clear();
   }
 
-  // The next of the n things of a phase: half of what is left of a part, within `sizes`; false when all are taken.
-  bool take(int phase, int thread, int n, Sizes sizes, Share& out) {
+  // Nothing of the thread's parts of a layer is taken. Called when all have left the layer two before.
+  void begin(int layer, int thread) {
+    for (int phase = 0; phase < phases_; phase++) part(layer, phase, thread).clear();
+  }
+
+  // The thread's next piece of the n things of a layer's phase; false when all are taken.
+  bool take(int layer, int phase, int thread, int n, Portions how, Taken& out) {
     for (int i = 0; i < threads_; i++) {
       const int owner = (thread + i) % threads_;
-      const Share part = share(n, owner, threads_);
-      std::atomic<int>& count = taken_[(size_t)phase * threads_ + owner].count;
-      int taken = count.load(std::memory_order_relaxed);
-      for (int left = part.end - part.begin - taken; left > 0; left = part.end - part.begin - taken) {
-        const int size = std::min(left, std::clamp(left / 2, sizes.least, sizes.most));
-        if (!count.compare_exchange_weak(taken, taken + size, std::memory_order_relaxed)) continue;
-        out = {part.begin + taken, part.begin + taken + size};
+      const Share all = share(n, owner, threads_);
+      const int size = all.end - all.begin, kept = size * how.keep / 16, units = (size - kept + how.unit - 1) / how.unit;
+      Part& from = part(layer, phase, owner);
+      if (!i && from.done < kept) {
+        const int count = std::min(kept - from.done, how.most);
+        out = {all.begin + from.done, all.begin + from.done + count};
+        from.done += count;
+        if (from.done == kept && count + units * how.unit <= how.most) out.reserve = &from.reserve, out.units = units;
         return true;
       }
+      if (from.reserve.claimed.load(std::memory_order_relaxed) >= units || from.reserve.claimed.fetch_add(1, std::memory_order_relaxed) >= units) continue;
+      const int unit = i ? units - 1 - from.reserve.others.fetch_add(1, std::memory_order_relaxed) : from.reserve.own++;
+      const int begin = all.begin + kept + unit * how.unit;
+      out = {begin, std::min(begin + how.unit, all.end)};
+      return true;
     }
     return false;
   }
 
  private:
-  struct alignas(64) Taken {
-    std::atomic<int> count{0};
+  struct alignas(64) Part {
+    Reserve reserve;
+    int done = 0;  // of what is kept, which is its owner's alone
+    void clear() {
+      reserve.claimed.store(0, std::memory_order_relaxed);
+      reserve.others.store(0, std::memory_order_relaxed);
+      reserve.own = done = 0;
+    }
   };
-  const int threads_;
-  std::vector<Taken> taken_;
+  Part& part(int layer, int phase, int thread) { return parts_[((size_t)(layer & 1) * phases_ + phase) * threads_ + thread]; }
+
+  const int phases_, threads_;
+  std::vector<Part> parts_;
 };
 
 }  // namespace edged

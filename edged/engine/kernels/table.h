@@ -1,6 +1,7 @@
 // The words that kernels and forward pass share: matrices as packed on disk, activations, and the table of functions that each
 // instruction set fills in.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -45,12 +46,23 @@ struct Matrix {
   size_t block_bytes = 0, tile_bytes = 0;  // of one group, of one tile
 };
 
+// The end of a thread's part of a phase, which goes to whoever claims it first, unit by unit: to the thread itself from the front, to others
+// from the back.
+struct Reserve {
+  std::atomic<int> claimed{0};  // units; more than there are once all are gone
+  std::atomic<int> others{0};   // of these, those that others got
+  int own = 0;                  // and those that the thread itself got, who alone looks at this
+};
+
 // Tiles that are computed together: `tiles` of them from `begin` on, and as many from each of `count` − 1 places further on, `apart` tiles
 // from one to the next (those beyond the matrix's last are left out). Several places are several streams from memory: for few rows of
 // codes alone.
 struct Strips {
   int begin = 0, tiles = 0, count = 1, apart = 0;
   size_t y_apart = 0;  // floats from the results of one place to those of the next
+  // Where set, `unit` more tiles of each place follow for each unit of the reserve that is still there: this is its owner's last piece.
+  Reserve* reserve = nullptr;
+  int units = 0, unit = 1;
 };
 
 // m rows of activations [m, k], as floats and as int8 in groups of 32; either may be missing where no matrix asks for it.
@@ -102,8 +114,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
   // One row of k values (zeros up to stride) to int8 groups.
   void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8, float* sum);
-  // y[i, strip·y_apart + (tile − begin)·8 …] = or += x[i] · w[strip·apart + tile]ᵀ for all tiles of the strips.
-  void (*matmul)(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
+  // y[i, strip·y_apart + (tile − begin)·8 …] = or += x[i] · w[strip·apart + tile]ᵀ for all tiles of the strips. Returns how many tiles of a
+  // strip that were, with those from the reserve.
+  int (*matmul)(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride, bool accumulate, Scratch& scratch);
   int strips;  // into which a product of few rows is best cut
   // One head x[2*half]: rotates (x[i], x[i+half]).
   void (*rotate)(float* x, const float* cosine, const float* sine, int half);
