@@ -101,12 +101,12 @@ inline A4 load_a(const int8_t* group, int k) {
 }
 
 constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
+constexpr int kStripsAhead = 192;  // bytes behind a group; 128 to 320 within 1 %, 512 and 1024 0.82 and 0.85 x: the first level is full then
 constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
 
 // Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.
 #ifdef EDGED_VNNI
-constexpr int kStripsAhead = 1024;  // 1 to 2 %; 128 to 512 nothing, 2048 slower
 constexpr int kBias8 = 128;  // 8-bit weights are multiplied as unsigned: code + 128
 inline W32 prepare8(W32 w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 using Sum4 = __m256i;
@@ -118,7 +118,6 @@ inline Sum8 dot8(Sum8 s, W32 w, A4 a) { return _mm256_dpbusd_epi32(s, w, a); }
 inline I8 rows4(Sum4 s, int32_t offset) { return add(I8{s}, splat_int(offset)); }
 inline I8 rows8(Sum8 s) { return {s}; }
 #else
-constexpr int kStripsAhead = 128;
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 // 8 × 2 × 15 × 127 = 30,480 fits an int16 lane: 4-bit sums are widened once a group.
@@ -147,5 +146,7 @@ inline I8 rows8(Sum8 s) { return {s}; }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 // Into the second-level cache: what is read a few microseconds later must not fill the first level's few slots for misses.
 inline void prefetch_next(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+// For what is read once: past the outer caches.
+inline void prefetch_once(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_NTA); }
 
 }  // namespace

@@ -154,5 +154,6 @@ inline I8 rows4(Sum4 s, int32_t offset) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 // Into the second-level cache.
 inline void prefetch_next(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
 
 }  // namespace

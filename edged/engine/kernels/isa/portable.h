@@ -172,6 +172,7 @@ inline I8 rows4(I8 s, int32_t offset) { return add(s, splat_int(offset)); }
 inline I8 rows8(I8 s) { return s; }
 inline void prefetch(const void*) {}
 inline void prefetch_next(const void*) {}
+inline void prefetch_once(const void*) {}
 #undef EDGED_LANES
 
 }  // namespace
