@@ -25,6 +25,7 @@ from first_light import FOLDER
 
 from edged.core.errors import EdgedError
 from edged.measure import speed
+from edged.measure.awake import awake
 from edged.measure.bench import PeerOrder, open_peer
 from edged.models.locate import locate
 from edged.models.packed_cache import packed_model
@@ -101,7 +102,7 @@ def main() -> int:
     arguments = parser.parse_args()
     found: list[Moment] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="edged-decode-") as work:
+        with tempfile.TemporaryDirectory(prefix="edged-decode-") as work, awake():
             for one in moments(arguments, Path(work)):
                 found.append(one)
                 ratio = f"{one.ours / one.theirs:.2f} × of {one.allowed:.2f}"

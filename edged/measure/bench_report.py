@@ -36,6 +36,7 @@ def show(result: Result) -> None:
     console.print(
         f"[bold]{about['model']}[/] {about['quantization']}, {about['weights_bytes'] / 1e6:.0f} MB, "
         f"{about['kernels']} kernels, {about['threads']} threads"
+        + (", processors kept awake" if about["processors_awake"] else "")
     )
     if peer := about.get("peer"):
         console.print(f"[dim]peer: {peer['name']}: {peer['system'].strip()}[/]")

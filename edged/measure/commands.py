@@ -17,6 +17,7 @@ from edged.engine import Model, load_model
 from edged.engine.backends.native_model import usable_cores
 from edged.engine.backends.native_open import kernels_here
 from edged.measure import bench_report
+from edged.measure.awake import awake
 from edged.measure.bench import PeerOrder, bench
 from edged.measure.peer import LlamaPeer
 from edged.measure.quality import Predictor, Quality, evaluate, windows
@@ -106,7 +107,7 @@ def bench_command(arguments: argparse.Namespace, settings: Settings, models: Pat
     packed = packed_model(found, "auto", models, doing)
     wanted = arguments.peer or arguments.peer_python or arguments.llama_bench
     peer = PeerOrder(arguments.peer_python or sys.executable, arguments.llama_bench) if wanted else None
-    with tempfile.TemporaryDirectory(prefix="edged-bench-") as work:
+    with tempfile.TemporaryDirectory(prefix="edged-bench-") as work, awake() as kept_awake:
         result = bench(
             found,
             packed,
@@ -118,6 +119,7 @@ def bench_command(arguments: argparse.Namespace, settings: Settings, models: Pat
             work=Path(work),
             progress=doing,
         )
+    result.about["processors_awake"] = kept_awake
     if arguments.json:
         print(json.dumps(bench_report.document(result), ensure_ascii=False))
     else:

@@ -9,34 +9,34 @@ void Forward::run(int thread) {
   Threads& threads = engine.threads_;
   const Model& model = engine.model_;
   embed(thread);
-  threads.barrier();
+  threads.barrier(thread);
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
     engine.shares_.begin(i + 1, thread);
     normalize(layer.attention_norm, layer.projections[0], thread);
-    barrier_unless_alone();
+    barrier_unless_alone(thread);
     project(layer, i, thread);
-    threads.barrier();
+    threads.barrier(thread);
     if (!plan.apart) {
       remember(layer, i, thread);
-      threads.barrier();
+      threads.barrier(thread);
     }
     attend(layer, i, thread);
-    threads.barrier();
+    threads.barrier(thread);
     if (plan.partial_floats) {
       merge(thread);
-      threads.barrier();
+      threads.barrier(thread);
     }
     gather(layer, thread);
-    barrier_unless_alone();
+    barrier_unless_alone(thread);
     add_product(layer.out, narrow((int)plan.rows.size(), thread), i, kAttentionOut, thread);
-    threads.barrier();
+    threads.barrier(thread);
     normalize(layer.ffn_norm, layer.gate_up, thread);
-    barrier_unless_alone();
+    barrier_unless_alone(thread);
     gate(layer, i, thread);
-    threads.barrier();
+    threads.barrier(thread);
     add_product(layer.down, engine.wide_, i, kFfnOut, thread);
-    threads.barrier();
+    threads.barrier(thread);
   }
   logits(thread);
 }
@@ -252,7 +252,7 @@ void Forward::logits(int thread) {
     engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)plan.step.wanted[i] * c.width, engine.model_.final_norm, c.width, c.rms_epsilon, row);
     prepare_row(row, c.width, head, narrow(wanted, thread), i);
   }
-  if (wanted > 1) engine.threads_.barrier();
+  if (wanted > 1) engine.threads_.barrier(thread);
   const Cut found = cut(head, wanted);
   ThreadRoom& room = *engine.rooms_[thread];
   room.finite = true;

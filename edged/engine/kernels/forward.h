@@ -44,8 +44,8 @@ struct Forward {
   // This thread's share of `rows` rows that become such input: the only row is everybody's.
   Share rows_of(int rows, int thread) const { return rows == 1 ? Share{0, 1} : share(rows, thread, engine.model_.config.threads); }
   Cut cut(const Matrix& w, int rows) const { return {w, rows, engine.model_.config.threads, engine.kernels_}; }
-  void barrier_unless_alone() const {
-    if (!alone()) engine.threads_.barrier();
+  void barrier_unless_alone(int thread) const {
+    if (!alone()) engine.threads_.barrier(thread);
   }
   void prepare_row(const float* row, int n, const Matrix& reader, ActivationRoom& room, int at);
 };

@@ -56,7 +56,7 @@ void pin(int core) {
 
 }  // namespace
 
-Threads::Threads(int count) : count_(count), cores_(own_cores(count)) {
+Threads::Threads(int count) : count_(count), cores_(own_cores(count)), arrivals_((size_t)count) {
   try {
     for (int t = 1; t < count_; t++) others_.emplace_back([this, t] { serve(t); });
   } catch (const std::exception& e) {
@@ -107,23 +107,21 @@ void Threads::run(void (*function)(void*, int), void* context) {
     wake_.notify_all();
   }
   function(context, 0);
-  barrier();
+  barrier(0);
 }
 
-void Threads::barrier() {
+void Threads::barrier(int thread) {
   if (count_ == 1) return;
-  const unsigned now = passed_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    passed_.store(now + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; passed_.load(std::memory_order_acquire) == now; spins++) {
-    if (spins < kSpinsBeforeYield)
-      pause();
-    else
-      std::this_thread::yield();
-  }
+  std::atomic<unsigned>& own = arrivals_[(size_t)thread].count;
+  const unsigned now = own.load(std::memory_order_relaxed) + 1;
+  own.store(now, std::memory_order_release);
+  for (const Arrivals& other : arrivals_)
+    for (int spins = 0; (int)(other.count.load(std::memory_order_acquire) - now) < 0; spins++) {
+      if (spins < kSpinsBeforeYield)
+        pause();
+      else
+        std::this_thread::yield();
+    }
 }
 
 void Threads::serve(int thread) {
@@ -142,7 +140,7 @@ void Threads::serve(int thread) {
     seen++;
     if (stop_) return;
     function_(context_, thread);
-    barrier();
+    barrier(thread);
   }
 }
 

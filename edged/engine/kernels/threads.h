@@ -20,8 +20,8 @@ class Threads {
   int count() const { return count_; }
   // Calls function(context, thread) on every thread and returns when all have returned.
   void run(void (*function)(void* context, int thread), void* context);
-  // Waits, inside run, until every thread has come here.
-  void barrier();
+  // Waits, inside run, until every thread has come here; `thread` is the caller.
+  void barrier(int thread);
 
  private:
   void serve(int thread);
@@ -38,8 +38,10 @@ class Threads {
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
-  alignas(64) std::atomic<int> arrived_{0};  // at the barrier
-  alignas(64) std::atomic<unsigned> passed_{0};
+  struct alignas(64) Arrivals {
+    std::atomic<unsigned> count{0};
+  };
+  std::vector<Arrivals> arrivals_;  // at barriers, of each thread: it writes its own line and reads the others'
 };
 
 }  // namespace edged
