@@ -192,7 +192,7 @@ void attend(const Attend& a, AttendScratch& s) {
     for (int l = 0; l < lanes; l++) {
       const float* sums = s.sums + (size_t)l * dim;
       if (a.partial)
-        leave(sums, s.maxima[l], s.totals[l], dim, a.partial + (size_t)l * (dim + 8));
+        leave(sums, s.maxima[l], s.totals[l], dim, a.partial + ((size_t)(number - a.chunk_begin) * lanes + l) * (dim + 8));
       else if (s.totals[l] > 0)
         merge_one(s.merged + (size_t)l * dim, s.merged_maximum + l, s.merged_total + l, sums, s.maxima[l], s.totals[l], dim);
     }

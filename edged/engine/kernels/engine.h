@@ -30,6 +30,10 @@ struct Row {
 struct Piece {
   int row, rows, kv_head, chunk_begin, chunk_end;
   int64_t partial;
+  // Whether it goes on where another ends, and its result lies behind that one's.
+  bool follows(const Piece& other) const {
+    return partial >= 0 && row == other.row && kv_head == other.kv_head && chunk_begin == other.chunk_end;
+  }
 };
 
 // What the threads of one step share.

@@ -139,37 +139,46 @@ void Forward::turn_queries(const Layer& layer, const Piece& piece, int thread) {
 }
 
 void Forward::attend(const Layer& layer, int index, int thread) {
+  const std::vector<Piece>& pieces = plan.pieces;
+  // Chunks of one past, which lie apart, are alike and cost as much; rows with a past of their own do not.
+  const Portions how{1, plan.partial_floats ? kKept : 0};
+  const Piece* turned = nullptr;  // whose queries, of which pieces of one past have the same, lie turned in this thread's room
+  Taken taken;
+  while (engine.shares_.take(index, kAttend, thread, (int)pieces.size(), how, taken))
+    for (int i = taken.begin; i < taken.end;) {
+      Piece piece = pieces[i];
+      for (i++; i < taken.end && pieces[i].follows(piece); i++) piece.chunk_end = pieces[i].chunk_end;
+      if (plan.apart) {
+        if (!turned || turned->row != piece.row || turned->kv_head != piece.kv_head) turn_queries(layer, piece, thread);
+        turned = &pieces[i - 1];
+        // Key and value are stored by who attends to the chunk that they end.
+        if (plan.rows[piece.row].position < piece.chunk_end * kChunkTokens) store(layer, index, piece.row, piece.kv_head);
+      }
+      attend_to(piece, index, thread);
+    }
+}
+
+void Forward::attend_to(const Piece& piece, int index, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
-  Taken taken;
-  const Piece* turned = nullptr;  // whose queries, of which pieces of one past have the same, lie turned in this thread's room
-  while (engine.shares_.take(index, kAttend, thread, (int)plan.pieces.size(), {}, taken)) {
-    const Piece& piece = plan.pieces[taken.begin];
-    const Row& row = plan.rows[piece.row];
-    if (plan.apart) {
-      if (!turned || turned->row != piece.row || turned->kv_head != piece.kv_head) turn_queries(layer, piece, thread);
-      turned = &piece;
-      // Key and value are stored by who attends to the chunk that they end.
-      if (row.position < piece.chunk_end * kChunkTokens) store(layer, index, piece.row, piece.kv_head);
-    }
-    const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
-    Attend work;
-    work.query = plan.apart ? engine.rooms_[thread]->row.data() : projected(piece.row, piece.kv_head * heads);
-    work.query_stride = (size_t)engine.projected_stride_;
-    work.rows = piece.rows;
-    work.heads = heads;
-    work.dim = c.head_dim;
-    work.position = row.position;
-    work.cache = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)piece.kv_head * engine.head_stride_;
-    work.block_stride = engine.block_stride_;
-    work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
-    work.chunk_begin = piece.chunk_begin;
-    work.chunk_end = piece.chunk_end;
-    work.out = engine.attended_.as<float>() + piece.row * stride + column;
-    work.out_stride = stride;
-    work.partial = piece.partial < 0 ? nullptr : engine.partials_.as<float>() + piece.partial;
-    engine.kernels_.attend(work, engine.rooms_[thread]->attend);
-  }
+  const Row& row = plan.rows[piece.row];
+  const size_t stride = (size_t)c.heads * c.head_dim, column = (size_t)piece.kv_head * heads * c.head_dim;
+  Attend work;
+  work.query = plan.apart ? engine.rooms_[thread]->row.data() : projected(piece.row, piece.kv_head * heads);
+  work.query_stride = (size_t)engine.projected_stride_;
+  work.rows = piece.rows;
+  work.heads = heads;
+  work.dim = c.head_dim;
+  work.position = row.position;
+  work.cache = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ + (size_t)piece.kv_head * engine.head_stride_;
+  work.block_stride = engine.block_stride_;
+  work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
+  work.chunk_begin = piece.chunk_begin;
+  work.chunk_end = piece.chunk_end;
+  work.out = engine.attended_.as<float>() + piece.row * stride + column;
+  work.out_stride = stride;
+  work.partial = piece.partial < 0 ? nullptr : engine.partials_.as<float>() + piece.partial;
+  engine.kernels_.attend(work, engine.rooms_[thread]->attend);
 }
 
 // The chunks of heads that lie apart become one. Heads are shared out like their pieces were, so most partial results are in this core's cache.

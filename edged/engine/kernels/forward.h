@@ -22,6 +22,7 @@ struct Forward {
   void project(const Layer& layer, int index, int thread);                                   // narrow → projected_
   void remember(const Layer& layer, int index, int thread);                                  // rotary; projected_ → cache
   void attend(const Layer& layer, int index, int thread);                                    // projected_, cache → attended_
+  void attend_to(const Piece& piece, int index, int thread);
   void merge(int thread);                                                                    // partials_ → attended_
   void gather(const Layer& layer, int thread);                                               // attended_ → narrow
   void add_product(const Matrix& w, const ActivationRoom& input, int index, int phase, int thread);  // x_ += input · wᵀ

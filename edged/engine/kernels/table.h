@@ -94,7 +94,7 @@ struct Attend {
   int chunk_begin = 0, chunk_end = 0; // chunks of 128 tokens to visit
   float* out = nullptr;               // merged result, row r, head h: out + r * out_stride + h * dim (when `partial` is null)
   size_t out_stride = 0;
-  float* partial = nullptr;           // one row and one chunk only: per head dim sums, maximum, total: [heads, dim + 8]
+  float* partial = nullptr;           // one row only: per chunk and head dim sums, maximum, total: [chunks, heads, dim + 8]
 };
 
 // A thread's room for attention; sized once for (lanes, dim).
