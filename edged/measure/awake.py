@@ -8,9 +8,10 @@ While Linux's /dev/cpu_dma_latency is held open with a 0 in it, no processor ent
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,15 @@ QUALITY_OF_SERVICE: Final = Path("/dev/cpu_dma_latency")
 @contextmanager
 def awake(device: Path = QUALITY_OF_SERVICE) -> Iterator[bool]:
     """Inside, processors stay awake, where this process may ask for that (mostly root); says whether it may."""
+    with ExitStack() as stack:
+        yield _ask(device, stack)
+
+
+def _ask(device: Path, stack: ExitStack) -> bool:
     try:
-        wish = device.open("wb", buffering=0)
+        wish = os.open(device, os.O_WRONLY)  # never made where it is missing
+        stack.callback(os.close, wish)
+        os.write(wish, struct.pack("=i", 0))  # microseconds
     except OSError:
-        yield False
-        return
-    with wish:
-        try:
-            wish.write(struct.pack("=i", 0))  # microseconds
-        except OSError:
-            asked = False
-        else:
-            asked = True
-        yield asked
+        return False
+    return True

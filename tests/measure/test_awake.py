@@ -28,5 +28,6 @@ def test_a_latency_of_zero_is_asked_for_as_long_as_the_file_is_open(tmp_path: Pa
 
 
 def test_without_the_device_all_goes_on(tmp_path: Path) -> None:
-    with awake(tmp_path / "nothing" / "cpu_dma_latency") as asked:
+    with awake(tmp_path / "cpu_dma_latency") as asked:
         assert not asked
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -100,7 +101,7 @@ Plan Engine::plan(const EdgedStep& step) const {
   require(step.slice_count >= 1 && step.slice_count <= step.token_count, "a step needs at least one slice, and a token in each");
   require(step.wanted_count >= 0 && step.wanted_count <= step.token_count, "more logits are wanted than tokens are computed");
   require(step.wanted_count == 0 || step.logits_stride >= round_up(c.vocabulary, 8), "the rows of the logits are shorter than the vocabulary");
-  Plan p{step, {}, {}, {}, 0, step.token_count == step.slice_count};
+  Plan p{step, {}, {}, {}, 0, false, step.token_count == step.slice_count};
   p.rows.reserve((size_t)step.token_count);
   const int heads = c.heads / c.kv_heads;
   for (int s = 0; s < step.slice_count; s++) {
@@ -143,6 +144,7 @@ Plan Engine::plan(const EdgedStep& step) const {
   require((int)p.rows.size() == step.token_count, "the slices' counts do not add up to the tokens");
   for (int i = 0; i < step.wanted_count; i++)
     require(step.wanted[i] >= 0 && step.wanted[i] < step.token_count, "logits are wanted of a token that is not in the step");
+  p.alike = std::all_of(p.pieces.begin(), p.pieces.end(), [](const Piece& piece) { return piece.partial >= 0; });
   return p;
 }
 

@@ -43,6 +43,7 @@ struct Plan {
   std::vector<Piece> pieces;
   std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
   size_t partial_floats = 0;
+  bool alike = false;  // all pieces are single chunks, which cost the same
   bool apart = false;  // each token is another sequence's: none attends to another of the same step
 };
 

@@ -140,8 +140,7 @@ void Forward::turn_queries(const Layer& layer, const Piece& piece, int thread) {
 
 void Forward::attend(const Layer& layer, int index, int thread) {
   const std::vector<Piece>& pieces = plan.pieces;
-  // Chunks of one past, which lie apart, are alike and cost as much; rows with a past of their own do not.
-  const Portions how{1, plan.partial_floats ? kKept : 0};
+  const Portions how{1, plan.alike ? kKept : 0};
   const Piece* turned = nullptr;  // whose queries, of which pieces of one past have the same, lie turned in this thread's room
   Taken taken;
   while (engine.shares_.take(index, kAttend, thread, (int)pieces.size(), how, taken))
@@ -275,7 +274,7 @@ void Forward::logits(int thread) {
   }
 }
 
-// What can be told of the logits that one product gave, while they are in the first-level cache.
+// What can be told of the logits that one product gave, while they are near.
 void Forward::look(const Matrix& head, const Strips& computed, ThreadRoom& room) const {
   const Kernels& k = engine.kernels_;
   for (int i = 0; i < plan.step.wanted_count; i++)

@@ -49,7 +49,7 @@ struct Matrix {
 // The end of a thread's part of a phase, which goes to whoever claims it first, unit by unit: to the thread itself from the front, to others
 // from the back.
 struct Reserve {
-  std::atomic<int> claimed{0};  // units; more than there are once all are gone
+  std::atomic<int> claimed{0};  // units; as many as there are or more once all are gone
   std::atomic<int> others{0};   // of these, those that others got
   int own = 0;                  // and those that the thread itself got, who alone looks at this
 };
