@@ -102,7 +102,8 @@ def main() -> int:
     arguments = parser.parse_args()
     found: list[Moment] = []
     try:
-        with tempfile.TemporaryDirectory(prefix="edged-decode-") as work, awake():
+        with tempfile.TemporaryDirectory(prefix="edged-decode-") as work, awake() as kept_awake:
+            print("processors kept awake" if kept_awake else "processors may sleep: only root may ask them not to")
             for one in moments(arguments, Path(work)):
                 found.append(one)
                 ratio = f"{one.ours / one.theirs:.2f} × of {one.allowed:.2f}"
