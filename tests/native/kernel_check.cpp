@@ -163,19 +163,7 @@ void check_sampling(const Kernels& k, const Kernels& plain) {
 struct AttendRoom {
   std::vector<float> floats;
   AttendScratch scratch;
-  explicit AttendRoom(int dim) : floats((size_t)(dim * 32 + kMaxLanes * (kChunkTokens + 2 * dim + 4))) {
-    float* at = floats.data();
-    const auto take = [&at](size_t n) { return (at += n) - n; };
-    const size_t d = (size_t)dim, lanes = kMaxLanes;
-    scratch.widened = take(d * 32);
-    scratch.scores = take(lanes * kChunkTokens);
-    scratch.sums = take(lanes * d);
-    scratch.merged = take(lanes * d);
-    scratch.totals = take(lanes);
-    scratch.maxima = take(lanes);
-    scratch.merged_total = take(lanes);
-    scratch.merged_maximum = take(lanes);
-  }
+  explicit AttendRoom(int dim) : floats(AttendScratch::floats((size_t)dim)), scratch(floats.data(), (size_t)dim) {}
 };
 
 // softmax(query · keys) · values of one head in float64, with keys and values rounded as the cache holds them.
@@ -194,9 +182,9 @@ std::vector<float> plain_attention(const float* query, const std::vector<float>&
   return out;
 }
 
-// One row's attention, computed at once and chunk by chunk by whoever is free: right, and the same to the bit.
-void check_attention(const Kernels& k, int dim, int tokens) {
-  const int heads = 7, blocks = (tokens + 31) / 32, chunks = (tokens + kChunkTokens - 1) / kChunkTokens;
+// One row's attention, computed at once and in runs of chunks by whoever is free: right, and the same to the bit.
+void check_attention(const Kernels& k, int heads, int dim, int tokens) {
+  const int blocks = (tokens + 31) / 32, chunks = (tokens + kChunkTokens - 1) / kChunkTokens;
   const auto keys = values((size_t)tokens * dim), all_values = values((size_t)tokens * dim), query = values((size_t)heads * dim);
   std::vector<uint16_t> cache((size_t)blocks * dim * 64);
   std::vector<int32_t> table;
@@ -220,18 +208,20 @@ void check_attention(const Kernels& k, int dim, int tokens) {
   work.chunk_end = chunks;
   work.out = out.data();
   k.attend(work, room.scratch);
-  const std::string what = "attention over " + std::to_string(tokens) + " tokens, heads of " + std::to_string(dim);
+  const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " + std::to_string(dim);
   expect(near(out, expected, 1e-4f), k.name, what);
   const size_t lane = (size_t)dim + 8;
-  std::vector<float> partial(lane * heads * chunks);
-  for (int c = chunks; c--;) {
-    work.chunk_begin = c;
-    work.chunk_end = c + 1;
-    work.partial = &partial[lane * heads * c];
-    k.attend(work, room.scratch);
+  for (int run = 1; run < chunks + 2; run += 2) {
+    std::vector<float> partial(lane * heads * chunks, NAN);
+    for (int c = (chunks - 1) / run * run; c >= 0; c -= run) {
+      work.chunk_begin = c;
+      work.chunk_end = std::min(c + run, chunks);
+      work.partial = &partial[lane * heads * c];
+      k.attend(work, room.scratch);
+    }
+    for (int h = 0; h < heads; h++) k.merge(&partial[lane * h], lane * heads, chunks, dim, &merged[(size_t)h * dim]);
+    expect(out == merged, k.name, what + ", " + std::to_string(run) + " chunks at a time");
   }
-  for (int h = 0; h < heads; h++) k.merge(&partial[lane * h], lane * heads, chunks, dim, &merged[(size_t)h * dim]);
-  expect(out == merged, k.name, what + ", chunk by chunk");
 }
 
 }  // namespace
@@ -245,7 +235,9 @@ int main() {
     check_elementwise(*table, plain);
     check_sampling(*table, plain);
     for (int dim : {8, 64, 80, 256})
-      for (int tokens : {1, 31, 300, 1024, 2500}) check_attention(*table, dim, tokens);
+      for (int tokens : {1, 31, 300, 1024, 2500}) check_attention(*table, 7, dim, tokens);
+    for (int heads = 1; heads < 9; heads++)
+      for (int dim : {24, 40, 64, 80, 96}) check_attention(*table, heads, dim, 157);
     printf("%s: as plain C++\n", name);
   }
   return 0;

@@ -5,6 +5,8 @@
 // scores, their weights, then its values block by block, then chunk merged into chunk. Keys lie [dim, token], so that scores of 32
 // tokens grow in registers without sums over lanes; values lie [token, dim].
 #pragma once
+#include <type_traits>
+
 #include "table.h"
 
 namespace {
@@ -15,103 +17,162 @@ constexpr float kNone = -1e30f;  // "no token yet": finite, so that differences 
 inline F8 load_any(const float* p) { return load(p); }
 inline F8 load_any(const uint16_t* p) { return load_f16(p); }
 
-// scores[lane, 32 of a chunk] = query[lane] · keys for L lanes. One key vector at a time: with 3 lanes, 12 sums, 3 queries and a key
-// fill AVX2's 16 registers. `ahead` (or null): keys of the next block, fetched a line a step.
-template <int L, class T>
+// scores[lane, 8·J of a chunk] = query[lane] · keys for L lanes. Of queries and key vectors the fewer stay in registers beside the sums, and
+// the others pass: 3 lanes × 4 vectors, like 4 × 3, take 16 registers, which is what AVX2 has, and are enough sums for its multipliers not
+// to wait. `ahead` (or null): keys of the next block, fetched a line a step.
+template <int L, int J, class T>
 inline void score(const float* const* query, const T* keys, int dim, float* scores, const uint16_t* ahead) {
-  F8 acc[L][4];
+  F8 acc[L][J];
   for (auto& lane : acc)
     for (auto& a : lane) a = zero();
   for (int d = 0; d < dim; d++, keys += kBlockTokens) {
     if (ahead) prefetch_next(ahead + d * kBlockTokens);
-    F8 q[L];
-    for (int l = 0; l < L; l++) q[l] = splat(query[l][d]);
-    for (int j = 0; j < 4; j++) {
-      const F8 key = load_any(keys + j * 8);
-      for (int l = 0; l < L; l++) acc[l][j] = fma(q[l], key, acc[l][j]);
+    if constexpr (L < J) {
+      F8 q[L];
+      for (int l = 0; l < L; l++) q[l] = splat(query[l][d]);
+      for (int j = 0; j < J; j++) {
+        const F8 key = load_any(keys + j * 8);
+        for (int l = 0; l < L; l++) acc[l][j] = fma(q[l], key, acc[l][j]);
+      }
+    } else {
+      F8 key[J];
+      for (int j = 0; j < J; j++) key[j] = load_any(keys + j * 8);
+      for (int l = 0; l < L; l++) {
+        const F8 q = splat(query[l][d]);
+        for (int j = 0; j < J; j++) acc[l][j] = fma(q, key[j], acc[l][j]);
+      }
     }
   }
   for (int l = 0; l < L; l++)
-    for (int j = 0; j < 4; j++) store(scores + l * kChunkTokens + j * 8, acc[l][j]);
+    for (int j = 0; j < J; j++) store(scores + l * kChunkTokens + j * 8, acc[l][j]);
 }
 
-// sums[lane, at … at + 8·J] += Σ_t weights[lane, t] · values[t] over `count` tokens. `ahead` (or null): values of the next block.
+// sums[lane, 8·J] += Σ_t weights[lane, t] · values[t] over `count` tokens, registers as above. `ahead` (or null): values of the next block.
 template <int L, int J, class T>
 inline void weigh(const float* weights, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
   F8 acc[L][J];
   for (int l = 0; l < L; l++)
     for (int j = 0; j < J; j++) acc[l][j] = load(sums + (size_t)l * dim + j * 8);
   for (int t = 0; t < count; t++, values += dim) {
-    if (ahead) prefetch_next(ahead + t * dim);
-    F8 p[L];
-    for (int l = 0; l < L; l++) p[l] = splat(weights[l * kChunkTokens + t]);
-    for (int j = 0; j < J; j++) {
-      const F8 value = load_any(values + j * 8);
-      for (int l = 0; l < L; l++) acc[l][j] = fma(p[l], value, acc[l][j]);
+    if (ahead)
+      for (int j = 0; j < J; j += 4) prefetch_next(ahead + t * dim + j * 8);
+    if constexpr (L < J) {
+      F8 p[L];
+      for (int l = 0; l < L; l++) p[l] = splat(weights[l * kChunkTokens + t]);
+      for (int j = 0; j < J; j++) {
+        const F8 value = load_any(values + j * 8);
+        for (int l = 0; l < L; l++) acc[l][j] = fma(p[l], value, acc[l][j]);
+      }
+    } else {
+      F8 value[J];
+      for (int j = 0; j < J; j++) value[j] = load_any(values + j * 8);
+      for (int l = 0; l < L; l++) {
+        const F8 p = splat(weights[l * kChunkTokens + t]);
+        for (int j = 0; j < J; j++) acc[l][j] = fma(p, value[j], acc[l][j]);
+      }
     }
   }
   for (int l = 0; l < L; l++)
     for (int j = 0; j < J; j++) store(sums + (size_t)l * dim + j * 8, acc[l][j]);
 }
 
+// L lanes and all 32 tokens of a block.
 template <int L, class T>
-inline void weigh_all(const float* weights, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
-  int at = 0;
-  for (; at + 32 <= dim; at += 32) weigh<L, 4>(weights, values + at, count, dim, sums + at, ahead ? ahead + at : nullptr);
-  for (; at + 8 <= dim; at += 8) weigh<L, 1>(weights, values + at, count, dim, sums + at, nullptr);
+inline void score_block(const float* const* query, const T* keys, int dim, float* scores, const uint16_t* ahead) {
+  constexpr int J = L == 4 ? 2 : 4;
+  for (int j = 0; j < kBlockTokens; j += J * 8) score<L, J>(query, keys + j, dim, scores + j, j ? nullptr : ahead);
 }
 
-// Whether three of the lanes that are left are computed together. One lane beside others would be slow: its four sums wait for each other.
-inline bool threes(int left) { return left >= 3 && left != 4; }
+// L lanes and all of dim, a multiple of 8.
+template <int L, class T>
+inline void weigh_block(const float* weights, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
+  int at = 0;
+  const auto columns = [&](auto width) {
+    constexpr int J = decltype(width)::value;
+    weigh<L, J>(weights, values + at, count, dim, sums + at, ahead ? ahead + at : nullptr);
+    at += J * 8;
+  };
+  if constexpr (L == 1)
+    while (dim - at >= 64) columns(std::integral_constant<int, 8>());
+  if constexpr (L == 4) {
+    while (dim - at >= 24 && dim - at != 32) columns(std::integral_constant<int, 3>());
+    while (dim - at >= 16) columns(std::integral_constant<int, 2>());
+  }
+  while (dim - at >= 32) columns(std::integral_constant<int, 4>());
+  while (dim - at >= 8) columns(std::integral_constant<int, 1>());
+}
+
+// How many of the lanes that are left are computed together. One beside others would be slow: its few sums wait for each other.
+inline int together(int left) { return left == 4 || left < 3 ? left : 3; }
 
 template <class T>
 inline void score_lanes(const float* const* query, int lanes, const T* keys, int dim, float* scores, const uint16_t* ahead) {
-  int l = 0;
-  for (; threes(lanes - l); l += 3) score<3>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
-  for (; l + 2 <= lanes; l += 2) score<2>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
-  if (l < lanes) score<1>(query + l, keys, dim, scores + l * kChunkTokens, l ? nullptr : ahead);
+  for (int l = 0; l < lanes; l += together(lanes - l), ahead = nullptr) {
+    float* out = scores + l * kChunkTokens;
+    switch (together(lanes - l)) {
+      case 1: score_block<1>(query + l, keys, dim, out, ahead); break;
+      case 2: score_block<2>(query + l, keys, dim, out, ahead); break;
+      case 3: score_block<3>(query + l, keys, dim, out, ahead); break;
+      case 4: score_block<4>(query + l, keys, dim, out, ahead); break;
+    }
+  }
 }
 
 template <class T>
 inline void weigh_lanes(const float* weights, int lanes, const T* values, int count, int dim, float* sums, const uint16_t* ahead) {
-  int l = 0;
-  for (; threes(lanes - l); l += 3) weigh_all<3>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
-  for (; l + 2 <= lanes; l += 2) weigh_all<2>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
-  if (l < lanes) weigh_all<1>(weights + l * kChunkTokens, values, count, dim, sums + (size_t)l * dim, l ? nullptr : ahead);
+  for (int l = 0; l < lanes; l += together(lanes - l), ahead = nullptr) {
+    const float* own = weights + l * kChunkTokens;
+    float* out = sums + (size_t)l * dim;
+    switch (together(lanes - l)) {
+      case 1: weigh_block<1>(own, values, count, dim, out, ahead); break;
+      case 2: weigh_block<2>(own, values, count, dim, out, ahead); break;
+      case 3: weigh_block<3>(own, values, count, dim, out, ahead); break;
+      case 4: weigh_block<4>(own, values, count, dim, out, ahead); break;
+    }
+  }
 }
 
-// Scores of one lane's chunk become weights 2^(score − maximum), zero behind the `seen` tokens that count, up to `all`, a multiple of 8.
-// Gives their maximum and total.
-inline void soften(float* scores, int seen, int all, float* maximum, float* total) {
-  *maximum = kNone;
-  *total = 0;
-  int t = seen > 0 ? (seen + 7) & ~7 : 0;
-  for (int i = t; i < all; i += 8) store(scores + i, zero());
-  if (!t) return;
-  for (int i = seen; i < t; i++) scores[i] = kNone;
+// The largest of one lane's scores of a chunk, of which `seen` tokens count; the others, up to a multiple of 8, become kNone.
+inline float peak(float* scores, int seen) {
+  if (seen <= 0) return kNone;
+  for (int i = seen; i < ((seen + 7) & ~7); i++) scores[i] = kNone;
   F8 top = load(scores);
-  for (int i = 8; i < t; i += 8) top = max(top, load(scores + i));
-  *maximum = max_lanes(top);
-  const F8 base = splat(*maximum);
+  for (int i = 8; i < seen; i += 8) top = max(top, load(scores + i));
+  return max_lanes(top);
+}
+
+// Then they become weights 2^(score − maximum), zero behind the tokens that count up to `all`, a multiple of 8. Gives their total.
+inline float soften(float* scores, int seen, int all, float maximum) {
+  const F8 base = splat(maximum);
   F8 sum = zero();
-  for (int i = 0; i < t; i += 8) {
-    const F8 weight = exp2(sub(load(scores + i), base));
+  int i = 0;
+  for (; i < seen; i += 8) {
+    const F8 weight = exp2_below(sub(load(scores + i), base));
     store(scores + i, weight);
     sum = add(sum, weight);
   }
-  *total = sum_lanes(sum);
+  for (; i < all; i += 8) store(scores + i, zero());
+  return sum_lanes(sum);
 }
 
-// Adds a chunk's result (sums, maximum, total) to the merged one.
-inline void merge_one(float* merged, float* merged_maximum, float* merged_total, const float* sums, float maximum, float total, int dim) {
-  const float top = maximum > *merged_maximum ? maximum : *merged_maximum;
-  const F8 old_factor = exp2(splat(*merged_maximum - top)), new_factor = exp2(splat(maximum - top));
-  for (int i = 0; i < dim; i += 8) store(merged + i, fma(load(sums + i), new_factor, mul(load(merged + i), old_factor)));
-  float pair[16];
-  store(pair, old_factor);
-  store(pair + 8, new_factor);
-  *merged_total = *merged_total * pair[0] + total * pair[8];
-  *merged_maximum = top;
+// Adds a chunk's results of all lanes to the merged ones; a lane that sees none of its tokens has kNone, 0 and zeros.
+inline void merge_chunk(AttendScratch& s, int lanes, int dim) {
+  alignas(32) float old_factors[kMaxLanes], new_factors[kMaxLanes];
+  for (int l = 0; l < lanes; l += 8) {
+    const F8 before = load(s.merged_maximum + l), own = load(s.maxima + l), after = max(before, own);
+    const F8 old_factor = exp2_below(sub(before, after)), new_factor = exp2_below(sub(own, after));
+    store(s.merged_maximum + l, after);
+    store(s.merged_total + l, add(mul(load(s.merged_total + l), old_factor), mul(load(s.totals + l), new_factor)));
+    store(old_factors + l, old_factor);
+    store(new_factors + l, new_factor);
+  }
+  for (int l = 0; l < lanes; l++) {
+    if (s.totals[l] == 0) continue;
+    const F8 old_factor = splat(old_factors[l]), new_factor = splat(new_factors[l]);
+    float* merged = s.merged + (size_t)l * dim;
+    const float* sums = s.sums + (size_t)l * dim;
+    for (int i = 0; i < dim; i += 8) store(merged + i, fma(load(sums + i), new_factor, mul(load(merged + i), old_factor)));
+  }
 }
 
 inline void finish(const float* merged, float total, int dim, float* out) {
@@ -165,44 +226,60 @@ inline void weigh_chunk(const Chunk& chunk, int lanes, AttendScratch& s) {
   }
 }
 
-// One lane's result of a chunk goes to where it is merged later, by whoever comes last: [sums, maximum, total].
-inline void leave(const float* sums, float maximum, float total, int dim, float* out) {
+// One lane's result of `chunks` chunks goes to where it is merged later, by whoever comes last: [sums, maximum, total, chunks].
+inline void leave(const float* sums, float maximum, float total, int chunks, int dim, float* out) {
   for (int i = 0; i < dim; i += 8) store(out + i, load(sums + i));
   out[dim] = maximum;
   out[dim + 1] = total;
+  out[dim + 2] = (float)chunks;
+}
+
+inline void soften_chunk(const Chunk& chunk, int lanes, AttendScratch& s) {
+  const auto seen = [&](int l) {
+    const int here = chunk.a.position + l / chunk.a.heads + 1 - chunk.first;
+    return here < chunk.tokens ? here : chunk.tokens;
+  };
+  for (int l = 0; l < lanes; l++) s.maxima[l] = peak(s.scores + l * kChunkTokens, seen(l));
+  for (int l = 0; l < lanes; l++) s.totals[l] = soften(s.scores + l * kChunkTokens, seen(l), chunk.blocks * kBlockTokens, s.maxima[l]);
 }
 
 void attend(const Attend& a, AttendScratch& s) {
   const int lanes = a.rows * a.heads, dim = a.dim;
   const float* query[kMaxLanes];
-  for (int l = 0; l < lanes; l++) {
-    query[l] = a.query + (size_t)(l / a.heads) * a.query_stride + (size_t)(l % a.heads) * dim;
-    s.merged_maximum[l] = kNone;
-    s.merged_total[l] = 0;
+  for (int l = 0; l < lanes; l++) query[l] = a.query + (size_t)(l / a.heads) * a.query_stride + (size_t)(l % a.heads) * dim;
+  for (int l = 0; l < lanes; l += 8) {
+    store(s.merged_maximum + l, splat(kNone));
+    store(s.maxima + l, splat(kNone));
+    store(s.merged_total + l, zero());
+    store(s.totals + l, zero());
   }
   for (int i = 0; i < lanes * dim; i += 8) store(s.merged + i, zero());
+  // What begins with the first chunk is merged as it comes.
+  const bool apart = a.partial && a.chunk_begin;
+  const size_t record = (size_t)dim + 8;
   for (int number = a.chunk_begin; number < a.chunk_end; number++) {
     const Chunk chunk(a, number);
     score_chunk(chunk, query, lanes, s);
-    for (int l = 0; l < lanes; l++) {
-      const int seen = a.position + l / a.heads + 1 - chunk.first;
-      soften(s.scores + l * kChunkTokens, seen < chunk.tokens ? seen : chunk.tokens, chunk.blocks * kBlockTokens, s.maxima + l, s.totals + l);
-    }
+    soften_chunk(chunk, lanes, s);
     weigh_chunk(chunk, lanes, s);
-    for (int l = 0; l < lanes; l++) {
-      const float* sums = s.sums + (size_t)l * dim;
-      if (a.partial)
-        leave(sums, s.maxima[l], s.totals[l], dim, a.partial + ((size_t)(number - a.chunk_begin) * lanes + l) * (dim + 8));
-      else if (s.totals[l] > 0)
-        merge_one(s.merged + (size_t)l * dim, s.merged_maximum + l, s.merged_total + l, sums, s.maxima[l], s.totals[l], dim);
+    if (!apart) {
+      merge_chunk(s, lanes, dim);
+      continue;
     }
+    float* out = a.partial + (size_t)(number - a.chunk_begin) * lanes * record;
+    for (int l = 0; l < lanes; l++) leave(s.sums + (size_t)l * dim, s.maxima[l], s.totals[l], 1, dim, out + l * record);
   }
-  if (a.partial) return;
-  for (int l = 0; l < lanes; l++)
-    finish(s.merged + (size_t)l * dim, s.merged_total[l], dim, a.out + (size_t)(l / a.heads) * a.out_stride + (size_t)(l % a.heads) * dim);
+  if (apart) return;
+  for (int l = 0; l < lanes; l++) {
+    const float* merged = s.merged + (size_t)l * dim;
+    if (a.partial)
+      leave(merged, s.merged_maximum[l], s.merged_total[l], a.chunk_end, dim, a.partial + l * record);
+    else
+      finish(merged, s.merged_total[l], dim, a.out + (size_t)(l / a.heads) * a.out_stride + (size_t)(l % a.heads) * dim);
+  }
 }
 
-// Like merge_one for chunk after chunk, to the bit: maxima and factors of eight chunks are found together, sums stay in registers.
+// Like merge_chunk for chunk after chunk, to the bit: maxima and factors of eight chunks are found together, sums stay in registers.
 template <int J>
 inline void merge_columns(const float* partial, size_t stride, int chunks, const float* old_factors, const float* new_factors, float* merged) {
   F8 acc[J];
@@ -215,9 +292,11 @@ inline void merge_columns(const float* partial, size_t stride, int chunks, const
 }
 
 void merge(const float* partial, size_t stride, int chunks, int dim, float* out) {
-  float merged[256], maximum = kNone, total = 0;
-  for (int i = 0; i < dim; i += 8) store(merged + i, zero());
-  for (; chunks > 0; chunks -= 8, partial += stride * 8) {
+  float merged[256], maximum = partial[dim], total = partial[dim + 1];
+  for (int i = 0; i < dim; i += 8) store(merged + i, load(partial + i));
+  const int first = (int)partial[dim + 2];
+  partial += stride * first;
+  for (chunks -= first; chunks > 0; chunks -= 8, partial += stride * 8) {
     const int count = chunks < 8 ? chunks : 8;
     float before[8] = {}, after[8] = {}, own[8] = {};
     for (int c = 0; c < count; c++) {
@@ -225,8 +304,8 @@ void merge(const float* partial, size_t stride, int chunks, int dim, float* out)
       before[c] = maximum;
       after[c] = maximum = own[c] > maximum ? own[c] : maximum;
     }
-    store(before, exp2(sub(load(before), load(after))));
-    store(own, exp2(sub(load(own), load(after))));
+    store(before, exp2_below(sub(load(before), load(after))));
+    store(own, exp2_below(sub(load(own), load(after))));
     for (int c = 0; c < count; c++) total = total * before[c] + partial[c * stride + dim + 1] * own[c];
     int at = 0;
     for (; at + 64 <= dim; at += 64) merge_columns<8>(partial + at, stride, count, before, own, merged + at);

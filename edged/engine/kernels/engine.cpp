@@ -52,28 +52,13 @@ Engine::Engine(Model model, const Kernels& kernels)
   attended_ = Buffer(rows * q * 4);
   narrow_ = ActivationRoom(c.max_rows, std::max(c.width, (int)q));
   wide_ = ActivationRoom(c.max_rows, c.ffn);
-  const size_t dim = (size_t)c.head_dim, lanes = kMaxLanes;
   for (int t = 0; t < c.threads; t++) {
     auto room = std::make_unique<ThreadRoom>();
     room->row.resize((size_t)narrow_.stride);
     room->best.reserve(rows);
     room->narrow = ActivationRoom(1, narrow_.stride);
-    room->attention.resize(dim * kBlockTokens + lanes * (kChunkTokens + 2 * dim + 4));
-    float* at = room->attention.data();
-    const auto take = [&at](size_t n) {
-      float* here = at;
-      at += n;
-      return here;
-    };
-    AttendScratch& a = room->attend;
-    a.widened = take(dim * kBlockTokens);
-    a.scores = take(lanes * kChunkTokens);
-    a.sums = take(lanes * dim);
-    a.merged = take(lanes * dim);
-    a.totals = take(lanes);
-    a.maxima = take(lanes);
-    a.merged_total = take(lanes);
-    a.merged_maximum = take(lanes);
+    room->attention = Buffer(AttendScratch::floats((size_t)c.head_dim) * 4);
+    room->attend = AttendScratch(room->attention.as<float>(), (size_t)c.head_dim);
     rooms_.push_back(std::move(room));
   }
 }
@@ -91,7 +76,7 @@ void Engine::copy_block(int from, int to) {
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + projected_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
   all += narrow_.bytes() + wide_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;
-  for (const auto& room : rooms_) all += sizeof *room + room->narrow.bytes() + (room->attention.size() + room->row.size()) * 4;
+  for (const auto& room : rooms_) all += sizeof *room + room->narrow.bytes() + room->attention.bytes() + room->row.size() * 4;
   return all;
 }
 

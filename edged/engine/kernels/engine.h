@@ -69,7 +69,8 @@ constexpr int kGateRoom = 128 * 64;  // floats: one pair of 32 columns of gate a
 
 struct ThreadRoom {
   Scratch scratch;
-  std::vector<float> attention, row;
+  std::vector<float> row;
+  Buffer attention;
   AttendScratch attend;
   ActivationRoom narrow;  // one row, where each thread prepares it for itself
   float gate_up[kGateRoom];

@@ -94,19 +94,39 @@ struct Attend {
   int chunk_begin = 0, chunk_end = 0; // chunks of 128 tokens to visit
   float* out = nullptr;               // merged result, row r, head h: out + r * out_stride + h * dim (when `partial` is null)
   size_t out_stride = 0;
-  float* partial = nullptr;           // one row only: per chunk and head dim sums, maximum, total: [chunks, heads, dim + 8]
-};
-
-// A thread's room for attention; sized once for (lanes, dim).
-struct AttendScratch {
-  float* widened;  // a block's keys or values as float32
-  float* scores;   // [lanes, 128]
-  float *sums, *totals, *maxima;  // of the chunk: [lanes, dim], [lanes], [lanes]; and merged
-  float *merged, *merged_total, *merged_maximum;
+  // One row only: a record for each chunk and head, [chunks, heads, dim + 8], of sums [dim], maximum, total and how many chunks that is. All of
+  // chunk 0 and of those that follow in the same call is in chunk 0's.
+  float* partial = nullptr;
 };
 
 constexpr int kFewRows = 16;   // rows up to which a product streams its weights from memory once
 constexpr int kMaxLanes = 48;  // query rows × heads in one piece of attention
+
+// A thread's room for attention: parts of one piece of memory, which begins with a cache line.
+struct AttendScratch {
+  float* widened = nullptr;  // a block's keys or values as float32
+  float* scores = nullptr;   // [lanes, 128]
+  float *sums = nullptr, *totals = nullptr, *maxima = nullptr;  // of the chunk: [lanes, dim], [lanes], [lanes]; and merged
+  float *merged = nullptr, *merged_total = nullptr, *merged_maximum = nullptr;
+
+  static size_t floats(size_t dim) { return dim * kBlockTokens + kMaxLanes * (kChunkTokens + 2 * dim + 4); }
+  AttendScratch() = default;
+  AttendScratch(float* room, size_t dim) {
+    const auto take = [&room](size_t n) {
+      float* here = room;
+      room += n;
+      return here;
+    };
+    widened = take(dim * kBlockTokens);
+    scores = take(kMaxLanes * kChunkTokens);
+    sums = take(kMaxLanes * dim);
+    merged = take(kMaxLanes * dim);
+    totals = take(kMaxLanes);
+    maxima = take(kMaxLanes);
+    merged_total = take(kMaxLanes);
+    merged_maximum = take(kMaxLanes);
+  }
+};
 
 struct Kernels {
   const char* name;
@@ -127,7 +147,7 @@ struct Kernels {
   // One token's key and value of one head into slot `slot` of a block.
   void (*store_kv)(const float* key, const float* value, int dim, uint16_t* block, int slot);
   void (*attend)(const Attend& work, AttendScratch& scratch);
-  // Merges the partial results of one head, chunk by chunk: partial[c * stride …].
+  // Merges the partial results of one head, chunk by chunk: its records begin at partial[chunk * stride].
   void (*merge)(const float* partial, size_t stride, int chunks, int dim, float* out);
   // Whether all n values are finite.
   bool (*finite)(const float* x, int n);
