@@ -28,6 +28,10 @@ void expect(bool holds, const char* table, const std::string& what) {
   exit(1);
 }
 
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(float));
+}
+
 std::vector<float> values(size_t n, float size = 1) {
   std::vector<float> v(n);
   for (auto& x : v) x = uniform() * size;
@@ -182,46 +186,87 @@ std::vector<float> plain_attention(const float* query, const std::vector<float>&
   return out;
 }
 
-// One row's attention, computed at once and in runs of chunks by whoever is free: right, and the same to the bit.
-void check_attention(const Kernels& k, int heads, int dim, int tokens) {
-  const int blocks = (tokens + 31) / 32, chunks = (tokens + kChunkTokens - 1) / kChunkTokens;
-  const auto keys = values((size_t)tokens * dim), all_values = values((size_t)tokens * dim), query = values((size_t)heads * dim);
-  std::vector<uint16_t> cache((size_t)blocks * dim * 64);
+// Keys and values of one head in a cache, in blocks that lie in another order than their tokens.
+struct Past {
+  int dim;
+  std::vector<float> keys, values;
+  std::vector<uint16_t> cache;
   std::vector<int32_t> table;
-  for (int b = 0; b < blocks; b++) table.push_back(blocks - 1 - b);
-  for (int t = 0; t < tokens; t++)
-    k.store_kv(&keys[(size_t)t * dim], &all_values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
+
+  Past(const Kernels& k, int dim, int tokens) : dim(dim), keys(::values((size_t)tokens * dim)), values(::values((size_t)tokens * dim)) {
+    const int blocks = (tokens + 31) / 32;
+    cache.resize((size_t)blocks * dim * 64);
+    for (int b = 0; b < blocks; b++) table.push_back(blocks - 1 - b);
+    for (int t = 0; t < tokens; t++)
+      k.store_kv(&keys[(size_t)t * dim], &values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
+  }
+  // Of rows of queries from `position` on, with all that they see.
+  Attend attend(const std::vector<float>& query, int rows, int heads, int position, std::vector<float>& out) const {
+    Attend work;
+    work.query = query.data();
+    work.query_stride = work.out_stride = (size_t)heads * dim;
+    work.rows = rows;
+    work.heads = heads;
+    work.dim = dim;
+    work.position = position;
+    work.cache = cache.data();
+    work.block_stride = (size_t)dim * 64;
+    work.blocks = table.data();
+    work.chunk_end = (position + rows - 1) / kChunkTokens + 1;
+    work.out = out.data();
+    return work;
+  }
+};
+
+// One row's attention, computed at once and in runs of chunks by whoever is free: right, and the same to the bit; NaN where a query is.
+void check_attention(const Kernels& k, int heads, int dim, int tokens) {
+  const Past past(k, dim, tokens);
+  auto query = values((size_t)heads * dim);
   std::vector<float> expected, out((size_t)heads * dim), merged = out;
   for (int h = 0; h < heads; h++)
-    for (float x : plain_attention(&query[(size_t)h * dim], keys, all_values, tokens, dim)) expected.push_back(x);
+    for (float x : plain_attention(&query[(size_t)h * dim], past.keys, past.values, tokens, dim)) expected.push_back(x);
   AttendRoom room(dim);
-  Attend work;
-  work.query = query.data();
-  work.query_stride = work.out_stride = (size_t)heads * dim;
-  work.rows = 1;
-  work.heads = heads;
-  work.dim = dim;
-  work.position = tokens - 1;
-  work.cache = cache.data();
-  work.block_stride = (size_t)dim * 64;
-  work.blocks = table.data();
-  work.chunk_end = chunks;
-  work.out = out.data();
+  Attend work = past.attend(query, 1, heads, tokens - 1, out);
   k.attend(work, room.scratch);
   const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " + std::to_string(dim);
   expect(near(out, expected, 1e-4f), k.name, what);
-  const size_t lane = (size_t)dim + 8;
-  for (int run = 1; run < chunks + 2; run += 2) {
-    std::vector<float> partial(lane * heads * chunks, NAN);
+  const int chunks = work.chunk_end;
+  const size_t record = (size_t)dim + 8;
+  const auto merge_runs = [&](int run) {
+    std::vector<float> partial(record * heads * chunks, NAN);
     for (int c = (chunks - 1) / run * run; c >= 0; c -= run) {
       work.chunk_begin = c;
       work.chunk_end = std::min(c + run, chunks);
-      work.partial = &partial[lane * heads * c];
+      work.partial = &partial[record * heads * c];
       k.attend(work, room.scratch);
     }
-    for (int h = 0; h < heads; h++) k.merge(&partial[lane * h], lane * heads, chunks, dim, &merged[(size_t)h * dim]);
-    expect(out == merged, k.name, what + ", " + std::to_string(run) + " chunks at a time");
+    for (int h = 0; h < heads; h++) k.merge(&partial[record * h], record * heads, chunks, dim, &merged[(size_t)h * dim]);
+  };
+  for (int run = 1; run < chunks + 2; run += 2) {
+    merge_runs(run);
+    expect(same_bits(out, merged), k.name, what + ", " + std::to_string(run) + " chunks at a time");
   }
+  query[0] = NAN;
+  for (int run : {1, chunks}) {
+    merge_runs(run);
+    expect(std::isnan(merged[0]), k.name, what + ", a query that is not a number");
+  }
+}
+
+// Several rows together have the bits that each has alone.
+void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int position) {
+  const Past past(k, dim, position + rows);
+  const auto query = values((size_t)rows * heads * dim);
+  std::vector<float> together(query.size()), out((size_t)heads * dim), alone;
+  AttendRoom room(dim);
+  k.attend(past.attend(query, rows, heads, position, together), room.scratch);
+  for (int r = 0; r < rows; r++) {
+    const std::vector<float> own(query.begin() + (ptrdiff_t)r * heads * dim, query.begin() + (ptrdiff_t)(r + 1) * heads * dim);
+    k.attend(past.attend(own, 1, heads, position + r, out), room.scratch);
+    alone.insert(alone.end(), out.begin(), out.end());
+  }
+  expect(same_bits(together, alone), k.name,
+         "attention of " + std::to_string(rows) + " rows behind " + std::to_string(position) + " tokens, " + std::to_string(heads) + " heads of " + std::to_string(dim));
 }
 
 }  // namespace
@@ -238,6 +283,9 @@ int main() {
       for (int tokens : {1, 31, 300, 1024, 2500}) check_attention(*table, 7, dim, tokens);
     for (int heads = 1; heads < 9; heads++)
       for (int dim : {24, 40, 64, 80, 96}) check_attention(*table, heads, dim, 157);
+    for (int heads : {1, 3, 7})
+      for (int position : {0, 120, 250})
+        for (int dim : {8, 64, 72}) check_attention_of_rows(*table, kMaxLanes / heads, heads, dim, position);
     printf("%s: as plain C++\n", name);
   }
   return 0;

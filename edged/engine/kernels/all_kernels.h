@@ -1,7 +1,7 @@
 // Every kernel, in the order they need each other, and the table of them. Included once by each instruction set's file, after its words.
 #pragma once
 #include "elementwise.h"
-// exp2 of elementwise.h serves attention and sampling.
+// The powers of two of elementwise.h serve attention and sampling.
 #include "attention.h"
 #include "matmul.h"
 #include "sampling.h"

@@ -18,8 +18,8 @@ inline F8 load_any(const float* p) { return load(p); }
 inline F8 load_any(const uint16_t* p) { return load_f16(p); }
 
 // scores[lane, 8·J of a chunk] = query[lane] · keys for L lanes. Of queries and key vectors the fewer stay in registers beside the sums, and
-// the others pass: 3 lanes × 4 vectors, like 4 × 3, take 16 registers, which is what AVX2 has, and are enough sums for its multipliers not
-// to wait. `ahead` (or null): keys of the next block, fetched a line a step.
+// the others pass: 3 lanes × 4 vectors (of values also 4 × 3) take 16 registers, which is what AVX2 has, and are enough sums for its
+// multipliers not to wait. `ahead` (or null): keys of the next block, fetched a line a step.
 template <int L, int J, class T>
 inline void score(const float* const* query, const T* keys, int dim, float* scores, const uint16_t* ahead) {
   F8 acc[L][J];
@@ -132,16 +132,17 @@ inline void weigh_lanes(const float* weights, int lanes, const T* values, int co
   }
 }
 
-// The largest of one lane's scores of a chunk, of which `seen` tokens count; the others, up to a multiple of 8, become kNone.
+// The largest of one lane's scores of a chunk, of which `seen` tokens count, but NaN; the others, up to a multiple of 8, become kNone.
 inline float peak(float* scores, int seen) {
   if (seen <= 0) return kNone;
   for (int i = seen; i < ((seen + 7) & ~7); i++) scores[i] = kNone;
-  F8 top = load(scores);
-  for (int i = 8; i < seen; i += 8) top = max(top, load(scores + i));
+  F8 top = splat(kNone);
+  for (int i = 0; i < seen; i += 8) top = max(load(scores + i), top);
   return max_lanes(top);
 }
 
-// Then they become weights 2^(score − maximum), zero behind the tokens that count up to `all`, a multiple of 8. Gives their total.
+// A lane's scores become weights 2^(score − maximum), and zero behind the tokens that count up to `all`, a multiple of 8. Gives their total,
+// NaN where a score is.
 inline float soften(float* scores, int seen, int all, float maximum) {
   const F8 base = splat(maximum);
   F8 sum = zero();
@@ -151,13 +152,14 @@ inline float soften(float* scores, int seen, int all, float maximum) {
     store(scores + i, weight);
     sum = add(sum, weight);
   }
+  for (int t = seen < 0 ? 0 : seen; t < i; t++) scores[t] = 0;
   for (; i < all; i += 8) store(scores + i, zero());
   return sum_lanes(sum);
 }
 
 // Adds a chunk's results of all lanes to the merged ones; a lane that sees none of its tokens has kNone, 0 and zeros.
 inline void merge_chunk(AttendScratch& s, int lanes, int dim) {
-  alignas(32) float old_factors[kMaxLanes], new_factors[kMaxLanes];
+  float old_factors[kMaxLanes], new_factors[kMaxLanes];
   for (int l = 0; l < lanes; l += 8) {
     const F8 before = load(s.merged_maximum + l), own = load(s.maxima + l), after = max(before, own);
     const F8 old_factor = exp2_below(sub(before, after)), new_factor = exp2_below(sub(own, after));
@@ -192,6 +194,8 @@ struct Chunk {
   }
   const uint16_t* keys(int block) const { return a.cache + (size_t)a.blocks[first / kBlockTokens + block] * a.block_stride; }
   const uint16_t* values(int block) const { return keys(block) + (size_t)a.dim * kBlockTokens; }
+  // How many of its tokens that row sees; none or fewer than none where it ends before them.
+  int seen(int row) const { return a.position + row + 1 - first < tokens ? a.position + row + 1 - first : tokens; }
   // Whether another block, of this chunk or the next, follows.
   bool more(int block) const { return first + (block + 1) * kBlockTokens < a.position + a.rows; }
 };
@@ -235,12 +239,12 @@ inline void leave(const float* sums, float maximum, float total, int chunks, int
 }
 
 inline void soften_chunk(const Chunk& chunk, int lanes, AttendScratch& s) {
-  const auto seen = [&](int l) {
-    const int here = chunk.a.position + l / chunk.a.heads + 1 - chunk.first;
-    return here < chunk.tokens ? here : chunk.tokens;
-  };
-  for (int l = 0; l < lanes; l++) s.maxima[l] = peak(s.scores + l * kChunkTokens, seen(l));
-  for (int l = 0; l < lanes; l++) s.totals[l] = soften(s.scores + l * kChunkTokens, seen(l), chunk.blocks * kBlockTokens, s.maxima[l]);
+  const int heads = chunk.a.heads;
+  for (int l = 0; l < lanes; l += heads)
+    for (int h = l; h < l + heads; h++) s.maxima[h] = peak(s.scores + h * kChunkTokens, chunk.seen(l / heads));
+  for (int l = 0; l < lanes; l += heads)
+    for (int h = l; h < l + heads; h++)
+      s.totals[h] = soften(s.scores + h * kChunkTokens, chunk.seen(l / heads), chunk.blocks * kBlockTokens, s.maxima[h]);
 }
 
 void attend(const Attend& a, AttendScratch& s) {
@@ -255,21 +259,21 @@ void attend(const Attend& a, AttendScratch& s) {
   }
   for (int i = 0; i < lanes * dim; i += 8) store(s.merged + i, zero());
   // What begins with the first chunk is merged as it comes.
-  const bool apart = a.partial && a.chunk_begin;
+  const bool separate = a.partial && a.chunk_begin;
   const size_t record = (size_t)dim + 8;
   for (int number = a.chunk_begin; number < a.chunk_end; number++) {
     const Chunk chunk(a, number);
     score_chunk(chunk, query, lanes, s);
     soften_chunk(chunk, lanes, s);
     weigh_chunk(chunk, lanes, s);
-    if (!apart) {
+    if (!separate) {
       merge_chunk(s, lanes, dim);
       continue;
     }
     float* out = a.partial + (size_t)(number - a.chunk_begin) * lanes * record;
     for (int l = 0; l < lanes; l++) leave(s.sums + (size_t)l * dim, s.maxima[l], s.totals[l], 1, dim, out + l * record);
   }
-  if (apart) return;
+  if (separate) return;
   for (int l = 0; l < lanes; l++) {
     const float* merged = s.merged + (size_t)l * dim;
     if (a.partial)

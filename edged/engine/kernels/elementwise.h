@@ -22,9 +22,9 @@ inline F8 exp2(F8 x) {
   return mul(exp2_of_fraction(sub(low, n)), power_of_two(n));
 }
 
-// The same for x ≤ 0.
+// The same for x ≤ 0, and NaN for NaN.
 inline F8 exp2_below(F8 x) {
-  const F8 low = max(x, splat(-126.f)), n = nearest(low);
+  const F8 low = max(splat(-126.f), x), n = nearest(low);
   return mul(exp2_of_fraction(sub(low, n)), power_of_two(n));
 }
 

@@ -10,7 +10,7 @@ namespace edged {
 constexpr int kTileRows = 8;         // rows interleaved in one tile
 constexpr int kActivationGroup = 32; // activations share a scale over this many k
 constexpr int kBlockTokens = 32;     // tokens in one block of the key/value cache
-constexpr int kChunkBlocks = 4;      // attention partial results end every 4 blocks (128 tokens), alone or in company
+constexpr int kChunkBlocks = 4;      // attention goes on in chunks of 4 blocks (128 tokens), alone or in company
 constexpr int kChunkTokens = kBlockTokens * kChunkBlocks;
 
 // How a matrix's weights are stored. The numbers are part of the packed format.
@@ -102,7 +102,7 @@ struct Attend {
 constexpr int kFewRows = 16;   // rows up to which a product streams its weights from memory once
 constexpr int kMaxLanes = 48;  // query rows × heads in one piece of attention
 
-// A thread's room for attention: parts of one piece of memory, which begins with a cache line.
+// A thread's room for attention: parts of one piece of memory, which is faster where it begins with a cache line.
 struct AttendScratch {
   float* widened = nullptr;  // a block's keys or values as float32
   float* scores = nullptr;   // [lanes, 128]

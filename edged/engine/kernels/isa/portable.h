@@ -50,7 +50,7 @@ inline F8 nearest(F8 a) {
 }
 inline F8 power_of_two(F8 a) {
   EDGED_LANES {
-    const int32_t bits = ((int32_t)a.v[i] + 127) << 23;
+    const int32_t bits = ((std::isnan(a.v[i]) ? 0 : (int32_t)a.v[i]) + 127) << 23;
     memcpy(&a.v[i], &bits, 4);
   }
   return a;
