@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edged.engine.backends.native_model import NativeModel
-from edged.engine.kernels.build import BuildError
+from edged.engine.kernels.build import FLAGS, HERE, BuildError
 from edged.engine.kernels.library import Tensor, load_library
 from edged.models.pack import pack_path
 from edged.models.packed import open_packed
@@ -26,6 +28,25 @@ def _kernels() -> list[str]:
 
 
 ALL_KERNELS = _kernels()
+
+
+def kernel_check(folder: Path, command: list[str], machine: str, *flags: str) -> Path:
+    """The program `kernel_check.cpp`, which compares all kernels with plain C++, compiled for a processor's family."""
+    kernels = [*HERE.glob("kernels_*.cpp"), HERE / "dispatch.cpp", HERE / "model.cpp"]
+    sources = [*kernels, Path(__file__).with_name("kernel_check.cpp")]
+    common = [*command, "-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", f"-I{HERE}", *flags]
+
+    def compiled(source: Path) -> str:
+        made = folder / f"{source.stem}.o"
+        own = FLAGS.get(machine, {}).get(source.name, ())
+        subprocess.run([*common, *own, "-c", str(source), "-o", str(made)], check=True)
+        return str(made)
+
+    program = folder / "kernel_check"
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([*common, *objects, "-o", str(program)], check=True)
+    return program
 
 
 class Packed:

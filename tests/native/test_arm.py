@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.engine.kernels.build import FLAGS, HERE
-
-FILES = ("kernels_portable", "kernels_neon", "kernels_dotprod", "kernels_avx2", "kernels_vnni", "dispatch", "model")
+from tests.native.helpers import kernel_check
 
 
 @pytest.mark.slow
@@ -22,14 +20,7 @@ def test_arm_kernels_agree_with_plain_cpp(tmp_path: Path) -> None:
     qemu = os.environ.get("QEMU_AARCH64") or shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if not shutil.which(compiler[0]) or not qemu:
         pytest.skip("needs a C++ compiler for aarch64 and qemu-user")
-    flags = ("-std=c++17", "-O2", "-ffp-contract=off", f"-I{HERE}")
-    objects = []
-    for source in [*(HERE / f"{name}.cpp" for name in FILES), Path(__file__).with_name("kernel_check.cpp")]:
-        objects.append(tmp_path / f"{source.stem}.o")
-        own = FLAGS["aarch64"].get(source.name, ())
-        subprocess.run([*compiler, *flags, *own, "-c", str(source), "-o", str(objects[-1])], check=True)
-    program = tmp_path / "kernel_check"
-    subprocess.run([*compiler, "-static", *map(str, objects), "-o", str(program)], check=True)
+    program = kernel_check(tmp_path, compiler, "aarch64", "-static")
     for cpu, names in (("cortex-a72", ["portable", "neon"]), ("max", ["portable", "neon", "dotprod"])):
         result = subprocess.run([qemu, "-cpu", cpu, str(program)], capture_output=True, text=True, check=False)
         assert [f"{name}: as plain C++" for name in names] == result.stdout.splitlines()

@@ -92,8 +92,8 @@ inline void weigh_block(const float* weights, const T* values, int count, int di
     weigh<L, J>(weights, values + at, count, dim, sums + at, ahead ? ahead + at : nullptr);
     at += J * 8;
   };
-  if constexpr (L == 1)
-    while (dim - at >= 64) columns(std::integral_constant<int, 8>());
+  if constexpr (L == 1 && kAloneVectors > 4)
+    while (dim - at >= kAloneVectors * 8) columns(std::integral_constant<int, kAloneVectors>());
   if constexpr (L == 4) {
     while (dim - at >= 24 && dim - at != 32) columns(std::integral_constant<int, 3>());
     while (dim - at >= 16) columns(std::integral_constant<int, 2>());

@@ -103,6 +103,7 @@ inline A4 load_a(const int8_t* group, int k) {
 constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
 constexpr int kStripsAhead = 192;  // bytes behind a group; 128 to 320 within 1 %, 512 and 1024 0.82 and 0.85 x: the first level is full then
 constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
+constexpr int kAloneVectors = 8;  // of values beside a single lane: with 4 its sums wait for each other
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
 
 // Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.

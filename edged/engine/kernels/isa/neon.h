@@ -89,6 +89,7 @@ constexpr int kStripsAhead = 0;
 // with 4 and 38 with 2, A76 22 and 14).
 constexpr int kBlockRows = 2;
 constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
+constexpr int kAloneVectors = 4;  // of values beside a single lane, two registers each; with 8 GCC 12 spills
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 #ifdef EDGED_DOTPROD

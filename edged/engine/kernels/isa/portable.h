@@ -156,6 +156,7 @@ inline A4 load_a(const int8_t* group, int k) { return {{group[k], group[k + 1], 
 constexpr int kStrips = 1;  // one stream from memory
 constexpr int kStripsAhead = 0;
 constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
+constexpr int kAloneVectors = 4;  // of values beside a single lane
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles' sums in registers
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
