@@ -27,9 +27,9 @@ from edged.core.errors import EdgedError
 from edged.measure import speed
 from edged.measure.awake import awake
 from edged.measure.bench import PeerOrder, open_peer
-from edged.models.locate import locate
-from edged.models.packed_cache import packed_model
-from edged.models.store import Store
+from edged.models.store.locate import locate
+from edged.models.store.packed_cache import packed_model
+from edged.models.store.store import Store
 
 MODELS = FOLDER / "state" / "models"
 STEP, STEP_ALLOWED = 4.0, 0.2  # GB/s, and ratios, of a range

@@ -20,9 +20,9 @@ from edged.core.prompt import Final, Sampling
 from edged.engine import Model, load_model
 from edged.engine.backends.native_backend import MAX_DRAFTS, NativeBackend
 from edged.measure.peer import LlamaPeer
-from edged.models.catalog import default_model
-from edged.models.locate import locate
-from edged.models.store import Store
+from edged.models.store.catalog import default_model
+from edged.models.store.locate import locate
+from edged.models.store.store import Store
 
 MODELS = FOLDER / "state" / "models"
 LETTER = (

@@ -115,7 +115,7 @@ def write_config(url: str, private: bool) -> Path:
 def effective(config: Path) -> dict[str, dict[str, str]]:
     """What `edged check` makes of the config. Ends with its message where it refuses it."""
     answer = subprocess.run(
-        [PYTHON, "-m", "edged.cli", "check", "--config", str(config)], stdout=subprocess.PIPE, check=False
+        [PYTHON, "-m", "edged", "check", "--config", str(config)], stdout=subprocess.PIPE, check=False
     )
     if answer.returncode:
         raise SystemExit(answer.returncode)
@@ -197,7 +197,7 @@ def main() -> int:
         config = write_config(url, private=broker is not None)
         settings = effective(config)
         say(f"starting edged as {settings['identity']['device']} of the fleet {settings['identity']['fleet']}")
-        daemon = start([PYTHON, "-m", "edged.cli", "run", "--config", str(config)])
+        daemon = start([PYTHON, "-m", "edged", "run", "--config", str(config)])
         serve(once, daemon, settings, config)
     except Stopped:
         print(file=sys.stderr)

@@ -22,10 +22,10 @@ import paho.mqtt.client as mqtt
 from first_light import FOLDER, PYTHON, alone, fail, say, start, start_broker, stop, write_config
 
 from edged.measure import speed
-from edged.models.catalog import default_model
-from edged.models.locate import locate
-from edged.models.packed_cache import packed_model
-from edged.models.store import Store
+from edged.models.store.catalog import default_model
+from edged.models.store.locate import locate
+from edged.models.store.packed_cache import packed_model
+from edged.models.store.store import Store
 
 TOKENS = 128
 ROOT = "edged/v1/home"
@@ -75,7 +75,7 @@ def main(rounds: int) -> None:
     config = write_config(url, private=True)
     asker = Asker(int(url.rsplit(":", 1)[1]))
     begun = time.perf_counter()
-    daemon = start([PYTHON, "-m", "edged.cli", "run", "--config", str(config)])
+    daemon = start([PYTHON, "-m", "edged", "run", "--config", str(config)])
     try:
         asker.until_online()
         say(f"online {time.perf_counter() - begun:.2f} s after the start (the first time it also fetches the model)")

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 
 from edged.engine.kernels.library import Tensor, load_library
-from edged.models.rounding import quantize
-from edged.models.tiles import Kind, packed_bytes, tile_codes
+from edged.models.formats.tiles import Kind, packed_bytes, tile_codes
+from edged.models.packing.rounding import quantize
 
 ROWS, COLS, GROUP = 256, 896, 32
 

@@ -74,7 +74,7 @@ def real_store() -> Path:
     state = ROOT / ".edged" / "state"
     environment = {**os.environ, "EDGED_STATE_DIR": str(state)}
     subprocess.run(
-        [sys.executable, "-m", "edged.cli", "model", "pull", "smollm2-135m-instruct"], env=environment, check=True
+        [sys.executable, "-m", "edged", "model", "pull", "smollm2-135m-instruct"], env=environment, check=True
     )
     return state
 

@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from edged.agent import start
-from edged.core.settings import build
-from edged.wire import config_file
+from edged.agent import startup as start
+from edged.config import file as config_file
+from edged.config.schema import build
 
 if __name__ == "__main__":
     config, control = Path(sys.argv[1]), sys.argv[2]

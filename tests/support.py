@@ -260,7 +260,7 @@ class Device:
             command = [sys.executable, str(ROOT / "tests" / "fake_daemon.py"), str(path), str(self.control)]
             command += self.patches
         else:
-            command = [sys.executable, "-m", "edged.cli", "run", "--config", str(path)]
+            command = [sys.executable, "-m", "edged", "run", "--config", str(path)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGED_")}
         environment |= {"PYTHONPATH": str(ROOT), **self.variables}
         self.process = subprocess.Popen(command, stderr=self.log.open("ab"), env=environment, cwd=self.folder)

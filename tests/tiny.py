@@ -29,7 +29,7 @@ TEMPLATE = (
 
 def vocabulary() -> tuple[list[str], list[str]]:
     """Tokens and merges of a small byte-level vocabulary."""
-    from edged.models.token_bytes import byte_level_letters
+    from edged.models.tokenizer.token_bytes import byte_level_letters
 
     tokens = [*CONTROL, *byte_level_letters()]
     merges: list[str] = []

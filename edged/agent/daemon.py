@@ -18,24 +18,24 @@ from typing import Any
 import msgspec
 
 from edged.agent import findings, logs
-from edged.agent.answers import Context
-from edged.agent.clock import WallClock
-from edged.agent.desired import DesiredConfig
-from edged.agent.desk import Desk
-from edged.agent.intake import Intake
+from edged.agent.admission import Intake
 from edged.agent.journal import Journal
-from edged.agent.keeper import Keeper
+from edged.agent.journal_maintenance import Keeper
 from edged.agent.mailbox import Mailbox
+from edged.agent.prompt_queue import Desk
 from edged.agent.pushes import Pushes
+from edged.agent.receipts import Context
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
-from edged.agent.sensing import Sensing
 from edged.agent.supervisor import PullEnded, Supervisor, load_order
 from edged.agent.systemd import Notifier
+from edged.agent.telemetry_thread import Sensing
+from edged.agent.wall_clock import WallClock
+from edged.config.schema import Settings, build
 from edged.core.health import Finding
 from edged.core.reading import Reading
-from edged.core.settings import Settings, build
 from edged.device.clock import clock_state
+from edged.fleet.desired import DesiredConfig
 from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
 from edged.link.outbound import Outbound
 from edged.wire import documents

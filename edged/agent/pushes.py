@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edged.agent import logs
-from edged.agent.desired import DesiredConfig
 from edged.agent.reporter import Reporter
-from edged.core.settings import Settings
+from edged.config.schema import Settings
+from edged.fleet.desired import DesiredConfig
 from edged.link.outbound import Outbound, Publication
 from edged.wire.layers import reported
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edged.core import settings
+from edged.config import schema as settings
 from edged.core.prompt import ModelInfo
 from edged.wire import documents
 from edged.worker import frames
@@ -262,16 +262,7 @@ class Supervisor:
     def _start_pull(self) -> None:
         self._pulls += 1
         self.doing = "fetching"
-        command = [
-            sys.executable,
-            "-m",
-            "edged.cli",
-            "model",
-            "pull",
-            self._order.source,
-            "--json",
-            *self._pull_arguments,
-        ]
+        command = [sys.executable, "-m", "edged", "model", "pull", self._order.source, "--json", *self._pull_arguments]
         try:
             self._pull = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         except OSError as error:

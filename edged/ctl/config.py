@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
-from edged.core.settings import Mqtt
 from edged.link.connection import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 import msgspec
 
+from edged.config.schema import Mqtt
 from edged.core.errors import EdgedError
-from edged.core.settings import Mqtt
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 from edged.wire.topics import Topics

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from edged.core.settings import Mqtt
+from edged.config.schema import Mqtt
 from edged.link.connection import Arrived
 from edged.link.session import Session, TimedOut
 

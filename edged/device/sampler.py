@@ -22,9 +22,9 @@ from edged.core.reading import (
 )
 from edged.device.clock import ClockState, uptime
 from edged.device.cpu import CpuClock, CpuTimes, Load, percent_used
-from edged.device.lanes import Lanes, Outcome
 from edged.device.memory import StallOf
 from edged.device.power import ThrottleCount, ThrottleSample
+from edged.device.probe_runner import Lanes, Outcome
 from edged.device.probes import Probe, ProcessFigure, discover, process_probes
 from edged.device.thermal import ZoneTemperature, hottest
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Request, Turn
-from edged.models.template import ChatTemplate
-from edged.models.tokenizer import TextCodec, choose_guard
+from edged.models.tokenizer.codec import TextCodec, choose_guard
+from edged.models.tokenizer.template import ChatTemplate
 
 
 class PromptEncoder:

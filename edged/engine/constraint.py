@@ -20,7 +20,7 @@ from edged.core.errors import PromptRefused
 from edged.core.prompt import Choice, Failure, Format, JsonSchema
 from edged.engine import format_check
 from edged.engine.memory import available_bytes
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -20,7 +20,7 @@ from edged.engine.sampler import SEEDS, BadLogitsError
 from edged.engine.scheduler import Scheduler, Work
 from edged.engine.sequence import Sequence
 from edged.engine.speculation import Speculation
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 
 Event = Started | Chunk | Final
 Events = list[tuple[str, Event]]

@@ -20,14 +20,14 @@ from edged.engine.memory import available_bytes, give_back
 from edged.engine.model import Model
 from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
-from edged.models.locate import LocatedModel, locate
-from edged.models.packed import PackedModel
-from edged.models.packed_cache import packed_model
-from edged.models.store import Store
-from edged.models.template import ChatTemplate
-from edged.models.texts import read_texts
-from edged.models.token_tables import open_tables
-from edged.models.tokenizer import TextCodec
+from edged.models.formats.packed import PackedModel
+from edged.models.store.locate import LocatedModel, locate
+from edged.models.store.packed_cache import packed_model
+from edged.models.store.store import Store
+from edged.models.tokenizer.codec import TextCodec
+from edged.models.tokenizer.tables import open_tables
+from edged.models.tokenizer.template import ChatTemplate
+from edged.models.tokenizer.texts import read_texts
 
 MODELS: Final = Path("/var/lib/edged/models")
 _GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvhost-gpu")

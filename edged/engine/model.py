@@ -14,7 +14,7 @@ from edged.core.errors import PromptRefused
 from edged.core.prompt import Chunk, Final, ModelInfo, Request, Sampling, Started, Turn
 from edged.engine.backends.base import MAX_SLICE, Backend, ComputeError, Slice
 from edged.engine.engine import Engine, Event
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 
 
 class Model:

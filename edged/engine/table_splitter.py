@@ -17,9 +17,9 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from edged.core.errors import ModelError
 from edged.engine.kernels.library import Library, Merges
-from edged.models.token_bytes import byte_level_letters
-from edged.models.token_tables import TokenBytes, TokenTables
-from edged.models.tokenizer import TextCodec, longest_of
+from edged.models.tokenizer.codec import TextCodec, longest_of
+from edged.models.tokenizer.tables import TokenBytes, TokenTables
+from edged.models.tokenizer.token_bytes import byte_level_letters
 
 _TO_BYTES = {ord(letter): byte for byte, letter in enumerate(byte_level_letters())}
 

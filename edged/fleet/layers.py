@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from edged.core import fields as f
+from edged.config import checks as f
+from edged.config.schema import Settings, build, merge
 from edged.core.errors import BadValue
-from edged.core.settings import Settings, build, merge
 from edged.wire.layers import BadLayer, Layer, Reported, parse_layer
 
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
 
+from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
-from edged.core.settings import Mqtt
 
 
 def broker_address(url: str) -> tuple[str, int]:

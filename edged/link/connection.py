@@ -22,8 +22,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
-from edged.core.settings import Mqtt
 from edged.link.access import broker_address, configure_access, in_words
 from edged.link.tolerant_client import TolerantClient, UnreadableMessage
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
+from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
-from edged.core.settings import Mqtt
 from edged.link.connection import Acked, Arrived, Connection, Down, Event, Subscription, Up
 
 

@@ -21,10 +21,10 @@ from edged.measure import speed
 from edged.measure.footprint import footprint, huge_share
 from edged.measure.peer import LlamaBench, LlamaPeer
 from edged.measure.random_gguf import write_random_gguf
-from edged.models.locate import LocatedModel
-from edged.models.pack_shapes import SHAPES
-from edged.models.packed import GGUF_TOKENIZER, WEIGHTS, PackedModel
-from edged.models.tiles import Kind
+from edged.models.formats.packed import GGUF_TOKENIZER, WEIGHTS, PackedModel
+from edged.models.formats.tiles import Kind
+from edged.models.packing.shapes import SHAPES
+from edged.models.store.locate import LocatedModel
 
 Peer = LlamaPeer | LlamaBench
 TOKENIZER_JSON: Final = "tokenizer.json"

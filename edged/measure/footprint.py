@@ -21,7 +21,7 @@ from edged.core.errors import ModelError
 from edged.core.prompt import Request, Sampling
 from edged.engine import load_model
 from edged.engine.backends.native_backend import NativeBackend
-from edged.models.packed import WEIGHTS
+from edged.models.formats.packed import WEIGHTS
 
 TOKENS: Final = 64
 SMAPS: Final = Path("/proc/self/smaps")

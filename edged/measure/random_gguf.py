@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edged.models.families import Shape
-from edged.models.pack_shapes import RandomSource
+from edged.models.formats.families import Shape
+from edged.models.packing.shapes import RandomSource
 
 
 def write_random_gguf(name: str, path: Path, bits: int) -> Path:

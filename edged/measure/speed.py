@@ -24,7 +24,7 @@ from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import load_library
 from edged.engine.memory import available_bytes
 from edged.engine.scheduler import steps_at_once
-from edged.models.packed import PackedModel
+from edged.models.formats.packed import PackedModel
 
 DECODE_TOKENS: Final = 64
 BATCH_STEPS: Final = 16

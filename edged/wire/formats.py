@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from edged.core import fields as f
+from edged.config import checks as f
 from edged.core.errors import BadValue
 from edged.core.prompt import Choice, Format, JsonSchema, Regex
 from edged.wire import strict_json

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import msgspec
 
 from edged import __version__
-from edged.core import fields as f
+from edged.config import checks as f
+from edged.config.schema import check_layer
 from edged.core.errors import BadValue
-from edged.core.settings import check_layer
 from edged.wire import strict_json
 from edged.wire.replies import rfc3339
 

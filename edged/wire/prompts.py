@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from edged.core import fields as f
+from edged.config import checks as f
+from edged.config.schema import SAMPLING
 from edged.core.errors import BadValue, EdgedError
 from edged.core.prompt import DEFAULT_PRIORITY, Format, Turn
-from edged.core.settings import SAMPLING
 from edged.wire import strict_json
 from edged.wire.formats import check_format
 from edged.wire.topics import PROMPT_ID

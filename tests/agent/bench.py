@@ -7,12 +7,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from edged.agent.answers import Context
-from edged.agent.desk import Desk
-from edged.agent.intake import Intake
+from edged.agent.admission import Intake
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
+from edged.agent.prompt_queue import Desk
+from edged.agent.receipts import Context
+from edged.config.schema import Limits, Settings
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
-from edged.core.settings import Limits, Settings
 from edged.link.connection import Arrived
 from edged.wire.topics import Topics
 from edged.worker import frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edged.agent.clock import WallClock
+from edged.agent.wall_clock import WallClock
 
 
 class Board:

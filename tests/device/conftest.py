@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.device.device_boards import Tree
+from tests.device.boards import Tree
 
 
 @pytest.fixture

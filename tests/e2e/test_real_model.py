@@ -143,7 +143,7 @@ def test_the_agent_is_small_and_knows_no_torch(real: tuple[Device, Client]) -> N
 def test_edgectl_prompt_streams_in_the_terminal(real: tuple[Device, Client], broker: Broker) -> None:
     words = ["prompt", "--url", broker.url, "--fleet", "real", "--temperature", "0", "What is the capital of Japan?"]
     answer = subprocess.run(
-        [sys.executable, "-m", "edged.ctl.cli", *words],
+        [sys.executable, "-m", "edged.ctl.main", *words],
         capture_output=True,
         text=True,
         timeout=90,
@@ -180,7 +180,7 @@ def test_generate_answers_without_a_broker(real_store: Path) -> None:
     words = ["generate", "smollm2-135m-instruct", "What is the capital of Japan?", "--temperature", "0", "--json"]
     environment = {**os.environ, "EDGED_STATE_DIR": str(real_store)}
     answer = subprocess.run(
-        [sys.executable, "-m", "edged.cli", *words], capture_output=True, env=environment, timeout=90, check=True
+        [sys.executable, "-m", "edged", *words], capture_output=True, env=environment, timeout=90, check=True
     )
     assert "The capital of Japan is Tokyo." == json.loads(answer.stdout)["text"]
 

@@ -15,10 +15,10 @@ from edged.engine import choose_plain
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.chat import PromptEncoder
 from edged.engine.engine import Engine
-from edged.models.gguf_file import open_gguf
-from edged.models.template import ChatTemplate
-from edged.models.tokenizer import TextCodec
-from edged.models.tokenizer_sources import codec_from_gguf
+from edged.models.formats.gguf import open_gguf
+from edged.models.tokenizer.codec import TextCodec
+from edged.models.tokenizer.sources import codec_from_gguf
+from edged.models.tokenizer.template import ChatTemplate
 from tests.tiny import CONTROL, make_checkpoint, make_gguf
 
 

@@ -13,7 +13,7 @@ from edged.engine.backends.base import ComputeError
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
 from edged.engine.scheduler import AHEAD, MAX_STEPS, steps_at_once
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS

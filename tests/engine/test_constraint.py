@@ -14,10 +14,10 @@ from edged.core.prompt import Choice, Final, Format, JsonSchema, Regex, Request,
 from edged.engine import constraint as module
 from edged.engine.constraint import ConstraintError, FormatCompiler
 from edged.engine.engine import Engine, Event
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import FakeBackend, make_engine
 from tests.engine.schema_check import obeys
-from tests.engine.test_engine_turns import check, drain
+from tests.engine.test_turns import check, drain
 
 PERSON: dict[str, Any] = {
     "type": "object",

@@ -13,7 +13,7 @@ from edged.core.prompt import Choice, Final, Format, Regex
 from edged.engine import format_check
 from edged.engine.constraint import Constraint, FormatCompiler
 from edged.engine.engine import Engine
-from edged.models.tokenizer import TextCodec
+from edged.models.tokenizer.codec import TextCodec
 from tests.engine.schema_check import obeys
 from tests.engine.test_constraint import request, schema
 from tests.support import SECONDS

@@ -15,11 +15,11 @@ from edged.core.errors import ModelError
 from edged.engine import load_model
 from edged.engine.kernels.library import load_library
 from edged.engine.table_splitter import TableSplitter, codec_from_tables
-from edged.models.pack import pack_path
-from edged.models.texts import read_texts
-from edged.models.token_bytes import byte_level_bytes
-from edged.models.token_tables import TABLES, open_tables, write_tables
-from edged.models.tokenizer import LibrarySplitter, TextCodec
+from edged.models.packing.pack import pack_path
+from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
+from edged.models.tokenizer.tables import TABLES, open_tables, write_tables
+from edged.models.tokenizer.texts import read_texts
+from edged.models.tokenizer.token_bytes import byte_level_bytes
 from tests.tiny import CONTROL, vocabulary
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.core.settings import build
+from edged.config.schema import build
 from edged.fleet import layers as fleet
-from edged.fleet.store import NOTHING_PUSHED
+from edged.fleet.layer_store import NOTHING_PUSHED
 from edged.wire.layers import Reported
 
 ORDER = ("fleet", "group:a", "group:b", "device")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.fleet import store
-from edged.fleet.store import Kept
+from edged.fleet import layer_store as store
+from edged.fleet.layer_store import Kept
 from edged.wire.layers import Reported
 
 SCOPE = "edged/v1/home/device/pi"

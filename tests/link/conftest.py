@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from edged.core.settings import Mqtt
+from edged.config.schema import Mqtt
 from edged.link.connection import (
     Acked,
     Arrived,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edged.config.schema import check_file
 from edged.core.errors import BadValue
-from edged.core.settings import check_file
 from edged.link import connection as module
 from edged.link.connection import Arrived, Down, Subscription, Up
 from tests.link.conftest import CONFIG, PROMPTS, ROOT, Line, Wire

@@ -18,11 +18,11 @@ from edged.core.errors import ModelError
 from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.kernels.library import KernelError, load_library
 from edged.engine.table_splitter import codec_from_tables
-from edged.models.gguf_file import open_gguf
-from edged.models.pack import pack_path
-from edged.models.packed import MANIFEST, WEIGHTS, open_packed
-from edged.models.token_tables import TABLES, open_tables
-from edged.models.tokenizer_sources import codec_from_gguf
+from edged.models.formats.gguf import open_gguf
+from edged.models.formats.packed import MANIFEST, WEIGHTS, open_packed
+from edged.models.packing.pack import pack_path
+from edged.models.tokenizer.sources import codec_from_gguf
+from edged.models.tokenizer.tables import TABLES, open_tables
 from tests.tiny import make_checkpoint, make_gguf
 
 NUMBERS = (0, 1, 2, 7, 31, 127, 255, 1 << 15, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)

@@ -12,10 +12,10 @@ import numpy as np
 from edged.engine.backends.native_model import NativeModel
 from edged.engine.kernels.build import FLAGS, HERE, BuildError
 from edged.engine.kernels.library import Tensor, load_library
-from edged.models.pack import pack_path
-from edged.models.packed import open_packed
-from edged.models.rounding import quantize
-from edged.models.tiles import Codes, Kind, tile_codes, tile_floats
+from edged.models.formats.packed import open_packed
+from edged.models.formats.tiles import Codes, Kind, tile_codes, tile_floats
+from edged.models.packing.pack import pack_path
+from edged.models.packing.rounding import quantize
 
 
 def _kernels() -> list[str]:

@@ -15,8 +15,8 @@ from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
 from edged.engine.memory import WORKING
-from edged.models.packed import PackedModel, open_packed
-from edged.models.tiles import Kind
+from edged.models.formats.packed import PackedModel, open_packed
+from edged.models.formats.tiles import Kind
 from tests.native.helpers import open_model, pack_overflowing, pack_tiny
 
 

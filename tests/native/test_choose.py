@@ -11,7 +11,7 @@ from edged.core.prompt import Sampling
 from edged.engine import choose_plain, sampler
 from edged.engine.kernels.library import KernelError, SamplingCall, load_library
 from edged.engine.sampler import BadLogitsError, Sampler
-from tests.engine.test_engine_text import SAMPLINGS, reference
+from tests.engine.test_text import SAMPLINGS, reference
 from tests.native.helpers import ALL_KERNELS
 
 CHANCES = (0.0, 1e-9, 0.1, 0.25, 0.5, 0.77, 0.999, 1 - 2**-53)

@@ -16,7 +16,7 @@ from edged.engine.backends.base import ComputeError, Decoding, Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.kernels.library import KernelError
 from edged.engine.sampler import Sampler
-from edged.models.packed import open_packed
+from edged.models.formats.packed import open_packed
 from tests.native.helpers import ALL_KERNELS, open_model, pack_overflowing, pack_tiny
 
 CALM = array("i", [0])

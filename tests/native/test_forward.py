@@ -14,7 +14,7 @@ import pytest
 from edged.engine.backends.base import Slice
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
-from edged.models.packed import PackedModel, open_packed
+from edged.models.formats.packed import PackedModel, open_packed
 from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny
 
 LLAMA3 = {

@@ -11,7 +11,7 @@ import pytest
 
 from edged.engine.kernels.build import HERE
 from edged.engine.kernels.library import load_library
-from edged.models.pack import pack_path
+from edged.models.packing.pack import pack_path
 from tests.support import ROOT
 from tests.tiny import make_gguf
 
@@ -39,8 +39,8 @@ import numpy as np
 from pathlib import Path
 from edged.engine.backends.native_model import NativeModel
 from edged.engine.kernels.library import KernelError, load_library
-from edged.models.packed import open_packed
-from edged.models.tiles import Kind
+from edged.models.formats.packed import open_packed
+from edged.models.formats.tiles import Kind
 from tests.native.helpers import Packed
 
 packed, library = open_packed(Path({str(folder)!r})), load_library()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edged.models.tiles import Kind
+from edged.models.formats.tiles import Kind
 from tests.native.helpers import ALL_KERNELS, Packed, rounded
 
 KINDS = list(Kind)

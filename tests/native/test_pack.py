@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models
 
 from edged.core.errors import ModelError
 from edged.engine.kernels.library import load_library
-from edged.models.gguf_file import open_gguf
-from edged.models.pack import pack_path, pack_shape
-from edged.models.packed import FORMAT, MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
-from edged.models.rounding import quantize
-from edged.models.tiles import Codes, Kind, packed_bytes
+from edged.models.formats.gguf import open_gguf
+from edged.models.formats.packed import FORMAT, MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
+from edged.models.formats.tiles import Codes, Kind, packed_bytes
+from edged.models.packing.pack import pack_path, pack_shape
+from edged.models.packing.rounding import quantize
 from tests.native.helpers import dequantized, open_model, pack_tiny, tiny_checkpoint
 
 TYPES = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import prod
 
 from edged.core.errors import ModelError
-from edged.models.families import FAMILIES, ROTARY_SCALINGS, GgufFigures, rotary_factors
-from edged.models.gguf_file import GgufFile
+from edged.models.formats.families import FAMILIES, ROTARY_SCALINGS, GgufFigures, rotary_factors
+from edged.models.formats.gguf import GgufFile
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edged.engine.backends.base import Decoding
 from edged.engine.kernels import library as c
 from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library, sampling_call
-from edged.models.packed import PackedModel
+from edged.models.formats.packed import PackedModel
 
 BLOCK: Final = 32  # tokens of a cache block
 MAX_ROWS: Final = 512  # tokens computed in one step

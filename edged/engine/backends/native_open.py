@@ -10,7 +10,7 @@ from edged.engine.backends.native_model import BLOCK, NativeModel, block_bytes
 from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import KernelError, load_library
 from edged.engine.memory import MAX_SLOTS, admit
-from edged.models.packed import PackedModel
+from edged.models.formats.packed import PackedModel
 
 
 def kernels_here() -> str:

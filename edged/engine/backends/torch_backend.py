@@ -19,8 +19,8 @@ from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits
 from edged.engine.backends.llama_shape import llama_shape, weight_count
 from edged.engine.backends.torch_gguf import read_network
 from edged.engine.memory import admit
-from edged.models.gguf_file import GgufFile, open_gguf
-from edged.models.locate import LocatedModel
+from edged.models.formats.gguf import GgufFile, open_gguf
+from edged.models.store.locate import LocatedModel
 
 SMALL: Final = 64_000_000  # bytes of float32 weights that caches hold: bfloat16 would gain nothing there
 

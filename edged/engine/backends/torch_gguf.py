@@ -10,7 +10,7 @@ import torch
 from edged.core.errors import ModelError
 from edged.engine.backends.llama_shape import LlamaShape
 from edged.engine.backends.torch_llama import Layer, LlamaNetwork, Weights
-from edged.models.gguf_file import GgufFile
+from edged.models.formats.gguf import GgufFile
 
 
 def read_network(

@@ -15,8 +15,8 @@ import torch
 from edged.core.errors import ModelError
 from edged.engine.backends.torch_backend import TorchBackend
 from edged.engine.memory import admit
-from edged.models.gguf_file import open_gguf
-from edged.models.locate import LocatedModel
+from edged.models.formats.gguf import open_gguf
+from edged.models.store.locate import LocatedModel
 
 
 class HubNetwork:
@@ -144,7 +144,7 @@ def _cache_values(config: Any) -> int:
 
 
 def _safetensors_weights(model: LocatedModel) -> int:
-    from edged.models.checkpoint import read_headers
+    from edged.models.formats.checkpoint import read_headers
 
     return sum(_product(shape) for shape in read_headers(model.path).values())
 

@@ -14,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from edged.core.places import user_cache
 from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
+from edged.models.store.user_cache import user_cache
 
 API_VERSION: Final = 6
 ERROR_BYTES: Final = 512

@@ -1,0 +1,55 @@
+"""What must hold before the daemon can run: a log, a state folder of its own, one daemon at a time in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from edged.agent import logs
+from edged.agent.daemon import Daemon
+from edged.config.schema import Settings
+from edged.core.errors import ConfigError, EdgedError
+
+
+def run(
+    own: dict[str, Any],
+    settings: Settings,
+    device: str,
+    pull_arguments: tuple[str, ...],
+    worker: tuple[str, ...] | None = None,
+) -> int:
+    """Run the daemon; gives the exit code. `worker` is another worker's command (tests).
+
+    Raises ConfigError or EdgedError where it cannot start.
+    """
+    logs.configure(settings.log.level, settings.log.format)
+    state_dir = Path(settings.state_dir)
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts stand in it
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir: {state_dir} cannot be used ({error.strerror}); make it writable or set EDGED_STATE_DIR"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise EdgedError(f"another edged runs in {state_dir}; stop it, or give this one its own state_dir") from None
+    try:
+        return Daemon(own, device, _boot_id(), pull_arguments, worker_command=worker).run()
+    except sqlite3.Error as error:
+        raise EdgedError(
+            f"the journal in {state_dir} cannot be written ({error}); make room or mend the disk"
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,1 @@
+"""One file for each `edged` command: parse arguments, call one package, print."""

@@ -1,0 +1,166 @@
+"""`edged model pull`, `list`, `show` and `remove`: the models on this device."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edged.command_line import reason, utf8
+from edged.commands.configured import configured, store_folder
+from edged.commands.progress import progress_bar
+from edged.config.schema import Settings
+from edged.core.errors import EdgedError, ModelError
+from edged.engine.backends.native_open import kernels_here
+from edged.models.store.catalog import catalog
+from edged.models.store.download import Progress
+from edged.models.store.locate import LocatedModel
+from edged.models.store.packed_cache import forget, packed_model
+from edged.models.store.pull import pull
+from edged.models.store.store import Store, StoredModel
+
+REMOTE = ("hf:", "http://", "https://")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the verb that was given. Raises EdgedError."""
+    _, settings, _ = configured(arguments)
+    root = store_folder(settings)
+    if arguments.verb == "pull":
+        return model_pull(arguments.source, settings, arguments.json)
+    if arguments.verb == "list":
+        return model_list(root, arguments.json)
+    if arguments.verb == "show":
+        return model_show(arguments.name, root, arguments.json)
+    return model_remove(arguments.name, root, arguments.json)
+
+
+def model_pull(source: str, settings: Settings, as_json: bool) -> int:
+    """`edged model pull`: fetches, verifies, and packs for the native engine what that can run. Raises ModelError."""
+    root = store_folder(settings)
+    with progress_bar() as progress:
+        model = _pulled(source, root, progress)
+        _pack(model, root, settings, progress)
+    if as_json:
+        print(json.dumps(_document(model), ensure_ascii=False))
+    else:
+        print(f"{model.name} is here: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
+    return 0
+
+
+def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
+    """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
+    if source.startswith(REMOTE):
+        utf8("the source", source)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir, or set EDGED_STATE_DIR"
+        raise ModelError("no_disk", why) from None
+    try:
+        return pull(source, Store(root), progress)
+    except OSError as error:
+        why = f"{source} cannot be pulled ({reason(error, source)}); see that this user may read it and write {root}"
+        raise ModelError("unreachable", why) from None
+
+
+def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress) -> None:
+    """Packs a stored model ahead of its first use. What cannot be packed is told when it is loaded."""
+    if settings.model.backend == "torch" or not _native_engine_runs():
+        return
+    located = LocatedModel(model.name, model.path, model.digest, "gguf", model.size)
+    if model.path.is_dir():
+        located = replace(located, format="checkpoint")
+    with suppress(ModelError):
+        packed_model(located, settings.model.bits, root, lambda _: progress(0, None, f"packing {model.name}"))
+
+
+def model_list(root: Path, as_json: bool) -> int:
+    """`edged model list`: what is kept, and what the catalog offers beside it."""
+    kept = Store(root).list()
+    offered = [entry for entry in catalog().values() if entry.digest not in {model.digest for model in kept}]
+    if as_json:
+        entries = [{"name": e.name, "digest": e.digest, "size_bytes": e.size, "licence": e.licence} for e in offered]
+        print(json.dumps({"models": [_document(m) for m in kept], "catalog": entries}, ensure_ascii=False))
+        return 0
+    table = Table("model", "here", "size", "licence", "digest", box=None, header_style="bold")
+    for model in kept:
+        table.add_row(model.name, "yes", f"{model.size / 1e6:.0f} MB", model.licence, model.digest[:19] + "…")
+    for entry in offered:
+        table.add_row(entry.name, "no", f"{entry.size / 1e6:.0f} MB", entry.licence, entry.digest[:19] + "…")
+    Console().print(table)
+    return 0
+
+
+def model_show(name: str, root: Path, as_json: bool) -> int:
+    """`edged model show`: what is known of a model, its bytes hashed again. Raises EdgedError."""
+    store = Store(root)
+    model = _kept(store, name)
+    whole = store.is_whole(model)
+    document = {**_document(model), "whole": whole}
+    mend = f"edged model remove {model.name}, then edged model pull {model.name}"
+    why = f"the bytes of {model.name} are not those of its digest; run: {mend}"
+    if as_json:
+        error = {} if whole else {"error": {"code": "tampered", "message": why}}
+        print(json.dumps({**document, **error}, ensure_ascii=False))
+    else:
+        for key, value in document.items():
+            print(f"{key:<11} {value}")
+    if not whole:
+        raise EdgedError(why)  # no ModelError: with --json that is a document, and the one is printed
+    return 0
+
+
+def model_remove(name: str, root: Path, as_json: bool) -> int:
+    """`edged model remove`. Raises ModelError."""
+    store = Store(root)
+    model = _kept(store, name)
+    try:
+        store.remove(model)
+    except OSError as error:
+        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir"
+        raise ModelError("no_disk", f"{model.name} is not removed: {why}") from None
+    forget(store.root, model.digest)
+    print(json.dumps(_document(model), ensure_ascii=False) if as_json else f"{model.name} is removed")
+    return 0
+
+
+def _kept(store: Store, name: str) -> StoredModel:
+    model = store.find(name)
+    if model is None:
+        names = ", ".join(sorted({kept.name for kept in store.list()})) or "none"
+        raise ModelError("missing", f"no model {name} is kept here (there are: {names}); see edged model list")
+    return model
+
+
+def _document(model: StoredModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "licence": model.licence,
+        "digest": model.digest,
+        "size_bytes": model.size,
+        "path": str(model.path),
+    }
+
+
+def fetch_missing(source: str, root: Path) -> None:
+    """What stands in the catalog or at an address and is not in the store is fetched first, as the daemon does."""
+    entry = catalog().get(source)
+    if (entry or source.startswith(REMOTE)) and Store(root).find(entry.digest if entry else source) is None:
+        with progress_bar() as progress:
+            _pulled(source, root, progress)
+
+
+def _native_engine_runs() -> bool:
+    try:
+        kernels_here()
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,71 @@
+"""Progress of long work: a bar or one line that is rewritten on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edged.models.store.download import Progress
+
+_LINE_EVERY = 5.0  # seconds between two log lines of one piece of work
+_STEP_EVERY = 10.0  # seconds between two log lines of `StepLine`
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on a terminal's stderr, a log line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _log_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int | None, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _log_lines() -> Progress:
+    said: dict[str, float] = {}
+
+    def show(done: int, total: int | None, what: str) -> None:
+        now = time.monotonic()
+        if what in said and now - said[what] < _LINE_EVERY and done != total:
+            return
+        said[what] = now
+        share = f" {done / total:.0%} of {total / 1e6:.0f} MB" if total else ""
+        print(f"{what}{share}", file=sys.stderr, flush=True)
+
+    return show
+
+
+class StepLine:
+    """Prints the current step of long work: one rewritten line on a terminal, at most a line every 10 s elsewhere."""
+
+    def __init__(self) -> None:
+        self._printed_at = -_STEP_EVERY
+
+    def __call__(self, what: str) -> None:
+        """`what` is the step that runs now."""
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+        elif (now := time.monotonic()) - self._printed_at >= _STEP_EVERY:
+            self._printed_at = now
+            print(f"{what} …", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Settings schema and validation, the config file, the environment, merging of layers. May import core."""

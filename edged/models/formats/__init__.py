@@ -1,0 +1,1 @@
+"""Model files as they lie on disk: GGUF, checkpoint folders, packed folders."""

@@ -1,0 +1,1 @@
+"""Makes packed folders, which the native engine maps as they are."""

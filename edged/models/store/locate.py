@@ -1,0 +1,88 @@
+"""From what `model.source` says to verified bytes on this disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edged.core.errors import ModelError
+from edged.models.digest import file_sha256, folder_sha256
+from edged.models.formats.checkpoint import check_folder
+from edged.models.formats.packed import is_packed, packed_digest
+from edged.models.store.catalog import catalog
+from edged.models.store.store import Store
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """A model whose bytes were just verified. `path` is a GGUF file or a folder, `size` in bytes.
+
+    Of a packed folder only the manifest was read; who opens it verifies the rest by that (`PackedModel.verify`).
+    """
+
+    name: str
+    path: Path
+    digest: str
+    format: Literal["gguf", "checkpoint", "packed"]
+    size: int
+
+
+def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
+    """Finds a model and verifies it: a catalog name, `sha256:…` or `hf:…` in the store, a GGUF file, a folder.
+
+    `digest` (`sha256:` + 64 hex digits) must match where it is given. Reads the whole model once.
+    Raises ModelError `missing` (pull it), `tampered` (remove and pull it), `unsupported` or `bad_model`.
+    """
+    entry = catalog().get(source)
+    if entry or source.startswith(("sha256:", "hf:", "http://", "https://")):
+        stored = store.find(entry.digest if entry else source)
+        if stored is None and digest:
+            stored = store.find(digest)
+        if stored is None:
+            raise ModelError(
+                "missing", f"The model {source} is not in the store; fetch it with: edged model pull {source}"
+            )
+        store.verify(stored)
+        found = _describe(source, stored.path, stored.digest)
+        digest = digest or (entry.digest if entry else None)
+    else:
+        path = Path(source).expanduser()
+        if not path.exists():
+            stored = store.find(source)
+            if stored is None:
+                names = ", ".join(catalog())
+                raise ModelError(
+                    "missing", f"There is no model {source}: give a path, or a name of the catalog ({names})."
+                )
+            store.verify(stored)
+            found = _describe(source, stored.path, stored.digest)
+        else:
+            found = _describe(path.name, path, digest_of(path))
+    if digest and digest != found.digest:
+        raise ModelError(
+            "tampered",
+            f"The model {source} has the digest {found.digest}, not {digest} as configured; "
+            "correct model.digest or give the model that has it.",
+        )
+    if found.format == "checkpoint":
+        check_folder(found.path)
+    return found
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a model file, checkpoint folder or packed folder, `sha256:` + 64 hex digits."""
+    if is_packed(path):
+        return packed_digest(path)
+    return f"sha256:{folder_sha256(path) if path.is_dir() else file_sha256(path)}"
+
+
+def _describe(name: str, path: Path, digest: str) -> LocatedModel:
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return LocatedModel(name, path, digest, "packed" if is_packed(path) else "checkpoint", size)
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ModelError("unsupported", f"{path.name} is no GGUF file; give a .gguf file or a folder with safetensors.")
+    return LocatedModel(name, path, digest, "gguf", path.stat().st_size)

@@ -1,0 +1,161 @@
+"""Packed folders that were made by themselves: where they lie, made when a model is first used, removed with it.
+
+    {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>
+    {models}/packed/.<32 hex digits>.lock      held by who makes or removes folders of that model
+
+beside the store, or in the user's cache folder where the store cannot be written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from edged.core.errors import ModelError
+from edged.models.formats.packed import FORMAT, PackedModel, is_packed, open_packed
+from edged.models.packing.pack import open_source, pack
+from edged.models.store.locate import LocatedModel
+from edged.models.store.user_cache import user_cache
+
+CHECKPOINT_BITS: Final = 4  # what `bits: auto` makes of a checkpoint
+FOLDER: Final = "packed"
+
+
+def packed_model(
+    model: LocatedModel, bits: str | int, models: Path, progress: Callable[[str], None] = lambda _: None
+) -> PackedModel:
+    """The verified packed form of a model whose bytes were verified: itself, or one kept or made beside the store.
+
+    One that is damaged, or was made from other bytes, is made again. Several processes may ask for a model at once; one
+    of them packs it. Raises ModelError: `unsupported` where the torch backend should take the model, `no_disk`,
+    `bad_model`, `tampered` (a packed folder that was named itself).
+    """
+    if model.format == "packed":
+        if bits != "auto":
+            raise ModelError("unsupported", "A packed folder has its bits already; set model.bits to auto.")
+        return _verified(model.path)
+    checkpoint = model.format == "checkpoint"
+    if not checkpoint and bits != "auto":
+        raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
+    name = f"{_stem(model.digest)}-{bits}-v{FORMAT}"
+    for place in _places(models):
+        if kept := _kept(place / name, model.digest):
+            return kept
+    source = open_source(model.path)
+    wanted = (CHECKPOINT_BITS if bits == "auto" else int(bits)) if checkpoint else None
+    reasons = []
+    for place in _places(models):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with _locked(place, model.digest, progress):
+                # Another process may have packed it since, or while this one waited.
+                if kept := _kept(place / name, model.digest):
+                    return kept
+                _clear(place, name, f"{_stem(model.digest)}-{bits}-v", progress)
+                if why := _no_room(place, model.size):
+                    reasons.append(why)
+                    continue
+                pack(source, place / name, bits=wanted, source_digest=model.digest, progress=progress)
+                return open_packed(place / name)
+        except OSError as error:
+            reasons.append(f"{place}: {error.strerror or error}")
+    raise ModelError(
+        "no_disk",
+        f"There is no place for the packed model of {model.size / 1e6:,.0f} MB ({'; '.join(reasons)}); "
+        "make room there or set state_dir to a larger disk.",
+    )
+
+
+def forget(models: Path, digest: str) -> None:
+    """Removes what was packed from a model of the store, and what was left of packing it."""
+    for place in _places(models):
+        with suppress(OSError):
+            if not place.is_dir():
+                continue
+            with _locked(place, digest):
+                for pattern in (f"{_stem(digest)}-*", f".{_stem(digest)}-*.part"):
+                    for old in place.glob(pattern):
+                        with suppress(OSError):
+                            _remove(old)
+
+
+def _verified(folder: Path) -> PackedModel:
+    packed = open_packed(folder)
+    packed.verify()
+    return packed
+
+
+def _kept(folder: Path, digest: str) -> PackedModel | None:
+    """The packed model in `folder`; None where it is damaged, was made from another model or is not there.
+
+    A link is never followed: what it points to belongs to somebody else, who may change it.
+    """
+    try:
+        if folder.is_symlink() or not is_packed(folder):
+            return None
+        packed = open_packed(folder)
+        if packed.manifest.source_digest != digest:
+            return None
+        packed.verify()
+    except (ModelError, OSError):
+        return None
+    return packed
+
+
+def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
+    """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
+
+    Raises OSError where `name` stays. Call it with the lock held: then nobody works in those folders.
+    """
+    stem = name.partition("-")[0]
+    for old in [*place.glob(f"{other_versions}*"), *place.glob(f".{stem}-*.part")]:
+        if old.name != name:
+            with suppress(OSError):
+                _remove(old)
+    if (place / name).exists():
+        progress("the packed model is damaged; packing it again (check the disk)")
+    with suppress(FileNotFoundError):
+        _remove(place / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def _locked(place: Path, digest: str, progress: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Holds the lock of one model's folders in `place`; waits for another process that has it."""
+    with (place / f".{_stem(digest)}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another process that packs the same model")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _stem(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:32]
+
+
+def _places(models: Path) -> Iterator[Path]:
+    yield models / FOLDER
+    cache = user_cache()
+    if cache:
+        yield cache / FOLDER
+
+
+def _no_room(place: Path, size: int) -> str | None:
+    """Why `place` cannot take `size` bytes and a tenth; None where it can."""
+    if not os.access(place, os.W_OK):
+        return f"{place}: not writable"
+    free = shutil.disk_usage(place).free
+    return f"{place}: {free / 1e6:,.0f} MB are free" if free < size * 11 // 10 else None

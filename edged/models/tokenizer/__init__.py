@@ -1,0 +1,1 @@
+"""Text ↔ token ids, chat templates, token tables for constrained output."""

@@ -1,0 +1,34 @@
+"""A model's tokenizer, chat template and architecture's name, read from a GGUF file or a model's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edged.models.formats.checkpoint import chat_template
+from edged.models.formats.gguf import open_gguf
+from edged.models.formats.packed import GGUF_TOKENIZER
+from edged.models.tokenizer.codec import TextCodec
+from edged.models.tokenizer.sources import codec_from_folder, codec_from_gguf, read_json
+
+
+@dataclass(frozen=True)
+class Texts:
+    """`template`: the chat template's source, None where the model has none."""
+
+    codec: TextCodec
+    template: str | None
+    architecture: str
+
+
+def read_texts(path: Path) -> Texts:
+    """Reads them with the tokenizers library. Raises ModelError `missing`, `unsupported` or `bad_model`."""
+    file_path = path / GGUF_TOKENIZER if (path / GGUF_TOKENIZER).is_file() else path
+    if file_path.is_file():
+        file = open_gguf(file_path)
+        codec, template = codec_from_gguf(file), file.get("tokenizer.chat_template")
+        architecture = file.get("general.architecture", "unknown")
+    else:
+        codec, template = codec_from_folder(path), chat_template(path)
+        architecture = read_json(path / "config.json").get("model_type", "unknown")
+    return Texts(codec, template if isinstance(template, str) and template else None, str(architecture))

@@ -1,0 +1,349 @@
+"""The intake: in which order a prompt is judged, what is stored, and what is answered to the rest."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+import pytest
+
+from edged.config.schema import Generation, Limits, Mqtt, Settings
+from edged.core.prompt import Choice, Turn
+from tests.agent.bench import Bench, message
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def outcome(bench: Bench) -> list[tuple[str, str, str]]:
+    """(id, reason, error code) of every final."""
+    return [(f["id"], f["reason"], f.get("error", {}).get("code", "")) for f in bench.replies.finals]
+
+
+# ---- who asks, where the answer goes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("requester", ["", "a b", "ä", "x" * 65, "a.b"])
+def test_a_requester_outside_the_pattern_gets_no_reply_but_is_counted(bench: Bench, requester: str) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}), message(b"broken \xff"), requester=requester)
+    assert bench.replies.sent == []
+    assert len(bench.bad) == 2
+    assert "requester" in bench.bad[0]
+    assert bench.journal.open_entries() == []
+
+
+def test_answers_go_to_the_default_topic_and_stream(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    ((topic, notice),) = bench.replies.sent
+    assert topic == "edged/v1/home/reply/me/pi/a"
+    assert notice == {"id": "a", "accepted": True, "position": 1, "eta_ms": None}
+
+
+def test_with_a_response_topic_only_the_final_comes_and_it_goes_there(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}, response_topic="edged/v1/home/reply/me/x", correlation=b"\0c"))
+    assert bench.replies.sent == []
+    (entry,) = bench.journal.open_entries()
+    assert (entry.job.reply_to.topic, entry.job.reply_to.correlation) == ("edged/v1/home/reply/me/x", b"\0c")
+    bench.ended(entry.seq)
+    assert [topic for topic, _ in bench.replies.sent] == ["edged/v1/home/reply/me/x"]
+
+
+def test_a_response_topic_with_stream_asked_for_streams(bench: Bench) -> None:
+    body = {"id": "a", "prompt": "x", "stream": True}
+    bench.arrive(message(body, response_topic="edged/v1/home/reply/me/x"))
+    assert bench.replies.documents[0]["accepted"] is True
+
+
+@pytest.mark.parametrize("topic", ["edged/v1/home/reply/you/x", "$SYS/x", "x", "edged/v1/home/reply/me/", "a/#", ""])
+def test_any_other_response_topic_is_refused_on_the_default_topic(bench: Bench, topic: str) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}, response_topic=topic))
+    assert outcome(bench) == [("a", "invalid", "response_topic")]
+    assert bench.replies.sent[0][0] == "edged/v1/home/reply/me/pi/a"
+
+
+def test_the_owners_reply_prefixes_are_allowed(bench: Bench) -> None:
+    bench.settings = Settings(mqtt=Mqtt(reply_prefixes=("ha/inbox/",)))
+    bench.arrive(message({"id": "a", "prompt": "x"}, response_topic="ha/inbox/1"))
+    assert outcome(bench) == []
+    bench.ended(1)
+    assert bench.replies.sent[-1][0] == "ha/inbox/1"
+
+
+def test_a_broken_body_is_answered_on_its_response_topic(bench: Bench) -> None:
+    bench.arrive(message(b'{"id":"a",', response_topic="edged/v1/home/reply/me/x"))
+    assert bench.replies.sent[0][0] == "edged/v1/home/reply/me/x"
+    assert outcome(bench) == [("a", "invalid", "bad_request")]
+
+
+# ---- whether it can be taken now ------------------------------------------------------------------------------------
+
+
+def test_a_retained_prompt_is_invalid(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}, retain=True))
+    assert outcome(bench) == [("a", "invalid", "retained")]
+
+
+def test_when_no_prompt_is_taken_it_is_unavailable_and_told_why(bench: Bench) -> None:
+    bench.closed = "no usable model: remove it"
+    bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": 5}))
+    assert outcome(bench) == [("a", "unavailable", "not_now"), ("b", "invalid", "bad_request")]
+    assert bench.replies.finals[0]["error"]["message"] == "no usable model: remove it"
+
+
+def test_max_tokens_beyond_the_limit_is_invalid_and_names_the_limit(bench: Bench) -> None:
+    bench.settings = Settings(limits=Limits(max_tokens=10))
+    bench.arrive(
+        message({"id": "a", "prompt": "x", "max_tokens": 11}), message({"id": "b", "prompt": "x", "max_tokens": 10})
+    )
+    assert outcome(bench) == [("a", "invalid", "bad_request")]
+    assert "limits.max_tokens" in bench.replies.finals[0]["error"]["message"]
+
+
+def test_a_full_queue_is_busy_and_says_when_to_ask_again(bench: Bench) -> None:
+    """The limit counts within a batch too."""
+    bench.settings = Settings(limits=Limits(queue=2))
+    bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(5)))
+    assert outcome(bench) == [(f"{i}", "busy", "queue_full") for i in (2, 3, 4)]
+    assert bench.replies.finals[0]["retry_after_ms"] == 5000
+    assert len(bench.journal.open_entries()) == 2
+    bench.ended(1)
+    bench.arrive(message({"id": "2", "prompt": "x"}))
+    assert len(bench.journal.open_entries()) == 2
+
+
+def test_a_plain_text_prompt_gets_a_made_up_id(bench: Bench) -> None:
+    bench.arrive(message(b"hello"), message(b"hello"))
+    first, second = bench.journal.open_entries()
+    assert first.job.id != second.job.id
+    assert first.job.id.startswith("auto-")
+
+
+# ---- deadlines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "facts", "seconds"),
+    [
+        ({}, {}, None),
+        ({"deadline_ms": 1500}, {}, 1.5),
+        ({}, {"expiry_s": 7}, 7),
+        ({"expires_at": "1970-01-01T13:53:29.500Z"}, {}, 9.5),
+        ({"deadline_ms": 1500, "expires_at": "1970-01-01T13:53:29Z"}, {"expiry_s": 7}, 1.5),
+        ({"deadline_ms": 9000, "expires_at": "1970-01-01T13:53:23Z"}, {"expiry_s": 7}, 3),
+        ({"deadline_ms": 9000}, {"expiry_s": 2}, 2),
+    ],
+)
+def test_the_earliest_deadline_counts(
+    bench: Bench, body: dict[str, Any], facts: dict[str, Any], seconds: float
+) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x", **body}, **facts))
+    (entry,) = bench.journal.open_entries()
+    expected = None if seconds is None else pytest.approx(bench.clock.wall + seconds)
+    assert entry.job.expires == expected
+
+
+def test_a_deadline_that_has_passed_is_expired_at_once_and_without_an_error(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x", "expires_at": "1970-01-01T00:00:00Z"}))
+    assert outcome(bench) == [("a", "expired", "")]
+    assert "error" not in bench.replies.finals[0]
+    assert bench.journal.open_entries() == []
+
+
+# ---- what the engine is asked ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_says_only_what_differs_from_the_devices_defaults(bench: Bench) -> None:
+    bench.settings = Settings(generation=Generation(max_tokens=9, temperature=0.1, system="Be brief."))
+    bench.arrive(message({"id": "a", "prompt": "x", "temperature": 0, "priority": 2}))
+    (entry,) = bench.journal.open_entries()
+    request = entry.job.request
+    assert request.turns == (Turn("system", "Be brief."), Turn("user", "x"))
+    assert (request.sampling.max_tokens, request.sampling.temperature, request.priority) == (9, 0.0, 2)
+
+
+def test_a_prompt_with_a_system_turn_of_its_own_keeps_it(bench: Bench) -> None:
+    bench.settings = Settings(generation=Generation(system="Be brief."))
+    turns = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "x"}]
+    bench.arrive(message({"id": "a", "prompt": "x", "system": "Be kind."}), message({"id": "b", "messages": turns}))
+    first, second = bench.journal.open_entries()
+    assert first.job.request.turns[0] == Turn("system", "Be kind.")
+    assert second.job.request.turns == (Turn("system", "Be long."), Turn("user", "x"))
+
+
+def test_a_format_is_kept_and_sets_the_devices_stop_texts_aside(bench: Bench) -> None:
+    bench.settings = Settings(generation=Generation(stop=(".",), max_tokens=9))
+    wanted = {"type": "choice", "choices": ["yes.", "no."]}
+    bench.arrive(message({"id": "a", "prompt": "x", "format": wanted}), message({"id": "b", "prompt": "x"}))
+    first, second = (entry.job.request for entry in bench.journal.open_entries())
+    assert (first.format, first.sampling.stop, first.sampling.max_tokens) == (Choice(("yes.", "no.")), (), 9)
+    assert (second.format, second.sampling.stop) == (None, (".",))
+
+
+# ---- the same id again ----------------------------------------------------------------------------------------------
+
+
+def test_p03_another_body_under_a_used_id_is_a_conflict_and_nothing_else(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    for body in ({"id": "a", "prompt": "y"}, {"id": "a", "prompt": 5}, b'{"id":"a",'):
+        bench.replies.sent.clear()
+        bench.arrive(message(body))
+        ((_, notice),) = bench.replies.sent
+        assert notice.pop("message")
+        assert notice == {"id": "a", "conflict": True}
+    bench.ended(1)
+    assert [f["reason"] for f in bench.replies.finals] == ["stop"]
+
+
+def test_p03_the_same_prompt_twice_in_one_batch_is_one_prompt(bench: Bench) -> None:
+    body = {"id": "a", "prompt": "x"}
+    bench.arrive(message(body), message(body))
+    assert bench.worker.added == ["1"]
+    bench.ended(1)
+    assert len(bench.replies.finals) == 1
+
+
+def test_p03_a_finished_prompt_again_gets_its_stored_final_where_the_newest_copy_wants_it(bench: Bench) -> None:
+    body = {"id": "a", "prompt": "x"}
+    bench.arrive(message(body))
+    bench.ended(1)
+    (first,) = bench.replies.finals
+    bench.clock.wait(100)
+    bench.arrive(message(body, response_topic="edged/v1/home/reply/me/again"))
+    assert bench.replies.sent[-1] == ("edged/v1/home/reply/me/again", first)
+    assert bench.worker.added == ["1"]
+
+
+def test_p03_a_running_prompt_again_sends_its_answer_to_the_newest_copy(bench: Bench) -> None:
+    body = {"id": "a", "prompt": "x"}
+    bench.arrive(message(body))
+    bench.arrive(message(body, response_topic="edged/v1/home/reply/me/again", correlation=b"2"))
+    assert bench.journal.open_entries()[0].job.reply_to.correlation == b"2"
+    bench.ended(1)
+    assert [topic for topic, d in bench.replies.sent if d.get("final")] == ["edged/v1/home/reply/me/again"]
+
+
+def test_p03_the_same_id_of_another_requester_is_another_prompt(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x"}), requester="me")
+    bench.arrive(message({"id": "a", "prompt": "y"}), requester="you")
+    assert len(bench.journal.open_entries()) == 2
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_p03_a_known_prompt_is_known_even_when_it_would_not_be_taken_any_more(bench: Bench, finished: bool) -> None:
+    """Full, draining, without a model, or over a limit that a push has lowered since: its one final stands."""
+    body = {"id": "a", "prompt": "x" * 50, "max_tokens": 100}
+    bench.arrive(message(body))
+    if finished:
+        bench.ended(1)
+    bench.closed = "the device is stopping"
+    bench.settings = Settings(limits=Limits(queue=1, max_tokens=10, prompt_bytes=64))
+    bench.arrive(message(body))
+    bench.arrive(message(body, retain=True))
+    bench.arrive(message(body, response_topic="edged/v1/home/reply/you/x"))
+    if not finished:
+        bench.ended(1)
+    assert {f["reason"] for f in bench.replies.finals} == {"stop"}
+    assert {topic for topic, _ in bench.replies.sent} == {"edged/v1/home/reply/me/pi/a"}
+
+
+def test_a_refused_id_is_free(bench: Bench) -> None:
+    bench.arrive(message({"id": "a", "prompt": "x", "seed": -1}))
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    bench.ended(1)
+    assert [f["reason"] for f in bench.replies.finals] == ["invalid", "stop"]
+
+
+def test_an_id_is_free_again_once_its_too_long_was_delivered(bench: Bench) -> None:
+    from edged.worker import frames
+
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    bench.desk.heard(frames.Refused("1", "too_long", "too_long", "m"))
+    bench.arrive(message({"id": "a", "prompt": "y"}))
+    assert bench.replies.documents[-1].get("conflict") is True
+    bench.journal.delivered(1)
+    bench.arrive(message({"id": "a", "prompt": "y"}))
+    assert bench.replies.documents[-1].get("accepted") is True
+
+
+# ---- the journal fails ----------------------------------------------------------------------------------------------
+
+
+def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole batch is as if it had not come; the broker brings it again."""
+    admit = bench.journal.admit
+
+    def full(job: Any, body: bytes) -> int:
+        if job.id == "b":
+            raise sqlite3.OperationalError("database or disk is full")
+        return admit(job, body)
+
+    monkeypatch.setattr(bench.journal, "admit", full)
+    with pytest.raises(sqlite3.OperationalError):
+        bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
+    assert bench.journal.open_entries() == []
+    assert bench.replies.sent == []
+    assert bench.worker.frames == []
+    monkeypatch.undo()
+    bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
+    assert len(bench.journal.open_entries()) == 2
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
+    """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
+    bench.intake.command("me", message({"id": "a", "command": "reload"}))
+    bench.intake.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
+    (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
+    assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
+    assert first["error"]["message"] == "this version does not take commands yet"
+    assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
+    assert bench.journal.find("me", "a") is None
+    bench.arrive(message({"id": "used", "prompt": "x"}))
+    bench.intake.command("me", message({"id": "used"}))
+    assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
+    bench.intake.command("me", message({"id": "a"}, retain=True))
+    bench.intake.command("no one", message({"id": "a"}))
+    assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
+
+
+# ---- cancels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:
+    bench.worker.info = None
+    bench.arrive(message({"id": "a", "prompt": "x"}), requester="me")
+    bench.arrive(message({"id": "a", "prompt": "x"}), requester="you")
+    bench.intake.cancel("me", message({"id": "a"}))
+    assert [e.job.requester for e in bench.journal.open_entries()] == ["you"]
+    assert bench.bad == []
+
+
+@pytest.mark.parametrize(
+    ("requester", "cancel"),
+    [
+        ("a b", message({"all": True})),
+        ("me", message({"all": True}, retain=True)),
+        ("me", message({"all": False})),
+        ("me", message({})),
+        ("me", message(b"nonsense")),
+        ("me", message(b"")),
+    ],
+)
+def test_a_bad_cancel_is_counted_and_cancels_nothing(bench: Bench, requester: str, cancel: Any) -> None:
+    bench.worker.info = None
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    bench.intake.cancel(requester, cancel)
+    assert len(bench.bad) == 1
+    assert bench.bad[0].startswith("a cancel was ignored: ")
+    assert bench.desk.open == 1
+
+
+def test_a_cancel_of_an_unknown_prompt_is_no_mistake(bench: Bench) -> None:
+    bench.intake.cancel("me", message({"id": "never"}))
+    bench.intake.cancel("me", msgspec.structs.replace(message({"all": True}), qos=0))
+    assert bench.bad == []

@@ -1,0 +1,132 @@
+"""`edged check`: exit 0 with the effective config, or exit 2 with one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edged import __version__
+from edged.commands.main import main
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGED_MQTT_URL", "EDGED_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "edged.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_good_file_is_shown_as_it_will_be_in_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGED_LIMITS_QUEUE", "7")
+    file = written(tmp_path, "identity: {device: pi}\nlimits: {prompt_bytes: 1MB}\ngeneration: {stop: [a]}\n")
+    assert main(["check", "--config", file]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["limits"] == {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d"}
+    assert shown["identity"]["device"] == "pi"
+    assert shown["generation"]["stop"] == ["a"]
+    assert shown["model"]["source"] == "smollm2-135m-instruct"
+
+
+def test_what_is_shown_is_a_file_that_means_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "identity: {device: pi, groups: [a]}\ntelemetry: {interval: 500ms}\n")
+    main(["check", "--config", file])
+    first = capsys.readouterr().out
+    assert main(["check", "--config", written(tmp_path, first)]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_json_prints_one_document_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", "--config", written(tmp_path, "")]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["mqtt"]["url"] == "mqtt://127.0.0.1:1883"
+    assert captured.err == ""
+
+
+def test_files_that_are_not_there_are_told_beside_a_good_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "password").write_text("secret")
+    named = f"{{username: pi, password_file: {tmp_path}/password, url: mqtts://broker, ca: {tmp_path}/ca.pem}}"
+    file = written(tmp_path, f"mqtt: {named}\nmodel: {{source: {tmp_path}/model.gguf}}\n")
+    assert main(["check", "--config", file]) == 0
+    captured = capsys.readouterr()
+    assert yaml.safe_load(captured.out)["mqtt"]["ca"] == f"{tmp_path}/ca.pem"
+    first, second = captured.err.splitlines()
+    assert first.startswith(f"edged: warning: mqtt.ca: {tmp_path}/ca.pem is not to be seen here")
+    assert second.startswith(f"edged: warning: model.source: {tmp_path}/model.gguf is not to be seen here")
+
+
+def test_a_device_without_a_name_is_shown_the_one_it_will_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Raspberry Pi")
+    monkeypatch.setattr("edged.config.file.machine_id", lambda: "beef0000")
+    main(["check", "--json", "--config", written(tmp_path, "")])
+    assert json.loads(capsys.readouterr().out)["identity"]["device"] == "raspberry-pi-beef"
+
+
+def test_a_bad_file_is_exit_2_and_one_sentence_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "limits:\n  queu: 5\n")
+    assert main(["check", "--config", file]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f'edged: {file}:2: limits.queu: unknown key (did you mean "queue"?)\n'
+
+
+def test_a_bad_variable_is_exit_2_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGED_MQTT_URI", "x")
+    assert main(["check", "--config", written(tmp_path, "")]) == 2
+    assert capsys.readouterr().err == 'edged: EDGED_MQTT_URI: unknown variable (did you mean "EDGED_MQTT_URL"?)\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["chekc"], "'chekc'"),
+        ([], "COMMAND; edged --help"),
+        (["check", "--no-such-word"], "--no-such-word"),
+        (["run", "extra"], "extra"),
+        (["model"], "VERB; edged model --help"),
+        (["generate", "x", "y", "--max-tokens", "many"], "--max-tokens: invalid int value: 'many'"),
+        (["bench", "x", "--threads", "0"], "--threads: '0' is not a number from 1 on"),
+    ],
+)
+def test_wrong_words_are_exit_2_and_one_sentence(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("edged: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+
+
+def test_a_default_file_that_cannot_be_read_is_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `/etc/edged` is for users who are not of its group; here by a name that is too long for anyone."""
+    monkeypatch.setattr("edged.config.file.DEFAULT_PATH", tmp_path / ("x" * 300))
+    assert main(["check"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read (" in said
+    assert said.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"edged {__version__}\n"

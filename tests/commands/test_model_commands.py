@@ -1,0 +1,154 @@
+"""`edged` in this process: what it fetches by itself, and what it says where the system refuses something."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.commands import model
+from edged.commands.main import main
+from edged.models.store.store import Store
+from tests.models.test_store import Web
+from tests.tiny import make_gguf
+
+UNREADABLE = "/proc/self/mem"  # its first bytes are nobody's to read, root's neither
+
+
+@pytest.fixture(autouse=True)
+def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGED_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: str, code: int = 1) -> tuple[str, Any]:
+    """The sentence of a command that fails, and its one document."""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == code
+    captured = capsys.readouterr()
+    (said,) = [line for line in captured.err.splitlines() if line.startswith("edged: ")]
+    assert captured.err.endswith(f"{said}\n")
+    return said, json.loads(captured.out) if captured.out else None
+
+
+@pytest.mark.parametrize("words", [("generate", "smollm2-135m-instruct", "hi"), ("model", "pull", "hf:a/b")])
+def test_a_state_folder_that_cannot_be_made_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("EDGED_STATE_DIR", "/dev/null/x")
+    said, document = failed(capsys, *words)
+    assert "/dev/null/x/models cannot be written (Not a directory)" in said
+    assert document["error"]["code"] == "no_disk"
+
+
+@pytest.mark.parametrize("words", [("model", "pull", UNREADABLE), ("generate", UNREADABLE, "hi")])
+def test_a_model_that_cannot_be_read_is_told(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    said, document = failed(capsys, *words)
+    assert UNREADABLE in said
+    assert "Input/output error" in said
+    assert document["error"]["code"] == "unreachable"
+
+
+def test_a_model_that_cannot_be_removed_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))]) == 0
+
+    def refuse(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    said, document = failed(capsys, "model", "remove", "tiny.gguf")
+    assert "tiny.gguf is not removed: " in said
+    assert "cannot be written (Read-only file system)" in said
+    assert document["error"]["code"] == "no_disk"
+
+
+def test_a_damaged_model_is_shown_in_one_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))]) == 0
+    (kept,) = Store(tmp_path / "state" / "models").list()
+    with kept.path.open("r+b") as file:
+        file.write(b"GARBAGE")
+    said, document = failed(capsys, "model", "show", "tiny.gguf")
+    assert "run: edged model remove tiny.gguf" in said
+    assert (document["name"], document["whole"]) == ("tiny.gguf", False)
+    assert document["error"]["code"] == "tampered"
+
+
+def test_what_no_command_foresaw_of_the_system_is_a_sentence_but_for_the_daemon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A defect of the daemon is to stand in its log whole."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error", "/a/file")
+
+    monkeypatch.setattr("edged.commands.model.model_list", refuse)
+    monkeypatch.setattr("edged.agent.startup.run", refuse)
+    assert failed(capsys, "model", "list")[0].startswith("edged: model failed (Input/output error: /a/file); ")
+    with pytest.raises(OSError, match="/a/file"):
+        main(["run"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("generate", "x.gguf", "caf\udce9"), "TEXT: is not valid UTF-8"),
+        (("model", "pull", "hf:a/\udce9"), "the source: is not valid UTF-8"),
+    ],
+)
+def test_words_that_are_no_utf8_are_wrong_usage(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    assert says in failed(capsys, *words, code=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "fetched"),
+    [
+        ("smollm2-135m-instruct", True),
+        ("hf:a/b", True),
+        ("hf:a/b/m.gguf@main", True),
+        ("http://127.0.0.1:1/m.gguf", True),
+        ("m.gguf", False),
+        ("/models/m", False),
+        ("sha256:" + "0" * 64, False),
+    ],
+)
+def test_generate_fetches_what_is_not_on_this_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, fetched: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(model, "pull", lambda source, *_: asked.append(source))
+    model.fetch_missing(source, tmp_path)
+    assert asked == ([source] if fetched else [])
+
+
+def test_generate_fetches_from_the_hub_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = make_gguf(tmp_path / "tiny.gguf").read_bytes()
+    server = Web()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    sibling = {"rfilename": "m.gguf", "lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    server.files["/api/models/org/m/revision/main"] = json.dumps({"sha": "c0ffee", "siblings": [sibling]}).encode()
+    server.files["/org/m/resolve/c0ffee/m.gguf"] = data
+    words = ["generate", "hf:org/m/m.gguf", "hi", "--max-tokens", "2", "--json"]
+    try:
+        for _ in range(2):
+            capsys.readouterr()
+            assert main(words) == 0
+            assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] == 2
+        assert len(server.ranges) == 2  # what the repository has, and the file
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

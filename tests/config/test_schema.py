@@ -1,0 +1,212 @@
+"""The table of settings: defaults, ranges, owners, merging, showing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edged.config import schema as s
+from edged.core.errors import BadValue
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def file_refusal(document: object) -> str:
+    """What `check_file` or `build` says about a document that it refuses."""
+    with pytest.raises(BadValue) as caught:
+        s.build(s.check_file(document))
+    return str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = s.build({})
+    assert settings.identity == s.Identity(fleet="home", device=None, groups=())
+    assert settings.mqtt.url == "mqtt://127.0.0.1:1883"
+    assert settings.mqtt.version == "auto"
+    assert settings.state_dir == "/var/lib/edged"
+    assert settings.model == s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever")
+    assert settings.generation.max_tokens == 256
+    assert settings.generation.temperature == 0.7
+    assert settings.limits == s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400)
+    assert settings.telemetry.interval == 10
+    assert settings.log == s.Log("info", "auto")
+
+
+def test_the_contracts_example_file_is_taken() -> None:
+    document = {
+        "identity": {"fleet": "home", "device": "pi-1", "groups": ["kitchen"]},
+        "mqtt": {
+            "url": "mqtts://broker.local",
+            "version": "auto",
+            "username": "pi-1",
+            "password_file": "/p",
+            "ca": "/ca",
+            "cert": "/c",
+            "key": "/k",
+            "reply_prefixes": [],
+        },
+        "state_dir": "/var/lib/edged",
+        "model": {
+            "source": "smollm2-135m-instruct",
+            "digest": DIGEST,
+            "bits": "auto",
+            "backend": "auto",
+            "context": 2048,
+            "threads": "auto",
+            "keep_alive": "forever",
+        },
+        "generation": {"max_tokens": 256, "temperature": 0.7, "system": "Be brief."},
+        "limits": {"queue": 64, "prompt_bytes": "64KB", "max_tokens": 1024, "remember": "24h"},
+        "telemetry": {"interval": "10s"},
+        "log": {"level": "info", "format": "auto"},
+        "golden": [],
+    }
+    settings = s.build(s.check_file(document))
+    assert settings.generation.system == "Be brief."
+    assert settings.mqtt.username == "pi-1"
+    assert settings.model.digest == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "good", "bad"),
+    [
+        ("identity", "fleet", ["home", "a", "0-9", "a" * 63], ["", "Home", "-a", "a" * 64, "a/b", "a_b", 5, "a\n"]),
+        ("identity", "device", ["pi-1"], ["pi 1", "ä", None]),
+        ("identity", "groups", [[], ["a", "b"]], ["a", ["A"], ["a", "a"], [1]]),
+        (
+            "mqtt",
+            "url",
+            ["mqtt://h", "mqtt://h:1", "mqtt://h:65535/", "mqtts://10.0.0.1:8883", "mqtt://[::1]:1883"],
+            [
+                "h:1883",
+                "http://h",
+                "mqtt://",
+                "mqtt://h/path",
+                "mqtt://u:p@h",
+                "mqtt://h:99999",
+                "mqtt://h:0",
+                "mqtt://h:abc",
+                "mqtt://h h",
+                "mqtt://h:",
+                1883,
+            ],
+        ),
+        ("mqtt", "version", ["auto", "5", 5, "3.1.1"], ["4", "3.1", 3.1, True]),
+        (
+            "mqtt",
+            "reply_prefixes",
+            [[], ["ha/", "a/b/"]],
+            ["ha/", ["ha"], ["edged/v1/x/"], ["edged/"], ["edged/v1/"], ["$SYS/"], ["a/+/"], ["a/#/"], [""]],
+        ),
+        ("model", "source", ["smollm2-135m-instruct", "/models/x.gguf", "hf:a/b@main"], ["", 5]),
+        ("model", "digest", [DIGEST], ["sha256:abc", DIGEST.upper(), "md5:" + "a" * 64]),
+        ("model", "bits", ["auto", "4", 4, 8], ["16", 3, True]),
+        ("model", "backend", ["auto", "native", "torch"], ["onnx"]),
+        ("model", "context", [16, 8192], [0, 15, -1, 2.5, "2048", 2_000_000]),
+        ("model", "threads", ["auto", 1, 8], [0, -1, "two", 1.5, True]),
+        ("model", "keep_alive", ["forever"], ["5m", "10s", 0]),
+        ("generation", "max_tokens", [1, 1024], [0, -1, 1.5, True, "5", 2**60]),
+        ("generation", "temperature", [0, 0.7, 5], [-0.1, 5.1, "0.7", False]),
+        ("generation", "top_k", [0, 40], [-1, 0.5]),
+        ("generation", "top_p", [0, 1], [-0.1, 1.1]),
+        ("generation", "min_p", [0, 1], [1.01]),
+        ("generation", "repetition_penalty", [0.5, 2], [0.4, 2.1]),
+        ("generation", "seed", [0, 2**53 - 1], [-1, 2**53, 1.0]),
+        ("generation", "stop", [[], ["a"] * 8, ["a" * 300], ["\0"]], ["a", ["a"] * 9, [""], [1]]),
+        ("generation", "system", ["Be kind."], [5, ""]),
+        ("limits", "queue", [1, 64], [0, -1, 1.5, True]),
+        ("limits", "prompt_bytes", ["64KB", "1MiB", "64B"], [64000, "1B", "1GB"]),
+        ("limits", "max_tokens", [1], [0]),
+        ("limits", "remember", ["1s", "24h", "365d"], ["0s", 86400, "366d"]),
+        ("telemetry", "interval", ["100ms", "10s", "1d"], ["0s", "50ms", 10, "2d"]),
+        ("log", "level", ["debug", "info", "warning", "error"], ["trace", "INFO"]),
+        ("log", "format", ["auto", "console", "json"], ["xml"]),
+        ("trust", "keys", [{}], [{"ops": "x"}]),
+        ("trust", "require_signature", [False], [True, 0, 0.0, "false"]),
+    ],
+)
+def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
+    section: str, key: str, good: list[Any], bad: list[Any]
+) -> None:
+    for value in good:
+        s.build(s.check_file({section: {key: value}}))
+    for value in bad:
+        assert file_refusal({section: {key: value}}).startswith(f"{section}.{key}"), value
+
+
+def test_every_settable_key_is_in_the_table_above() -> None:
+    """A key that is added later needs its range tested too."""
+    tested = test_every_key_takes_its_range_and_refuses_the_rest_by_name.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    paths = {f"{section}.{key}" for section, key, _, _ in tested} | {
+        # paths of files: any text
+        "state_dir",
+        "golden",
+        "mqtt.username",
+        "mqtt.password_file",
+        "mqtt.ca",
+        "mqtt.cert",
+        "mqtt.key",
+    }
+    assert set(s.known_keys()) == paths
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"generaton": {}}, 'generaton: unknown key (did you mean "generation"?)'),
+        ({"generation": {"temprature": 1}}, 'generation.temprature: unknown key (did you mean "temperature"?)'),
+        ({"generation": None}, "generation: must not be null"),
+        ({"generation": []}, "generation: must be a mapping"),
+        ({"generation": {"seed": None}}, "generation.seed: must not be null"),
+        ([], "must be a mapping"),
+        ({"golden": [{"prompt": "x"}]}, "golden: this version does not judge a config by golden prompts yet"),
+        ({"mqtt": {"cert": "/c", "url": "mqtts://h"}}, "mqtt.cert: needs mqtt.key beside it"),
+        ({"mqtt": {"ca": "/ca"}}, "mqtt.ca: certificates need a URL that starts with mqtts://"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_key_and_a_sentence(document: object, says: str) -> None:
+    assert file_refusal(document).startswith(says)
+
+
+@pytest.mark.parametrize("key", ["identity", "mqtt", "trust", "state_dir"])
+def test_p04_a_layer_may_not_touch_what_is_the_owners(key: str) -> None:
+    with pytest.raises(BadValue, match=f"{key}: is the owner's: it can only be set in the device's own file"):
+        s.check_layer({key: {}})
+
+
+def test_a_layer_takes_the_fleets_keys() -> None:
+    assert s.check_layer({"generation": {"max_tokens": 64}}) == {"generation": {"max_tokens": 64}}
+
+
+def test_mappings_merge_by_key_while_lists_and_scalars_replace() -> None:
+    base = {"generation": {"max_tokens": 1, "stop": ("a", "b")}, "state_dir": "/a"}
+    over = {"generation": {"stop": ("c",), "seed": 3}}
+    assert s.merge(base, over) == {"generation": {"max_tokens": 1, "stop": ("c",), "seed": 3}, "state_dir": "/a"}
+    assert base == {"generation": {"max_tokens": 1, "stop": ("a", "b")}, "state_dir": "/a"}
+
+
+def test_a_prompts_own_values_are_laid_over_the_defaults_within_the_limit() -> None:
+    generation, limits = s.Generation(max_tokens=500, temperature=0.2), s.Limits(max_tokens=100)
+    assert generation.sampling({}, limits).max_tokens == 100
+    assert generation.sampling({"max_tokens": 7}, limits).max_tokens == 7
+    assert generation.sampling({"temperature": 0.0}, limits).temperature == 0
+    assert generation.sampling({}, limits).temperature == 0.2
+
+
+def test_shown_settings_are_a_file_that_means_the_same() -> None:
+    changed = {
+        "identity": {"device": "pi", "groups": ["a", "b"]},
+        "generation": {"stop": ["x"], "seed": 5, "system": "s"},
+        "limits": {"prompt_bytes": "1MiB", "remember": "90s"},
+        "telemetry": {"interval": "100ms"},
+        "model": {"threads": 2},
+    }
+    for document in ({}, changed):
+        settings = s.build(s.check_file(document))
+        shown = s.show(settings)
+        listed = {
+            k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v
+            for k, v in shown.items()
+        }
+        assert s.build(s.check_file(listed)) == settings

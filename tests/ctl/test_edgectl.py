@@ -1,0 +1,275 @@
+"""`edgectl` against a real broker and a real agent: answers, tables, pushes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edged.ctl.main import main
+from edged.ctl.prompt import Printer
+from edged.wire.topics import Topics
+from tests.support import Broker, Client, Device, running
+
+pytestmark = pytest.mark.broker
+FLEET = "ctl"
+
+
+@pytest.fixture(scope="module")
+def ctl_device(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """A fleet of one device."""
+    watcher = Client(broker.port).subscribe(f"edged/v1/{FLEET}/#")
+    made = Device(
+        tmp_path_factory.mktemp("ctl"),
+        broker,
+        {"identity": {"fleet": FLEET, "device": "pi"}, "telemetry": {"interval": "200ms"}},
+    )
+    with running(made):
+        watcher.status("online", 30)
+        yield made
+    for topic in ("status", "health", "config", "config/reported"):
+        watcher.publish(f"edged/v1/{FLEET}/device/pi/{topic}", b"", retain=True)
+    watcher.publish(f"edged/v1/{FLEET}/config", b"", retain=True)
+    watcher.close()
+    broker.forget_session(f"edged-{FLEET}-pi")
+
+
+@pytest.fixture
+def edgectl(ctl_device: Device, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command of the operator's, as from a shell without any variables."""
+    for name in ("EDGED_MQTT_URL", "EDGED_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str) -> int:
+        return main([*words, "--url", broker.url, "--fleet", FLEET])
+
+    return run
+
+
+def test_prompt_prints_the_answer_and_a_summary_on_stderr(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("prompt", "say:Tokyo it is") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "Tokyo it is \n"
+    assert "stop" in captured.err
+    assert "fake on pi" in captured.err
+
+
+def test_prompt_with_json_prints_one_final_and_nothing_else(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("prompt", "a b c", "--json", "--device", "pi", "--max-tokens", "2") == 0
+    final = json.loads(capsys.readouterr().out)
+    assert (final["final"], final["text"], final["reason"]) == (True, "a b ", "length")
+
+
+def test_prompt_that_is_refused_is_exit_1_with_the_devices_sentence(
+    edgectl: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgectl("prompt", "long") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("edgectl: too_long: the prompt has 99 tokens")
+
+
+def test_prompt_without_an_answer_in_time_is_exit_4(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("prompt", "wait:never", "--timeout", "0.5") == 4
+    assert "no answer came in time" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_named(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("prompt", "x", "--device", "nope", "--timeout", "0.5") == 4
+    assert "no device nope of the fleet ctl is known" in capsys.readouterr().err
+
+
+def test_an_offline_device_is_told(edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    status = f"{Topics(FLEET, 'away').own}/status"
+    client.publish(status, b"offline", retain=True)
+    try:
+        assert edgectl("prompt", "x", "--device", "away", "--timeout", "0.5") == 4
+    finally:
+        client.publish(status, b"", retain=True)
+    assert "the device away is offline" in capsys.readouterr().err
+
+
+def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The layer stands at the broker for the device to come; a script can tell that none has taken it."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("generation: {max_tokens: 2}\n")
+    for words in ((str(layer),), ("--remove",)):
+        assert edgectl("config", "push", *words, "--device", "nope", "--wait", "0.3") == 4
+        captured = capsys.readouterr()
+        assert "device: re" in captured.out
+        assert "no device has answered yet" in captured.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prompt", "x", "--requester", "a b"),
+        ("prompt", "x", "--device", "Pi"),
+        ("prompt", "x", "--temperature", "9"),
+        ("prompt", "x", "--config", "/nowhere/edged.yaml"),
+        ("config", "push"),
+        ("config", "push", "/nowhere/layer.yaml"),
+    ],
+)
+def test_wrong_words_are_exit_2_with_one_sentence(
+    edgectl: Any, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert edgectl(*words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("edgectl: ")
+    assert said.count("\n") == 1
+
+
+def test_a_broker_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"]) == 3
+    assert "cannot be reached: no broker listens there" in capsys.readouterr().err
+
+
+def test_a_fleet_without_devices_is_told(edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "x", "--url", broker.url, "--fleet", "nobody"]) == 1
+    assert "no device of the fleet nobody is known" in capsys.readouterr().err
+
+
+def test_garbage_on_the_reply_topic_does_not_confuse_prompt(
+    edgectl: Any, client: Client, ctl_device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may write there can disturb, but not crash it."""
+    client.subscribe(f"{Topics(FLEET, 'pi').own}/prompt/+")
+
+    def disturb() -> None:
+        asked = client.wait(lambda m: m.topic.endswith("/prompt/noisy") and json.loads(m.payload))
+        for payload in (b"\xff", b"[]", b"5", b'{"text":5,"at":"x"}', b'{"text":"x"}', b""):
+            client.publish(Topics(FLEET, "pi").reply("noisy", asked["id"]), payload)
+        (ctl_device.control / "noisy-go").touch()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert edgectl("prompt", "wait:noisy-go done", "--device", "pi", "--requester", "noisy") == 0
+    thread.join()
+    assert capsys.readouterr().out.endswith("done \n")
+
+
+def test_status_shows_every_device_and_its_config(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgectl("status", "--json", "--wait", "5") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["pi"]["status"] == "online"
+    assert document["pi"]["health"]["model"]["name"] == "fake"
+    assert document["pi"]["telemetry"]["queue"]["limit"] == 64
+    assert edgectl("status", "--wait", "5") == 0
+    table = capsys.readouterr().out
+    assert "pi" in table
+    assert "online" in table
+
+
+def test_push_shows_what_became_of_a_layer_and_get_shows_it(
+    edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("generation: {max_tokens: 2}\n")
+    bad.write_text("generation: {max_token: 2}\n")
+    assert edgectl("config", "push", str(good), "--device", "pi", "--json") == 0
+    pushed = json.loads(capsys.readouterr().out)
+    assert pushed["devices"]["pi"]["phase"] == "applied"
+    assert pushed["revision"] == 1
+    assert edgectl("prompt", "a b c") == 0
+    assert capsys.readouterr().out == "a b \n"
+    assert edgectl("config", "push", str(bad), "--device", "pi") == 2
+    assert "max_token" in capsys.readouterr().err
+    assert edgectl("config", "get", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["layers"]["device/pi"] == {"revision": 1, "settings": {"generation": {"max_tokens": 2}}}
+    assert shown["reported"]["pi"]["in_force"] == {"device": 1}
+    assert edgectl("config", "get") == 0
+    assert "in force: device:1" in capsys.readouterr().out
+    assert edgectl("config", "push", "--remove", "--device", "pi") == 0
+    capsys.readouterr()
+    edgectl("config", "get", "--json")
+    assert json.loads(capsys.readouterr().out)["layers"] == {}
+
+
+def test_a_push_of_what_is_in_force_is_done_although_the_device_rightly_stays_silent(
+    edgectl: Any, ctl_device: Device, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device that rejected the layer says so again."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("revision: 7\nsettings: {generation: {max_tokens: 3}}\n")
+    push = ("config", "push", str(layer), "--device", "pi", "--json")
+    assert edgectl(*push) == 0
+    assert "already" not in capsys.readouterr().out
+    assert edgectl(*push, "--wait", "60") == 0  # nobody is waited for
+    answer = json.loads(capsys.readouterr().out)["devices"]["pi"]
+    assert (answer["phase"], answer["revision"], answer["in_force"]) == ("applied", 7, {"device": 7})
+    assert "in force already" in answer["reason"]
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("revision: 7\nsettings: {model: {source: other}}\n")
+    for _ in range(2):
+        assert edgectl(*push[:2], str(bad), *push[3:]) == 1
+    assert "rejected" in capsys.readouterr().out
+    assert edgectl(*push) == 0  # and back: the device says anew that it has this one
+    assert "already" not in capsys.readouterr().out
+    assert edgectl("config", "push", "--remove", "--device", "pi") == 0
+
+
+def test_a_layer_that_the_broker_forgot_is_in_force_where_no_device_objects() -> None:
+    from edged.ctl.config import Target, _settled
+
+    target, payload = Target("f", device="pi"), b'{"revision":7,"settings":{"generation":{"seed":1}}}'
+    report = {"phase": "applied", "layer": "device", "revision": 7, "in_force": {"device": 7}}
+    spaced, other = payload.replace(b":", b": "), payload.replace(b'"seed":1', b'"seed":2')
+    for current in (payload, spaced, b""):
+        assert _settled(target, payload, current, {"pi": report})["pi"]["phase"] == "applied"
+    for current in (other, b"garbage"):
+        assert _settled(target, payload, current, {"pi": report}) == {}
+    fleet = {**report, "layer": "fleet", "phase": "rejected"}  # of another layer
+    assert _settled(target, payload, payload, {"pi": fleet})["pi"]["phase"] == "applied"
+    for odd in ({**report, "phase": "rejected"}, {**report, "in_force": {"device": 6}}, {**report, "in_force": 5}):
+        assert _settled(target, payload, payload, {"pi": odd}) == {}
+    assert _settled(target, b"", payload, {"pi": report}) == {}
+
+
+def test_push_of_a_layer_that_the_device_rejects_is_exit_1(
+    edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = tmp_path / "layer.json"
+    layer.write_text('{"revision": 3, "settings": {"model": {"source": "other"}}}')
+    assert edgectl("config", "push", str(layer)) == 1
+    assert "rejected" in capsys.readouterr().out
+    assert edgectl("config", "push", "--remove") == 0
+
+
+class Screen:
+    """A stream that keeps what was written."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        return
+
+
+@pytest.mark.parametrize(
+    ("chunks", "final", "shown"),
+    [
+        ([(0, "a "), (2, "b ")], "a b c", "a b c\n"),
+        ([], "whole", "whole\n"),
+        ([(0, "a "), (4, "later")], "a b later", "a b later\n"),
+        ([(0, "first try"), (0, "second"), (6, " one")], "second one", "first try\nsecond one\n"),
+        ([(0, "so far"), (0, "so far and on")], "so far and on.", "so far and on.\n"),
+        ([(2, "lost the first")], "x lost the first", "x lost the first\n"),
+    ],
+)
+def test_an_answer_is_printed_as_it_grows(chunks: list[tuple[int, str]], final: str, shown: str) -> None:
+    screen = Screen()
+    printer = Printer(screen)  # type: ignore[arg-type]
+    for at, text in chunks:
+        printer.chunk(at, text)
+    printer.final(final)
+    assert screen.text == shown

@@ -1,0 +1,229 @@
+"""Tokens agree with llama.cpp's; what users write never becomes a control token."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from edged.core.errors import ModelError, PromptRefused
+from edged.core.prompt import Turn
+from edged.models.formats.gguf import GgufFile, open_gguf
+from edged.models.tokenizer.codec import LibrarySplitter, TextCodec, choose_guard, longest_of
+from edged.models.tokenizer.pretokenizers import pre_tokenizer
+from edged.models.tokenizer.sources import codec_from_folder, codec_from_gguf
+from edged.models.tokenizer.template import ChatTemplate
+from tests.support import SECONDS
+from tests.tiny import CONTROL, TEMPLATE, make_checkpoint, vocabulary
+
+ROWS = json.loads(Path(__file__).with_name("smollm2-token-ids.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_gguf: Path) -> TextCodec:
+    return codec_from_gguf(open_gguf(tiny_gguf))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def fake_splitter() -> LibrarySplitter:
+    return LibrarySplitter(Tokenizer(models.BPE()))
+
+
+def encode(codec: TextCodec, *turns: Turn) -> list[int]:
+    """The tokens of a chat, as the engine makes them."""
+    guard = choose_guard(turn.content for turn in turns)
+    guarded = [Turn(turn.role, codec.guarded(turn.content, guard)) for turn in turns]
+    return codec.encode_chat(ChatTemplate(TEMPLATE, codec.names).render(guarded), guard)
+
+
+def test_all_recorded_rows_of_llama_cpp(real_gguf: Path) -> None:
+    """270 strings with the ids that llama.cpp gives, control tokens in them obeyed."""
+    codec = codec_from_gguf(open_gguf(real_gguf))
+    assert len(ROWS) == 270
+    assert [] == [(text, ids) for text, ids in ROWS if codec.encode(text, specials=True) != ids]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_text_comes_back(codec: TextCodec, text: str) -> None:
+    """A byte-level vocabulary loses nothing, and plain encoding never gives a control token."""
+    ids = codec.encode(text, specials=False)
+    assert text == codec.decode(ids)
+    assert not set(ids) & set(codec.control.values())
+
+
+PIECES = st.sampled_from(
+    [*CONTROL, "<|im_", "end|>", "<", "|>", "<|", "im_end|>", "\n", " ", "user", "é", "0", "Tokyo"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(PIECES, max_size=8).map("".join), min_size=1, max_size=3))
+def test_users_cannot_write_control_tokens(codec: TextCodec, contents: list[str]) -> None:
+    """Whatever turns hold, the control tokens are those of the template, and the text is the same."""
+    ids = encode(codec, *(Turn("user", content) for content in contents))
+    control = [token for token in ids if token in codec.control.values()]
+    assert [1, 2] * len(contents) + [1] == control
+    everything = "".join(f"user\n{content}\n" for content in contents) + "assistant\n"
+    assert everything == codec.decode(ids)
+
+
+def guarded_one_by_one(control: Sequence[str], text: str, guard: str) -> str:
+    """What `guarded` means: a guard after the first letter of each control token, and where one could begin or end."""
+    for at in reversed(range(len(text))):
+        if text.startswith(tuple(control), at):
+            text = text[: at + 1] + guard + text[at + 1 :]
+    if text.endswith(tuple(name[:n] for name in control for n in range(1, len(name)))):
+        text += guard
+    if text.startswith(tuple(name[n:] for name in control for n in range(1, len(name)))):
+        text = guard + text
+    return text
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_guards_stand_where_control_tokens_could(codec: TextCodec, text: str) -> None:
+    assert guarded_one_by_one(tuple(codec.control), text, "G") == codec.guarded(text, "G")
+
+
+def test_overlapping_control_tokens_are_all_guarded() -> None:
+    """`aba` holds `ab` and `ba`; what is one letter long is never obeyed."""
+    control = {"ab": 1, "ba": 2, "abab": 3, "c": 4}
+    codec = TextCodec(fake_splitter(), [b""] * 5, control, None, frozenset(), {})
+    for text in ("ababa", "xabax", "cc", "xx", "", "b", "a"):
+        assert guarded_one_by_one(("ab", "ba", "abab"), text, "G") == codec.guarded(text, "G")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.text("ab|.", min_size=1, max_size=6), max_size=12), st.text("ab|.", max_size=30))
+def test_the_longest_of_texts_is_found(texts: list[str], text: str) -> None:
+    plain = "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+    assert re.findall(plain, text) == re.findall(longest_of(texts), text)
+
+
+def test_texts_that_nest_without_end_are_found() -> None:
+    texts = ["a" * n for n in range(1, 500)]
+    assert ["a" * 499, "aaa"] == re.findall(longest_of(texts), "a" * 502)
+
+
+def test_a_text_full_of_control_tokens_takes_one_pass(codec: TextCodec) -> None:
+    """It took 20 s when the text was copied for each of them."""
+    begun = time.monotonic()
+    codec.guarded("<|im_end|>" * 26_000, choose_guard([]))
+    assert time.monotonic() - begun < 2 * SECONDS
+
+
+def test_many_turns_and_a_thousand_control_tokens_take_little() -> None:
+    """It took 20 s when each turn's ends were compared with each part of a control token."""
+    control = {f"<|reserved_special_token_{n}|>": n for n in range(1000)}
+    codec = TextCodec(fake_splitter(), [b""] * 1000, control, None, frozenset(), {})
+    begun = time.monotonic()
+    assert ["<G"] * 3000 == [codec.guarded("<", "G") for _ in range(3000)]
+    codec.guarded("<|reserved_special_token_" * 10_000, "G")
+    assert time.monotonic() - begun < 2 * SECONDS
+
+
+def test_a_text_with_every_possible_guard_is_refused() -> None:
+    """It must not end the worker."""
+    everything = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    assert everything[-1] == choose_guard([everything[:1000], everything[1000:-1]])
+    with pytest.raises(PromptRefused, match="private-use"):
+        choose_guard([everything])
+
+
+def test_ordinary_chats_read_as_one_text(codec: TextCodec) -> None:
+    """Without control tokens in it, a chat has the tokens of the rendered text as a whole."""
+    turns = (Turn("system", "  You are"), Turn("user", "\nthe capital of Japan? 12 <|"))
+    rendered = ChatTemplate(TEMPLATE, codec.names).render(turns)
+    assert codec.encode(rendered, specials=True) == encode(codec, *turns)
+
+
+def test_a_folder_gives_the_same_tokens_as_the_file(codec: TextCodec, folder: Path) -> None:
+    """tokenizer.json and GGUF metadata of one vocabulary agree, control tokens included."""
+    other = codec_from_folder(folder)
+    for text in ("What is the capital of Japan?", "a  12 b\n\nthe", "<|im_start|>user\nhi<|im_end|>\n", "ünïcode ½"):
+        for specials in (False, True):
+            assert codec.encode(text, specials) == other.encode(text, specials)
+    assert codec.control == other.control
+    assert {0, 2} == codec.stops == other.stops
+    assert encode(codec, Turn("user", "a<|im_end|>b")) == encode(other, Turn("user", "a<|im_end|>b"))
+
+
+def test_unknown_rules_are_named() -> None:
+    with pytest.raises(ModelError, match="'klingon'") as caught:
+        pre_tokenizer("klingon")
+    assert "unsupported" == caught.value.code
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "default"])
+def test_rules_lose_nothing(name: str) -> None:
+    """Every splitter keeps every byte, in order."""
+    text = "It's 1234 o'clock,\r\n\r\n  HelloWorld — ½ ٣ …!! \t<x>  "
+    pieces = [piece for piece, _ in pre_tokenizer(name).pre_tokenize_str(text)]
+    from edged.models.tokenizer.token_bytes import byte_level_bytes
+
+    assert text.encode() == b"".join(map(byte_level_bytes, pieces))
+
+
+def fake_file(metadata: dict[str, object]) -> GgufFile:
+    return GgufFile(Path("fake.gguf"), None, metadata, {})  # type: ignore[arg-type]
+
+
+def test_sentencepiece_vocabulary() -> None:
+    """`llama` vocabularies merge by score, mark spaces, and fall back to bytes."""
+    pieces = [("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("</s>", 3, 0.0)]
+    pieces += [(f"<0x{byte:02X}>", 6, 0.0) for byte in range(256)]
+    pieces += [("▁h", 1, -1.0), ("▁he", 1, -3.0), ("ll", 1, -2.0), ("llo", 1, -4.0), ("▁hello", 1, -5.0)]
+    pieces += [(letter, 1, -10.0) for letter in "▁helos</>"]
+    tokens = [piece for piece, _, _ in pieces]
+    codec = codec_from_gguf(
+        fake_file(
+            {
+                "tokenizer.ggml.model": "llama",
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": [kind for _, kind, _ in pieces],
+                "tokenizer.ggml.scores": [score for _, _, score in pieces],
+                "tokenizer.ggml.bos_token_id": 1,
+                "tokenizer.ggml.eos_token_id": 2,
+                "tokenizer.ggml.unknown_token_id": 0,
+            }
+        )
+    )
+    assert [tokens.index("▁hello")] == codec.encode("hello", specials=False)
+    assert " hello é" == codec.decode(codec.encode("hello é", specials=False))
+    assert 2 not in codec.encode("</s>", specials=False)
+    assert [2] == codec.encode("</s>", specials=True)
+    assert 1 == codec.bos
+
+
+def test_broken_vocabularies_are_refused() -> None:
+    tokens, merges = vocabulary()
+    good: dict[str, object] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+    }
+    codec_from_gguf(fake_file(good))
+    for change in (
+        {"tokenizer.ggml.tokens": []},
+        {"tokenizer.ggml.tokens": "text"},
+        {"tokenizer.ggml.merges": ["nosuch tokens"]},
+        {"tokenizer.ggml.merges": ["nospace"]},
+        {"tokenizer.ggml.token_type": [1]},
+        {"tokenizer.ggml.eos_token_id": 10**6},
+        {"tokenizer.ggml.model": "bert"},
+    ):
+        with pytest.raises(ModelError):
+            codec_from_gguf(fake_file(good | change))
