@@ -2,8 +2,8 @@
 
 A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
-Anything else is said back, up to `max_tokens` words. `given` in the control folder lists the last turns in the order in
-which they came. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended`
+Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
+of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended`
 (broken until there is a file `mended`).
 """
 
@@ -41,8 +41,8 @@ class FakeWorker:
                 if isinstance(frame, frames.Load):
                     self.load(frame)
                 elif isinstance(frame, frames.Add):
-                    with (self.control / "given").open("a") as given:
-                        given.write(frame.request.turns[-1].content + "\n")
+                    with (self.control / "received").open("a") as received:
+                        received.write(frame.request.turns[-1].content + "\n")
                     threading.Thread(target=self.answer, args=(frame,), daemon=True).start()
                 elif isinstance(frame, frames.Cancel):
                     self.cancelled.add(frame.key)
@@ -76,7 +76,7 @@ class FakeWorker:
         if words == ["long"]:
             self.send(frames.Refused(order.key, "too_long", "too_long", "the prompt has 99 tokens, the context 64"))
             return
-        self.send(frames.Began(order.key))
+        self.send(frames.Started(order.key))
         text = ""
         reason = "stop"
         for word in words:
@@ -93,13 +93,13 @@ class FakeWorker:
                 said = word.removeprefix("say:") + " "
                 if word == "system":
                     said = order.request.turns[0].content + " "
-                self.send(frames.Wrote(order.key, len(text), said))
+                self.send(frames.Generated(order.key, len(text), said))
                 text += said
             if order.key in self.cancelled:
                 reason = "cancelled"
                 break
         usage = Usage(len(words), 0, len(text.split()))
-        self.send(frames.Ended(order.key, Final(reason, text, usage, 1, 1.0, 2.0)))  # type: ignore[arg-type]
+        self.send(frames.Finished(order.key, Final(reason, text, usage, 1, 1.0, 2.0)))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

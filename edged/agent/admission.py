@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from edged.agent.journal import Entry, Job, Journal, ReplyTo, body_digest
-from edged.agent.prompt_queue import Desk
+from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.config.schema import Settings
 from edged.core.errors import BadValue, PromptRefused
@@ -26,19 +26,19 @@ from edged.wire.topics import REQUESTER, Topics
 Effect = Callable[[], None]
 
 
-def made_up_id() -> str:
+def generated_id() -> str:
     """An id for a prompt that came without one."""
     return f"auto-{secrets.token_hex(8)}"
 
 
-class Intake:
+class Admission:
     """See the module. `closed` gives the reason why no prompt is taken now, or None; `bad_request` counts and tells."""
 
     def __init__(
         self,
         topics: Topics,
         journal: Journal,
-        desk: Desk,
+        queue: PromptQueue,
         replies: Replies,
         settings: Callable[[], Settings],
         closed: Callable[[], str | None],
@@ -47,7 +47,7 @@ class Intake:
     ) -> None:
         self._topics = topics
         self._journal = journal
-        self._desk = desk
+        self._queue = queue
         self._replies = replies
         self._settings = settings
         self._closed = closed
@@ -80,7 +80,7 @@ class Intake:
         except BadValue as error:
             self._bad_request(f"a cancel was ignored: {error}")
             return
-        self._desk.cancel(requester, wanted.id)
+        self._queue.cancel(requester, wanted.id)
 
     def command(self, requester: str, message: Arrived) -> None:
         """Take a message of a command topic: the name is reserved, and nothing is ever accepted and ignored."""
@@ -88,12 +88,12 @@ class Intake:
         if not REQUESTER.match(requester) or message.retain:
             self._bad_request(f"a command was ignored: {why}")
             return
-        prompt_id = prompts.id_of(message.payload, self._settings().limits.prompt_bytes, made_up_id)
+        prompt_id = prompts.id_of(message.payload, self._settings().limits.prompt_bytes, generated_id)
         to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
         if self._journal.find(requester, prompt_id) is not None:
-            self._replies.fleeting(to, wire.conflict(prompt_id))
+            self._replies.send_now(to, wire.conflict(prompt_id))
             return
-        self._replies.final(to, prompt_id, self._refusal(prompt_id, PromptRefused("invalid", "later", why)), None)
+        self._replies.send_final(to, prompt_id, self._refusal(prompt_id, PromptRefused("invalid", "later", why)), None)
         self.refused += 1
 
     def unreadable(self, requester: str, message: Arrived, why: str) -> None:
@@ -102,8 +102,8 @@ class Intake:
             self._bad_request(f"a message to {message.topic} was ignored: {why}")
             return
         refusal = PromptRefused("invalid", "unreadable", f"the message cannot be read ({why}); send it without that")
-        prompt_id = made_up_id()
-        self._replies.final(
+        prompt_id = generated_id()
+        self._replies.send_final(
             self._default(requester, prompt_id, message), prompt_id, self._refusal(prompt_id, refusal), None
         )
         self.refused += 1
@@ -114,7 +114,7 @@ class Intake:
             return partial(self._bad_request, what)
         limits = self._settings().limits
         try:
-            prompt = prompts.parse_prompt(message.payload, message.content_type, limits.prompt_bytes, made_up_id)
+            prompt = prompts.parse_prompt(message.payload, message.content_type, limits.prompt_bytes, generated_id)
         except prompts.BadPrompt as error:
             return self._refuse(requester, error.id, message, PromptRefused("invalid", "bad_request", str(error)))
         to = self._reply_to(requester, prompt.id, message)
@@ -132,7 +132,7 @@ class Intake:
             return self._refuse(requester, prompt.id, message, error)
         seq = self._journal.admit(job, body)
         self._admitted += 1
-        return partial(self._desk.accept, seq, job, body)
+        return partial(self._queue.accept, seq, job, body)
 
     def _reply_to(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo | None:
         if message.response_topic is None:
@@ -163,21 +163,21 @@ class Intake:
         sampling = settings.generation.sampling(overrides, settings.limits)
         request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
         stream = prompt.stream if prompt.stream is not None else message.response_topic is None
-        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None), self._desk.config)
+        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None), self._queue.config)
 
     def _again(self, known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Effect:
         """The id is known: the same prompt goes on or is answered from the journal, another one is a conflict."""
         prompt_id = known.job.id
         if known.body != body:
-            return partial(self._replies.fleeting, to, wire.conflict(prompt_id))
+            return partial(self._replies.send_now, to, wire.conflict(prompt_id))
         newest = msgspec.structs.replace(known.job, stream=stream, reply_to=to)
         self._journal.redirect(known.seq, newest)
 
         def effect() -> None:
-            if self._desk.has(known.seq):
-                self._desk.repeat(known.seq, newest)
+            if self._queue.has(known.seq):
+                self._queue.repeat(known.seq, newest)
             elif (stored := self._journal.find(newest.requester, prompt_id)) is not None and stored.final is not None:
-                self._replies.final(to, prompt_id, stored.final, stored.seq)
+                self._replies.send_final(to, prompt_id, stored.final, stored.seq)
 
         return effect
 
@@ -193,7 +193,7 @@ class Intake:
             raise PromptRefused("invalid", "bad_request", why)
         if job.expires is not None and job.expires <= job.arrived:
             raise PromptRefused("expired", "expired", "the deadline had passed when the prompt arrived")
-        if self._desk.open + self._admitted >= limits.queue:
+        if self._queue.open + self._admitted >= limits.queue:
             why = f"{limits.queue} prompts wait already (limits.queue); send it again after retry_after_ms"
             raise PromptRefused("busy", "queue_full", why)
 
@@ -206,7 +206,7 @@ class Intake:
         self.refused += 1
 
         def effect() -> None:
-            self._replies.final(to, prompt_id, payload, None)
+            self._replies.send_final(to, prompt_id, payload, None)
 
         return effect
 
@@ -214,5 +214,5 @@ class Intake:
         now = self._wall()
         if error.reason == "expired":
             return wire.answer(prompt_id, "expired", "", now, Usage(), wire.Timing(0.0, None, 0.0, None), None)
-        retry = self._desk.retry_after_ms() if error.reason == "busy" else None
+        retry = self._queue.retry_after_ms() if error.reason == "busy" else None
         return wire.refusal(prompt_id, wire.reason(error.reason), error.code, str(error), now, retry_after_ms=retry)

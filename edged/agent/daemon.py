@@ -18,18 +18,18 @@ from typing import Any
 import msgspec
 
 from edged.agent import findings, logs
-from edged.agent.admission import Intake
+from edged.agent.admission import Admission
+from edged.agent.config_updates import ConfigUpdates
 from edged.agent.journal import Journal
-from edged.agent.journal_maintenance import Keeper
+from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
-from edged.agent.prompt_queue import Desk
-from edged.agent.pushes import Pushes
+from edged.agent.prompt_queue import PromptQueue
 from edged.agent.receipts import Context
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.supervisor import PullEnded, Supervisor, load_order
 from edged.agent.systemd import Notifier
-from edged.agent.telemetry_thread import Sensing
+from edged.agent.telemetry_thread import TelemetryThread
 from edged.agent.wall_clock import WallClock
 from edged.config.schema import Settings, build
 from edged.core.health import Finding
@@ -43,7 +43,7 @@ from edged.wire.topics import Inbound, Topics
 from edged.worker import frames
 
 DRAIN_SECONDS = 8.0
-GOODBYE_SECONDS = 1.5
+SHUTDOWN_SECONDS = 1.5
 _STALL = 8.0  # seconds between two turns of the loop, after which what others said may lie unread
 
 
@@ -92,19 +92,21 @@ class Daemon:
         order = load_order(self._config.settings.model, self._state_dir / "models")
         self._supervisor = Supervisor(order, pull_arguments, self, self._mailbox.post, clock, worker_command)
         self._context = Context(device, dict(self._config.reported.in_force))
-        self._desk = Desk(
-            self._journal, self._replies, self._supervisor, self._context, clock, self._wall, self._wall.sure
+        self._queue = PromptQueue(
+            self._journal, self._replies, self._supervisor, self._context, clock, self._wall, self._wall.reliable
         )
-        kept = (self._journal, self._desk, self._replies, self._outbound)
-        self._keeper = Keeper(*kept, self._wall, lambda: self._config.settings.limits.remember, clock())
+        kept = (self._journal, self._queue, self._replies, self._outbound)
+        self._maintenance = JournalMaintenance(
+            *kept, self._wall, lambda: self._config.settings.limits.remember, clock()
+        )
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
-        self._pushes = Pushes(
+        self._config_updates = ConfigUpdates(
             self._config, self._topics.reported, self._outbound, self._reporter, self._put_in_force, self._wall
         )
-        self._intake = Intake(
+        self._admission = Admission(
             self._topics,
             self._journal,
-            self._desk,
+            self._queue,
             self._replies,
             lambda: self._config.settings,
             self._closed,
@@ -112,7 +114,7 @@ class Daemon:
             self._wall,
         )
         self._notifier = Notifier(os.environ, clock)
-        self._sensing = Sensing(self._state_dir, self._config.settings.telemetry.interval, self._mailbox.post)
+        self._telemetry = TelemetryThread(self._state_dir, self._config.settings.telemetry.interval, self._mailbox.post)
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -121,34 +123,36 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._mailbox.post(Stop()))
         self._journal.open()
-        self._wall.begin(self._journal.fact("wall_floor", 0.0))
-        self._wall.trust(clock_state(Path("/")).synced)
-        self._desk.restore(self._journal.open_entries())
+        self._wall.start_from(self._journal.fact("wall_floor", 0.0))
+        self._wall.set_synchronized(clock_state(Path("/")).synced)
+        self._queue.restore(self._journal.open_entries())
         self._reporter.set_status("starting")
         self._log.info(
             "started",
             pid=os.getpid(),
             device=self._topics.device,
             fleet=self._topics.fleet,
-            open_prompts=self._desk.open,
+            open_prompts=self._queue.open,
         )
-        if self._journal.set_aside is not None:
-            self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
-            message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
+        if self._journal.damaged_file is not None:
+            self._log.error("the journal was damaged and is set aside", file=str(self._journal.damaged_file))
+            message = (
+                f"the journal was damaged and is set aside as {self._journal.damaged_file}; prompts in it are lost"
+            )
             self._reporter.event("journal_damaged", message)
-        self._pushes.tell_damage()
+        self._config_updates.report_damage()
         self._connection.start()
         self._supervisor.start()
-        self._sensing.start()
+        self._telemetry.start()
         self._notifier.ready()
         while not self._drained():
             self._take(self._wait())
             self._upkeep()
-        return self._say_goodbye()
+        return self._shut_down()
 
     def _wait(self) -> list[object]:
         """What lies in the mailbox, or nothing when something falls due first."""
-        due = [self._supervisor.next_tick(), self._desk.next_deadline(), self._clock() + 1.0]
+        due = [self._supervisor.next_tick(), self._queue.next_deadline(), self._clock() + 1.0]
         if self._draining is not None:
             due.append(self._draining)
         timeout = max(0.0, min(moment for moment in due if moment is not None) - self._clock())
@@ -157,17 +161,19 @@ class Daemon:
     def _upkeep(self) -> None:
         now = self._clock()
         stood_still, self._turned = now - self._turned > _STALL, now
-        self._desk.expire()
+        self._queue.expire()
         self._supervisor.tick(stalled=stood_still)
         if not stood_still and self._outbound.overdue():
             self._connection.restart("the broker does not confirm what we publish")
         while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
-        if self._keeper.turn(now):
+        if self._maintenance.turn(now):
             self._look_at_findings()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
-        stalled = self._notifier.pet({"link": self._connection.idle_for(), "sensing": self._sensing.busy_for()})
+        stalled = self._notifier.keep_alive(
+            {"link": self._connection.idle_for(), "telemetry": self._telemetry.busy_for()}
+        )
         if stalled != self._stalled:
             self._stalled = stalled
             if stalled is not None:
@@ -176,20 +182,20 @@ class Daemon:
     def _drained(self) -> bool:
         if self._draining is None:
             return False
-        return self._desk.running == 0 or self._clock() >= self._draining
+        return self._queue.running == 0 or self._clock() >= self._draining
 
-    def _say_goodbye(self) -> int:
-        self._sensing.stop()
+    def _shut_down(self) -> int:
+        self._telemetry.stop()
         self._supervisor.stop()
         self._reporter.set_status("offline")
-        until = self._clock() + GOODBYE_SECONDS
+        until = self._clock() + SHUTDOWN_SECONDS
         while self._outbound.backlog and self._link_down is None and self._clock() < until:
             for event in self._mailbox.take(max(0.0, until - self._clock())):
                 if isinstance(event, Acked):
                     self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
         self._connection.stop()
         self._journal.close()
-        self._log.info("stopped", open_prompts=self._desk.open)
+        self._log.info("stopped", open_prompts=self._queue.open)
         return 0
 
     # ---- events -----------------------------------------------------------------------------------------------------
@@ -215,7 +221,7 @@ class Daemon:
 
     def _take_prompts(self, prompts: list[tuple[str, Arrived]]) -> None:
         try:
-            self._intake.take(prompts)
+            self._admission.take(prompts)
         except sqlite3.Error:
             # Not acknowledged: the broker brings them again after the reconnect, when the disk may have room.
             self._connection.restart("prompts cannot be stored")
@@ -254,19 +260,19 @@ class Daemon:
         if asked is None:
             return
         if asked.kind == "cancel":
-            self._intake.cancel(asked.name, message)
+            self._admission.cancel(asked.name, message)
         elif asked.kind == "command":
-            self._intake.command(asked.name, message)
+            self._admission.command(asked.name, message)
         elif asked.kind == "config":
-            self._pushes.take(asked.name, message.payload)
+            self._config_updates.take(asked.name, message.payload)
         elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
             self._reporter.publish_status()  # an old connection's will came late
 
     def _take_unreadable(self, asked: Inbound | None, message: Arrived, why: str) -> None:
         if asked is not None and asked.kind in ("prompt", "command"):
-            self._intake.unreadable(asked.name, message, why)
+            self._admission.unreadable(asked.name, message, why)
         elif asked is not None and asked.kind == "config":
-            self._pushes.refuse(asked.name, why)
+            self._config_updates.refuse(asked.name, why)
         else:
             self._reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
 
@@ -275,8 +281,8 @@ class Daemon:
             return
         self._draining = self._clock() + DRAIN_SECONDS
         self._notifier.stopping()
-        self._log.info("stopping", running=self._desk.running)
-        self._desk.drain()
+        self._log.info("stopping", running=self._queue.running)
+        self._queue.drain()
         self._reporter.set_status("draining")
 
     # ---- the broker -------------------------------------------------------------------------------------------------
@@ -295,31 +301,31 @@ class Daemon:
         self._acks = deque(message for message in self._acks if message.session == event.session)
         self._outbound.up(event.session, event.window, event.max_packet)
         self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
-        self._reporter.born()
-        self._pushes.report()
+        self._reporter.connected()
+        self._config_updates.report()
         self._look_at_findings()
-        self._keeper.resend()
+        self._maintenance.resend()
 
     def _went_down(self, event: Down) -> None:
         self._link_down = event.reason
-        self._reporter.cut_off()
+        self._reporter.connection_lost()
         self._outbound.down(hung_up=event.hung_up)
         self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
         if event.taken_over:
             self._reporter.event("name_taken", event.reason)
 
     def _delivered(self, token: object) -> None:
-        self._keeper.delivered(token)
+        self._maintenance.delivered(token)
 
     # ---- the model --------------------------------------------------------------------------------------------------
 
     def model_changed(self) -> None:
         """See `supervisor.Listener`."""
-        self._sensing.set_worker(self._supervisor.pid)
-        trouble = self._supervisor.trouble
-        if self._supervisor.state == "safe" and trouble is not None:
-            self._log.error("no usable model", code=trouble.code, reason=trouble.message)
-            self._desk.refuse_all(trouble.message)
+        self._telemetry.set_worker(self._supervisor.pid)
+        failure = self._supervisor.failure
+        if self._supervisor.state == "safe" and failure is not None:
+            self._log.error("no usable model", code=failure.code, reason=failure.message)
+            self._queue.refuse_all(failure.message)
         elif self._supervisor.doing:
             self._log.info("model", doing=self._supervisor.doing)
         if self._draining is None:
@@ -334,62 +340,62 @@ class Daemon:
             if info.fallback:
                 self._log.warning("the native engine does not compute this model", reason=info.fallback)
         if self._draining is None:
-            self._desk.hand_out()
+            self._queue.submit_waiting()
 
     def worker_frame(self, frame: frames.FromWorker) -> None:
         """See `supervisor.Listener`."""
-        self._desk.heard(frame)
+        self._queue.handle_frame(frame)
 
     def worker_lost(self, how: str) -> None:
         """See `supervisor.Listener`."""
-        self._log.warning("the worker is gone", how=how, prompts=self._desk.given)
+        self._log.warning("the worker is gone", how=how, prompts=self._queue.submitted)
         self._reporter.event("worker_died", f"the model's process {how} and is replaced")
-        self._desk.lost_worker(how)
+        self._queue.worker_exited(how)
 
     def _put_in_force(self, settings: Settings, revisions: dict[str, int]) -> None:
-        self._sensing.set_interval(settings.telemetry.interval)
+        self._telemetry.set_interval(settings.telemetry.interval)
         logs.configure(settings.log.level, settings.log.format)
         self._context.config = revisions
 
     # ---- how we are -------------------------------------------------------------------------------------------------
 
     def _take_reading(self, reading: Reading) -> None:
-        self._wall.trust(reading.clock_synced)
+        self._wall.set_synchronized(reading.clock_synced)
         self._context.throttled = reading.throttled
-        self._reporter.take_reading(reading, self._findings())
+        self._reporter.publish_reading(reading, self._findings())
 
     def _look_at_findings(self) -> None:
         self._reporter.set_findings(self._findings())
 
     def _findings(self) -> tuple[Finding, ...]:
         own = findings.of_agent(
-            self._supervisor.trouble if self._supervisor.state == "safe" else None,
+            self._supervisor.failure if self._supervisor.state == "safe" else None,
             self._refused_topics,
             self._outbound.refused_topic,
-            self._keeper.trouble,
+            self._maintenance.write_error,
             self._wall(),
             self._reporter.findings,
         )
-        return self._sensing.findings + own
+        return self._telemetry.findings + own
 
     def _state(self) -> tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]:
-        desk, model = self._desk, self._supervisor.document()
+        queue, model = self._queue, self._supervisor.document()
         waiting = documents.Queue(
-            open=desk.open,
-            running=desk.running,
+            open=queue.open,
+            running=queue.running,
             limit=self._config.settings.limits.queue,
-            answered=desk.finished,
-            refused=self._intake.refused,
+            answered=queue.finished,
+            refused=self._admission.refused,
             bad_requests=self._reporter.bad_requests,
             dropped=self._mailbox.dropped + self._outbound.dropped,
         )
-        return self._link, model, waiting, documents.Speed(desk.speed.tokens_per_second, desk.speed.ttft_ms)
+        return self._link, model, waiting, documents.Speed(queue.speed.tokens_per_second, queue.speed.ttft_ms)
 
     def _closed(self) -> str | None:
         """Why no prompt is taken now."""
         if self._draining is not None:
             return "the device is stopping; send the prompt again when its status is online"
         if self._supervisor.state == "safe":
-            trouble = self._supervisor.trouble
-            return f"no usable model: {trouble.message if trouble else 'see the health topic'}"
+            failure = self._supervisor.failure
+            return f"no usable model: {failure.message if failure else 'see the health topic'}"
         return None

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edged.agent.supervisor import Trouble
+from edged.agent.supervisor import ModelFailure
 from edged.core.health import Finding
 
 
 def of_agent(
-    trouble: Trouble | None,
+    failure: ModelFailure | None,
     refused_topics: Sequence[str],
     refused_publish: str | None,
-    journal_trouble: str | None,
+    journal_error: str | None,
     now: float,
     known: Sequence[Finding],
 ) -> tuple[Finding, ...]:
     """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
     since = {finding.code: finding.since for finding in known}
     found: list[Finding] = []
-    if trouble is not None:
-        code = f"model_{trouble.code}"
-        found.append(Finding(code, since.get(code, now), None, None, trouble.message, "failing"))
+    if failure is not None:
+        code = f"model_{failure.code}"
+        found.append(Finding(code, since.get(code, now), None, None, failure.message, "failing"))
     if refused_topics:
         advice = f"the broker refuses the subscription to {refused_topics[0]}; allow it in the broker's access list"
         code = "subscription_refused"
@@ -30,9 +30,9 @@ def of_agent(
         advice = f"the broker refuses messages to {refused_publish}; look at its access list, its limits and its log"
         code = "publish_refused"
         found.append(Finding(code, since.get(code, now), None, None, advice))
-    if journal_trouble is not None:
+    if journal_error is not None:
         advice = (
-            f"prompts and answers cannot be stored ({journal_trouble}); make room on the disk of state_dir or mend it"
+            f"prompts and answers cannot be stored ({journal_error}); make room on the disk of state_dir or mend it"
         )
         found.append(Finding("journal", since.get("journal", now), None, None, advice, "failing"))
     return tuple(found)

@@ -68,7 +68,7 @@ class Entry(msgspec.Struct, frozen=True):
     seq: int
     job: Job
     body: bytes
-    deaths: int
+    crashes: int
     reason: Reason | None
     final: bytes | None
 
@@ -81,7 +81,7 @@ def body_digest(payload: bytes) -> bytes:
 class Journal:
     """See the module. `open` before use; every method may raise sqlite3.Error.
 
-    `trouble` says why the last transaction failed, on a full disk for one; None once one succeeds.
+    `write_error` says why the last transaction failed, on a full disk for one; None once one succeeds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,8 +89,8 @@ class Journal:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Job).decode
         self._db = sqlite3.connect(":memory:")
-        self.set_aside: Path | None = None
-        self.trouble: str | None = None
+        self.damaged_file: Path | None = None
+        self.write_error: str | None = None
 
     def open(self) -> None:
         """Open or make the file. A damaged one is set aside (`set_aside` says where) and a new one is begun."""
@@ -100,11 +100,11 @@ class Journal:
             if isinstance(error, sqlite3.OperationalError):
                 raise
             self._db.close()
-            self.set_aside = self._path.with_suffix(".damaged")
-            self._path.replace(self.set_aside)
+            self.damaged_file = self._path.with_suffix(".damaged")
+            self._path.replace(self.damaged_file)
             Path(f"{self._path}-shm").unlink(missing_ok=True)
             if (log := Path(f"{self._path}-wal")).exists():
-                log.replace(f"{self.set_aside}-wal")
+                log.replace(f"{self.damaged_file}-wal")
             self._connect()
 
     def _connect(self) -> None:
@@ -138,12 +138,12 @@ class Journal:
             self._db.execute("COMMIT")
         except BaseException as error:
             if isinstance(error, sqlite3.Error):
-                self.trouble = str(error)
+                self.write_error = str(error)
             if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk for one
                 self._db.execute("ROLLBACK")
             raise
         if self._db.total_changes > before:  # one that stores nothing succeeds on a full disk, too
-            self.trouble = None
+            self.write_error = None
 
     def find(self, requester: str, prompt_id: str) -> Entry | None:
         """What stands under this id."""
@@ -162,7 +162,7 @@ class Journal:
         """The newest copy of a prompt says where its answer goes, and has not been answered yet."""
         self._db.execute("UPDATE prompts SET job = ?, delivered = 0 WHERE seq = ?", (self._encode(job), seq))
 
-    def died(self, seqs: list[int]) -> None:
+    def count_crash(self, seqs: list[int]) -> None:
         """The worker died with these running: counted before anything is tried again."""
         with self.transaction():
             self._db.executemany("UPDATE prompts SET deaths = deaths + 1 WHERE seq = ?", [(seq,) for seq in seqs])
@@ -235,5 +235,6 @@ class Journal:
         columns = "seq, job, body, deaths, reason, final"
         rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE {where}", values)  # noqa: S608  - our own words
         return [
-            Entry(seq, self._decode(job), body, deaths, reason, final) for seq, job, body, deaths, reason, final in rows
+            Entry(seq, self._decode(job), body, crashes, reason, final)
+            for seq, job, body, crashes, reason, final in rows
         ]

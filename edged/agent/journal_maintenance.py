@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from edged.agent import logs
 from edged.agent.journal import Journal
-from edged.agent.prompt_queue import Desk
+from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.wall_clock import WallClock
 from edged.link.connection import SESSION_EXPIRY
@@ -22,13 +22,16 @@ _SWEEP_EVERY = 60.0
 _STORE_EVERY = 1.0
 
 
-class Keeper:
-    """See the module. `remember` gives the seconds for which finals are kept. `trouble`: why nothing can be stored."""
+class JournalMaintenance:
+    """See the module. `remember` gives the seconds for which finals are kept.
+
+    `write_error`: why the journal cannot be written; None while it can.
+    """
 
     def __init__(
         self,
         journal: Journal,
-        desk: Desk,
+        queue: PromptQueue,
         replies: Replies,
         outbound: Outbound,
         wall: WallClock,
@@ -36,28 +39,28 @@ class Keeper:
         now: float,
     ) -> None:
         self._journal = journal
-        self._desk = desk
+        self._queue = queue
         self._replies = replies
         self._outbound = outbound
         self._wall = wall
         self._remember = remember
         self._stored = self._swept = now
         self._log = logs.logger()
-        self.trouble: str | None = None
+        self.write_error: str | None = None
 
     def turn(self, now: float) -> bool:
-        """One round of the loop; gives whether `trouble` is another."""
+        """One round of the loop; gives whether `write_error` is another."""
         if now - self._stored > _STORE_EVERY:
             self._stored = now
-            self._desk.store_again()
+            self._queue.retry_unstored()
         if now - self._swept > _SWEEP_EVERY:
             self._swept = now
             with suppress(sqlite3.Error):  # the next minute tries again
                 self._sweep()
-        before, self.trouble = self.trouble, self._journal.trouble
-        if self.trouble is not None and self.trouble != before:
-            self._log.error("the journal cannot be written", error=self.trouble)
-        return self.trouble != before
+        before, self.write_error = self.write_error, self._journal.write_error
+        if self.write_error is not None and self.write_error != before:
+            self._log.error("the journal cannot be written", error=self.write_error)
+        return self.write_error != before
 
     def delivered(self, token: object) -> None:
         """The broker has a final."""
@@ -70,10 +73,10 @@ class Keeper:
         """Sends finals that the broker has not confirmed and that are not on their way."""
         for entry in self._journal.undelivered():
             if entry.final is not None and not self._outbound.holds(entry.seq):
-                self._replies.final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
+                self._replies.send_final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
 
     def _sweep(self) -> None:
-        sure, remember = self._wall.sure(), self._remember()
+        sure, remember = self._wall.reliable(), self._remember()
         self._journal.forget(sure - remember, sure - max(remember, SESSION_EXPIRY))
         self._journal.set_fact("wall_floor", sure)
         self.resend()

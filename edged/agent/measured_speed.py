@@ -1,4 +1,4 @@
-"""How fast answers came lately, for estimates and telemetry. Mutable, owned by the desk alone."""
+"""How fast answers came lately, for estimates and telemetry. Mutable, owned by the prompt queue."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _SMOOTHING = 0.3  # weight of the newest answer in the running means
 
 
 @dataclass
-class Speed:
+class MeasuredSpeed:
     """Running means of finished answers; None until one was measured."""
 
     tokens_per_second: float | None = None
     ttft_ms: float | None = None
     tokens: float | None = None
 
-    def note(self, tokens_per_second: float | None, ttft_ms: float | None, tokens: int) -> None:
+    def add(self, tokens_per_second: float | None, ttft_ms: float | None, tokens: int) -> None:
         """Count one finished answer in."""
         self.tokens_per_second = _blend(self.tokens_per_second, tokens_per_second)
         self.ttft_ms = _blend(self.ttft_ms, ttft_ms)

@@ -1,4 +1,4 @@
-"""A ticket: one open prompt on its way. Mutable, owned by the desk alone."""
+"""The state of one accepted prompt that has no final yet. Mutable, owned by the queue alone."""
 
 from __future__ import annotations
 
@@ -9,34 +9,44 @@ from edged.core.prompt import Reason
 
 
 @dataclass
-class Ticket:
-    """One open prompt. `shown` is the number of code points that went out as chunks."""
+class OpenPrompt:
+    """One open prompt. Times are monotonic seconds; `seq` is the journal's sequence number."""
 
     seq: int
     job: Job
     body: bytes
-    deaths: int
+    crashes: int
+    """How often the worker ended while it worked on this prompt."""
     arrived: float
     expires: float | None
-    given: bool = False
+    submitted: bool = False
+    """Whether the worker has it."""
     preparing: bool = False
-    began: float | None = None
-    first: float | None = None
+    started_at: float | None = None
+    first_token_at: float | None = None
     text: str = ""
-    shown: int = 0
+    streamed: int = 0
+    """Code points of `text` that were published as chunks."""
     chunks: int = 0
-    last_chunk: float | None = None
-    ending: Reason | None = None
+    last_chunk_at: float | None = None
+    stopping: Reason | None = None
     """`cancelled` or `expired` while the worker is asked to stop."""
-    unstored: tuple[Reason, bytes] | None = None
-    """Its final, which the journal could not take yet."""
+    unstored_final: tuple[Reason, bytes] | None = None
+    """Its final, which could not be written to the journal yet."""
 
     @property
-    def suspect(self) -> bool:
-        """Whether it may be why the worker died just now."""
-        return self.given and (self.preparing or self.began is not None)
+    def computing(self) -> bool:
+        """Whether the worker prepares or computes it now: if the worker ends, this prompt may be the cause."""
+        return self.submitted and (self.preparing or self.started_at is not None)
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Milliseconds from the start of the computation to the first token."""
+        if self.first_token_at is None or self.started_at is None:
+            return None
+        return (self.first_token_at - self.started_at) * 1000
 
     @property
     def order(self) -> tuple[int, int]:
-        """Best first."""
+        """Sort key: the smallest is served first."""
         return self.job.request.priority, self.seq

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edged.agent.journal import Job
-from edged.agent.open_prompt import Ticket
+from edged.agent.open_prompt import OpenPrompt
 from edged.core.prompt import Final, ModelInfo
 from edged.wire import replies as wire
 
@@ -19,14 +19,14 @@ class Context:
     throttled: bool | None = None
 
 
-def timing(ticket: Ticket, now: float, final: Final | None) -> wire.Timing:
+def timing(prompt: OpenPrompt, now: float, final: Final | None) -> wire.Timing:
     """Milliseconds since the prompt arrived; `now` is monotonic. `final` None: the worker did not end it."""
-    began = ticket.began if ticket.began is not None else now
+    began = prompt.started_at if prompt.started_at is not None else now
     rate = speed(final)
     return wire.Timing(
-        queue_ms=_rounded((began - ticket.arrived) * 1000),
-        ttft_ms=None if ticket.first is None else _rounded((ticket.first - ticket.arrived) * 1000),
-        total_ms=_rounded((now - ticket.arrived) * 1000),
+        queue_ms=_rounded((began - prompt.arrived) * 1000),
+        ttft_ms=None if prompt.first_token_at is None else _rounded((prompt.first_token_at - prompt.arrived) * 1000),
+        total_ms=_rounded((now - prompt.arrived) * 1000),
         tokens_per_second=None if rate is None else _rounded(rate),
     )
 

@@ -16,11 +16,11 @@ class Replies:
         self._outbound = outbound
         self._wall = wall
 
-    def fleeting(self, to: ReplyTo, payload: bytes) -> None:
+    def send_now(self, to: ReplyTo, payload: bytes) -> None:
         """A notice or a chunk: sent if the broker is there, lost otherwise; the final heals it."""
         self._outbound.send_now(to.topic, payload, replies.CONTENT_TYPE, to.correlation)
 
-    def final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
+    def send_final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
         """A final. One that is too large for the broker is replaced by an error that says so."""
         correlation = to.correlation
         if not self._outbound.fits(to.topic, payload, correlation):

@@ -73,18 +73,18 @@ class Reporter:
             Publication(topic=self._topics.status, payload=self._status.encode(), retain=True, content_type=None)
         )
 
-    def born(self) -> None:
+    def connected(self) -> None:
         """The connection stands: say who and how we are."""
         self._up = True
         self.publish_status()
         self._health_key = None
         self.check_health()
 
-    def cut_off(self) -> None:
+    def connection_lost(self) -> None:
         """The connection is gone."""
         self._up = False
 
-    def take_reading(self, reading: Reading, findings: tuple[Finding, ...]) -> None:
+    def publish_reading(self, reading: Reading, findings: tuple[Finding, ...]) -> None:
         """Publish a reading and look at the health."""
         self._reading = reading
         self.set_findings(findings)

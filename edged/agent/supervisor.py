@@ -21,20 +21,20 @@ from edged.config import schema as settings
 from edged.core.prompt import ModelInfo
 from edged.wire import documents
 from edged.worker import frames
-from edged.worker.client import Died, WorkerClient
+from edged.worker.client import Exited, WorkerClient
 
 PING_EVERY = 5.0
 HANG_DEADLINE = 20.0  # seconds without a sign of life once the model stands
 LOAD_DEADLINE = 900.0
 RESTART_WAITS = (0.0, 1.0, 5.0, 15.0, 60.0)  # by deaths in a row
-LOAD_DEATHS_UNTIL_SAFE = 3
+LOAD_CRASHES_UNTIL_SAFE = 3
 RETRY_SAFE = (30.0, 60.0, 300.0, 900.0)
 _STEADY = 60.0  # a worker that lived so long makes earlier deaths forgotten
 
 ModelState = Literal["starting", "online", "safe"]
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class ModelFailure(msgspec.Struct, frozen=True):
     """Why there is no model: an error code and a sentence that says what to do."""
 
     code: str
@@ -45,7 +45,7 @@ class Listener(Protocol):
     """Who is told. All calls come from the main thread."""
 
     def model_changed(self) -> None:
-        """`state`, `info` or `trouble` is another."""
+        """`state`, `info` or `failure` is another."""
 
     def model_loaded(self) -> None:
         """A worker stands ready, for the first time or again."""
@@ -61,7 +61,7 @@ class PullEnded(msgspec.Struct, frozen=True):
     """The fetching process ended."""
 
     attempt: int
-    trouble: Trouble | None
+    failure: ModelFailure | None
 
 
 def load_order(model: settings.Model, models: Path) -> frames.Load:
@@ -99,20 +99,20 @@ class Supervisor:
         self._generation = 0
         self._ready = False
         self._started = 0.0
-        self._heard = 0.0
-        self._pinged = 0.0
+        self._last_frame_at = 0.0
+        self._last_ping_at = 0.0
         self._restart_at: float | None = None
-        self._deaths = 0
+        self._crashes = 0
         self._retries = 0
         self._pull: subprocess.Popen[bytes] | None = None
         self._pulls = 0
-        self._fetched = False  # a fetch has just succeeded: a model still missing after it is trouble
+        self._fetched = False  # a fetch has just succeeded: a model still missing after it is failure
         self._stopping = False
         self._hung = False
         self.state: ModelState = "starting"
         self.doing = ""
         self.info: ModelInfo | None = None
-        self.trouble: Trouble | None = None
+        self.failure: ModelFailure | None = None
         self.restarts = 0
 
     @property
@@ -127,14 +127,14 @@ class Supervisor:
 
     def document(self) -> documents.ModelState:
         """What health says of the model."""
-        trouble = self.trouble if self.state == "safe" else None
+        failure = self.failure if self.state == "safe" else None
         return documents.ModelState(
             state=self.state,
             source=self._order.source,
             info=self.info,
             doing=self.doing or None,
-            error_code=trouble.code if trouble else None,
-            error_message=trouble.message if trouble else None,
+            error_code=failure.code if failure else None,
+            error_message=failure.message if failure else None,
             restarts=self.restarts,
         )
 
@@ -162,7 +162,11 @@ class Supervisor:
         """The monotonic time at which `tick` has something to do."""
         if self._restart_at is not None:
             return self._restart_at
-        return min(self._pinged + PING_EVERY, self._heard + HANG_DEADLINE) if self._ready else self._clock() + 1.0
+        return (
+            min(self._last_ping_at + PING_EVERY, self._last_frame_at + HANG_DEADLINE)
+            if self._ready
+            else self._clock() + 1.0
+        )
 
     def tick(self, *, stalled: bool = False) -> None:
         """Ping, notice a hang, restart when it is time.
@@ -172,25 +176,25 @@ class Supervisor:
         """
         now = self._clock()
         if stalled:
-            self._heard = now
+            self._last_frame_at = now
         if self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
             self._launch()
         elif self._client is not None:
             deadline = HANG_DEADLINE if self._ready else LOAD_DEADLINE
-            if now - self._heard > deadline:
+            if now - self._last_frame_at > deadline:
                 self._hung = True
                 self._client.kill()
-            elif self._ready and now - self._pinged >= PING_EVERY:
-                self._pinged = now
+            elif self._ready and now - self._last_ping_at >= PING_EVERY:
+                self._last_ping_at = now
                 self._client.send(frames.Ping())
 
-    def handle(self, generation: int, event: frames.FromWorker | Died) -> None:
+    def handle(self, generation: int, event: frames.FromWorker | Exited) -> None:
         """Something a worker said, or its end."""
         if self._client is None or generation != self._client.generation:
             return
-        self._heard = self._clock()
-        if isinstance(event, Died):
+        self._last_frame_at = self._clock()
+        if isinstance(event, Exited):
             self._died(event)
         elif isinstance(event, frames.Loading):
             self.doing = event.doing
@@ -198,10 +202,10 @@ class Supervisor:
         elif isinstance(event, frames.Loaded):
             self._loaded(event.info)
         elif isinstance(event, frames.NotLoaded):
-            self._not_loaded(Trouble(event.code, event.message))
+            self._not_loaded(ModelFailure(event.code, event.message))
         else:
-            if isinstance(event, frames.Ended):
-                self._deaths = 0  # it does its work: what comes now is no crash loop
+            if isinstance(event, frames.Finished):
+                self._crashes = 0  # it does its work: what comes now is no crash loop
             self._listener.worker_frame(event)
 
     def pulled(self, event: PullEnded) -> None:
@@ -209,11 +213,11 @@ class Supervisor:
         if self._stopping or event.attempt != self._pulls:
             return
         self._pull = None
-        if event.trouble is None:
+        if event.failure is None:
             self._fetched = True
             self._launch()
         else:
-            self._be_safe(event.trouble)
+            self._enter_safe(event.failure)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -222,12 +226,12 @@ class Supervisor:
         self._client = WorkerClient(self._generation, lambda g, e: self._post((g, e)), self._command)
         self._ready = False
         self._hung = False
-        self._started = self._heard = self._pinged = self._clock()
+        self._started = self._last_frame_at = self._last_ping_at = self._clock()
         try:
             self._client.start()
         except OSError as error:
             self._client = None
-            self._be_safe(Trouble("no_worker", f"the model's process cannot be started: {error.strerror}"))
+            self._enter_safe(ModelFailure("no_worker", f"the model's process cannot be started: {error.strerror}"))
             return
         self._client.send(self._order)
 
@@ -235,17 +239,17 @@ class Supervisor:
         self._ready = True
         self._fetched = False
         self._retries = 0
-        self.info, self.trouble, self.state, self.doing = info, None, "online", ""
+        self.info, self.failure, self.state, self.doing = info, None, "online", ""
         self._listener.model_changed()
         self._listener.model_loaded()
 
-    def _not_loaded(self, trouble: Trouble) -> None:
+    def _not_loaded(self, failure: ModelFailure) -> None:
         self._drop_client()
         fetched, self._fetched = self._fetched, False
-        if trouble.code == "missing" and self._pull is None and self._fetchable() and not fetched:
+        if failure.code == "missing" and self._pull is None and self._fetchable() and not fetched:
             self._start_pull()
         else:
-            self._be_safe(trouble)
+            self._enter_safe(failure)
 
     def _fetchable(self) -> bool:
         source = self._order.source
@@ -266,42 +270,42 @@ class Supervisor:
         try:
             self._pull = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         except OSError as error:
-            self._be_safe(Trouble("pull_failed", f"the model cannot be fetched: {error.strerror}"))
+            self._enter_safe(ModelFailure("pull_failed", f"the model cannot be fetched: {error.strerror}"))
             return
         threading.Thread(target=self._await_pull, args=(self._pull, self._pulls), name="pull", daemon=True).start()
         self._listener.model_changed()
 
     def _await_pull(self, process: subprocess.Popen[bytes], attempt: int) -> None:
         output, _ = process.communicate()
-        self._post(PullEnded(attempt, None if process.returncode == 0 else _trouble_of(output, process.returncode)))
+        self._post(PullEnded(attempt, None if process.returncode == 0 else _failure_of(output, process.returncode)))
 
-    def _be_safe(self, trouble: Trouble) -> None:
+    def _enter_safe(self, failure: ModelFailure) -> None:
         wait = RETRY_SAFE[min(self._retries, len(RETRY_SAFE) - 1)]
         self._retries += 1
         self._restart_at = self._clock() + wait
-        self.info, self.trouble, self.state, self.doing = None, trouble, "safe", ""
+        self.info, self.failure, self.state, self.doing = None, failure, "safe", ""
         self._listener.model_changed()
 
-    def _died(self, death: Died) -> None:
-        how = "made no progress and was ended" if self._hung else death.how
+    def _died(self, end: Exited) -> None:
+        how = "made no progress and was ended" if self._hung else end.how
         was_ready, lived = self._ready, self._clock() - self._started
         self._client, self._ready = None, False
         if self._stopping:
             return
         self.restarts += 1
-        self._deaths = 1 if lived > _STEADY else self._deaths + 1
-        self._restart_at = self._clock() + RESTART_WAITS[min(self._deaths - 1, len(RESTART_WAITS) - 1)]
+        self._crashes = 1 if lived > _STEADY else self._crashes + 1
+        self._restart_at = self._clock() + RESTART_WAITS[min(self._crashes - 1, len(RESTART_WAITS) - 1)]
         self._listener.worker_lost(how)
-        if not was_ready and self._deaths >= LOAD_DEATHS_UNTIL_SAFE:
+        if not was_ready and self._crashes >= LOAD_CRASHES_UNTIL_SAFE:
             message = f"the model's process {how} while it loaded the model; check memory, or use a smaller model"
-            self._be_safe(Trouble("worker_died", message))
+            self._enter_safe(ModelFailure("worker_died", message))
         self._listener.model_changed()
 
 
-def _trouble_of(output: bytes, code: int) -> Trouble:
+def _failure_of(output: bytes, code: int) -> ModelFailure:
     """What a failed `edged model pull --json` says about it."""
     try:
         error = json.loads(output)["error"]
-        return Trouble(str(error["code"]), str(error["message"]))
+        return ModelFailure(str(error["code"]), str(error["message"]))
     except (ValueError, KeyError, TypeError):
-        return Trouble("pull_failed", f"the model could not be fetched (exit code {code}); see the log")
+        return ModelFailure("pull_failed", f"the model could not be fetched (exit code {code}); see the log")

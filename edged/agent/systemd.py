@@ -20,7 +20,7 @@ class Notifier:
         microseconds = environment.get("WATCHDOG_USEC", "")
         self._every = int(microseconds) / 1e6 / 4 if microseconds.isdigit() else None
         self._clock = clock
-        self._petted = clock()
+        self._kept_alive_at = clock()
         self._status = ""
 
     def ready(self) -> None:
@@ -38,14 +38,14 @@ class Notifier:
             self._status = words
             self._send(f"STATUS={words}")
 
-    def pet(self, ages: Mapping[str, float]) -> str | None:
+    def keep_alive(self, ages: Mapping[str, float]) -> str | None:
         """Tell systemd that we live, unless a loop stalls. `ages`: seconds since each loop's last progress.
 
         Gives the name of a loop that stalls. Being without the broker is no stall: waiting to connect is progress.
         """
         stalled = next((name for name, age in ages.items() if age > STALLED_AFTER), None)
-        if stalled is None and self._every is not None and self._clock() - self._petted >= self._every:
-            self._petted = self._clock()
+        if stalled is None and self._every is not None and self._clock() - self._kept_alive_at >= self._every:
+            self._kept_alive_at = self._clock()
             self._send("WATCHDOG=1")
         return stalled
 

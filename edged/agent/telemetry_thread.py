@@ -13,7 +13,7 @@ from edged.device.findings import Judge
 from edged.device.sampler import Sampler
 
 
-class Sensing:
+class TelemetryThread:
     """See the module. `findings` are those of the newest reading; the tuple is replaced whole, never changed."""
 
     def __init__(self, state_dir: Path, interval: float, post: Callable[[object], None]) -> None:
@@ -28,7 +28,7 @@ class Sensing:
 
     def start(self) -> None:
         """Begin to read."""
-        threading.Thread(target=self._run, name="sensing", daemon=True).start()
+        threading.Thread(target=self._run, name="telemetry", daemon=True).start()
 
     def stop(self) -> None:
         """Read no more; a reading that hangs is left behind."""

@@ -18,11 +18,11 @@ class WallClock:
         self._floor = 0.0
         self._begun = clock()
 
-    def begin(self, floor: float) -> None:
+    def start_from(self, floor: float) -> None:
         """From now on never say less than `floor`, or what the system says now where no earlier run was sure of any."""
         self._floor, self._begun = floor or self._system(), self._clock()
 
-    def trust(self, synced: bool | None) -> None:
+    def set_synchronized(self, synced: bool | None) -> None:
         """Whether the system's clock is synchronized. If so it is believed, be it behind or ahead.
 
         To be called again and again: while it is not, time goes on from the last call when it was. Where nobody says
@@ -32,7 +32,7 @@ class WallClock:
             now = self._system() if synced else self()
             self._floor, self._begun = now, self._clock()
 
-    def sure(self) -> float:
+    def reliable(self) -> float:
         """Unix time that does not follow a system clock which nobody keeps right; to be stored and to forget by.
 
         It moves on with the time that passes here: a clock that was once fast is not stored for ever, nor does it make
@@ -42,4 +42,4 @@ class WallClock:
 
     def __call__(self) -> float:
         """Unix time in seconds."""
-        return max(self._system(), self.sure())
+        return max(self._system(), self.reliable())

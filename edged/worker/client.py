@@ -1,7 +1,7 @@
 """The agent's end of a worker: starts the process, sends frames, posts what comes back. Imports no model code.
 
 `start`, `send`, `kill` belong to the agent's main thread (the worker's parent-death signal follows the thread that
-started it). A reader thread posts `(generation, frame)` and, at the end, `(generation, Died)`.
+started it). A reader thread posts `(generation, frame)` and, at the end, `(generation, Exited)`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SEND_TIMEOUT = 5  # seconds; a worker that takes no bytes for so long hangs
 _EXIT_DEADLINE = 5  # seconds; a worker that closed its socket is gone by then, or is ended
 
 
-class Died(msgspec.Struct, frozen=True):
+class Exited(msgspec.Struct, frozen=True):
     """The process ended. `code` is its exit code, negative for a signal."""
 
     code: int
@@ -38,7 +38,7 @@ class Died(msgspec.Struct, frozen=True):
         return f"ended with exit code {self.code}"
 
 
-Post = Callable[[int, frames.FromWorker | Died], None]
+Post = Callable[[int, frames.FromWorker | Exited], None]
 
 
 class WorkerClient:
@@ -109,4 +109,4 @@ class WorkerClient:
             process.kill()
             code = process.wait()
         channel.close()
-        self._post(self.generation, Died(code))
+        self._post(self.generation, Exited(code))

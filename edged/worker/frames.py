@@ -79,13 +79,13 @@ class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
     key: str
 
 
-class Began(msgspec.Struct, frozen=True, tag="began"):
+class Started(msgspec.Struct, frozen=True, tag="started"):
     """Work on `key` begins now: if the worker dies from here on, this prompt is a suspect."""
 
     key: str
 
 
-class Wrote(msgspec.Struct, frozen=True, tag="wrote"):
+class Generated(msgspec.Struct, frozen=True, tag="generated"):
     """New text of `key`."""
 
     key: str
@@ -93,7 +93,7 @@ class Wrote(msgspec.Struct, frozen=True, tag="wrote"):
     text: str
 
 
-class Ended(msgspec.Struct, frozen=True, tag="ended"):
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """`key` is done."""
 
     key: str
@@ -113,7 +113,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """The loop went round."""
 
 
-FromWorker = Loading | Loaded | NotLoaded | Preparing | Prepared | Began | Wrote | Ended | Refused | Progress
+FromWorker = Loading | Loaded | NotLoaded | Preparing | Prepared | Started | Generated | Finished | Refused | Progress
 
 _T = TypeVar("_T")
 

@@ -136,9 +136,9 @@ class Worker:
             elif isinstance(output, Final):
                 self._held.pop(key, None)  # the final carries it
                 self._wrote.pop(key, None)
-                self._send(frames.Ended(key, output))
+                self._send(frames.Finished(key, output))
             elif isinstance(output, Started):
-                self._send(frames.Began(key))
+                self._send(frames.Started(key))
         now = time.monotonic()
         self._write(now)
         if now - self._progressed > _PROGRESS_EVERY:
@@ -154,7 +154,7 @@ class Worker:
         for key in [key for key in self._held if now - self._wrote.get(key, 0.0) >= _WRITE_EVERY]:
             chunk = self._held.pop(key)
             self._wrote[key] = now
-            self._send(frames.Wrote(key, chunk.at, chunk.text))
+            self._send(frames.Generated(key, chunk.at, chunk.text))
 
     def _send(self, frame: frames.FromWorker) -> None:
         try:

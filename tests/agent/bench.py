@@ -1,4 +1,4 @@
-"""A desk and an intake without I/O: a clock that tests set, a worker and an outgoing side that only record."""
+"""A queue and an admission without I/O: a clock that tests set, a worker and an outgoing side that only record."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from edged.agent.admission import Intake
+from edged.agent.admission import Admission
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
-from edged.agent.prompt_queue import Desk
+from edged.agent.prompt_queue import PromptQueue
 from edged.agent.receipts import Context
 from edged.config.schema import Limits, Settings
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
@@ -63,10 +63,10 @@ class RecordingReplies:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.tokens: list[int | None] = []
 
-    def fleeting(self, to: ReplyTo, payload: bytes) -> None:
+    def send_now(self, to: ReplyTo, payload: bytes) -> None:
         self.sent.append((to.topic, json.loads(payload)))
 
-    def final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
+    def send_final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
         self.sent.append((to.topic, json.loads(payload)))
         self.tokens.append(token)
 
@@ -97,11 +97,11 @@ class Bench:
         self.closed: str | None = None
         self.bad: list[str] = []
         self.topics = Topics("home", "pi")
-        self.make_desk()
+        self.make_queue()
 
-    def make_desk(self) -> None:
-        """A desk and an intake as after a start of the agent; the journal is the one that is there."""
-        self.desk = Desk(
+    def make_queue(self) -> None:
+        """A queue and an admission as after a start of the agent; the journal is the one that is there."""
+        self.queue = PromptQueue(
             self.journal,
             self.replies,  # type: ignore[arg-type]
             self.worker,
@@ -110,10 +110,10 @@ class Bench:
             lambda: self.clock.wall,
             lambda: self.clock.wall,
         )
-        self.intake = Intake(
+        self.admission = Admission(
             self.topics,
             self.journal,
-            self.desk,
+            self.queue,
             self.replies,  # type: ignore[arg-type]
             lambda: self.settings,
             lambda: self.closed,
@@ -121,7 +121,7 @@ class Bench:
             lambda: self.clock.wall,
         )
 
-    # ---- straight to the desk ---------------------------------------------------------------------------------------
+    # ---- straight to the queue ---------------------------------------------------------------------------------------
 
     def accept(
         self,
@@ -133,30 +133,32 @@ class Bench:
         expires_in: float | None = None,
         max_tokens: int = 256,
     ) -> int:
-        """Store a prompt and hand it to the desk; gives its number."""
+        """Store a prompt and hand it to the queue; gives its number."""
         request = Request((Turn("user", "x"),), None, Sampling(max_tokens=max_tokens), priority)
         expires = None if expires_in is None else self.clock.wall + expires_in
         job = Job(requester, prompt_id, request, stream, ReplyTo(f"reply/{prompt_id}"), self.clock.wall, expires)
         body = body_digest(prompt_id.encode())
         with self.journal.transaction():
             seq = self.journal.admit(job, body)
-        self.desk.accept(seq, job, body)
+        self.queue.accept(seq, job, body)
         return seq
 
-    def began(self, *seqs: int) -> None:
+    def started(self, *seqs: int) -> None:
         for seq in seqs:
-            self.desk.heard(frames.Began(str(seq)))
+            self.queue.handle_frame(frames.Started(str(seq)))
 
-    def wrote(self, seq: int, at: int, text: str) -> None:
-        self.desk.heard(frames.Wrote(str(seq), at, text))
+    def generated(self, seq: int, at: int, text: str) -> None:
+        self.queue.handle_frame(frames.Generated(str(seq), at, text))
 
-    def ended(self, seq: int, text: str = "done", reason: Reason = "stop", tokens: int = 3, ms: float = 20.0) -> None:
-        self.desk.heard(frames.Ended(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
+    def finished(
+        self, seq: int, text: str = "done", reason: Reason = "stop", tokens: int = 3, ms: float = 20.0
+    ) -> None:
+        self.queue.handle_frame(frames.Finished(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
 
-    # ---- through the intake -----------------------------------------------------------------------------------------
+    # ---- through the admission --------------------------------------------------------------------------------------
 
     def arrive(self, *messages: Arrived, requester: str = "me") -> None:
-        self.intake.take([(requester, message) for message in messages])
+        self.admission.take([(requester, message) for message in messages])
 
 
 def message(body: Any, **facts: Any) -> Arrived:

@@ -1,4 +1,4 @@
-"""The intake: in which order a prompt is judged, what is stored, and what is answered to the rest."""
+"""The admission: in which order a prompt is judged, what is stored, and what is answered to the rest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_with_a_response_topic_only_the_final_comes_and_it_goes_there(bench: Ben
     assert bench.replies.sent == []
     (entry,) = bench.journal.open_entries()
     assert (entry.job.reply_to.topic, entry.job.reply_to.correlation) == ("edged/v1/home/reply/me/x", b"\0c")
-    bench.ended(entry.seq)
+    bench.finished(entry.seq)
     assert [topic for topic, _ in bench.replies.sent] == ["edged/v1/home/reply/me/x"]
 
 
@@ -68,7 +68,7 @@ def test_the_owners_reply_prefixes_are_allowed(bench: Bench) -> None:
     bench.settings = Settings(mqtt=Mqtt(reply_prefixes=("ha/inbox/",)))
     bench.arrive(message({"id": "a", "prompt": "x"}, response_topic="ha/inbox/1"))
     assert outcome(bench) == []
-    bench.ended(1)
+    bench.finished(1)
     assert bench.replies.sent[-1][0] == "ha/inbox/1"
 
 
@@ -109,7 +109,7 @@ def test_a_full_queue_is_busy_and_says_when_to_ask_again(bench: Bench) -> None:
     assert outcome(bench) == [(f"{i}", "busy", "queue_full") for i in (2, 3, 4)]
     assert bench.replies.finals[0]["retry_after_ms"] == 5000
     assert len(bench.journal.open_entries()) == 2
-    bench.ended(1)
+    bench.finished(1)
     bench.arrive(message({"id": "2", "prompt": "x"}))
     assert len(bench.journal.open_entries()) == 2
 
@@ -193,7 +193,7 @@ def test_p03_another_body_under_a_used_id_is_a_conflict_and_nothing_else(bench: 
         ((_, notice),) = bench.replies.sent
         assert notice.pop("message")
         assert notice == {"id": "a", "conflict": True}
-    bench.ended(1)
+    bench.finished(1)
     assert [f["reason"] for f in bench.replies.finals] == ["stop"]
 
 
@@ -201,14 +201,14 @@ def test_p03_the_same_prompt_twice_in_one_batch_is_one_prompt(bench: Bench) -> N
     body = {"id": "a", "prompt": "x"}
     bench.arrive(message(body), message(body))
     assert bench.worker.added == ["1"]
-    bench.ended(1)
+    bench.finished(1)
     assert len(bench.replies.finals) == 1
 
 
 def test_p03_a_finished_prompt_again_gets_its_stored_final_where_the_newest_copy_wants_it(bench: Bench) -> None:
     body = {"id": "a", "prompt": "x"}
     bench.arrive(message(body))
-    bench.ended(1)
+    bench.finished(1)
     (first,) = bench.replies.finals
     bench.clock.wait(100)
     bench.arrive(message(body, response_topic="edged/v1/home/reply/me/again"))
@@ -221,7 +221,7 @@ def test_p03_a_running_prompt_again_sends_its_answer_to_the_newest_copy(bench: B
     bench.arrive(message(body))
     bench.arrive(message(body, response_topic="edged/v1/home/reply/me/again", correlation=b"2"))
     assert bench.journal.open_entries()[0].job.reply_to.correlation == b"2"
-    bench.ended(1)
+    bench.finished(1)
     assert [topic for topic, d in bench.replies.sent if d.get("final")] == ["edged/v1/home/reply/me/again"]
 
 
@@ -237,14 +237,14 @@ def test_p03_a_known_prompt_is_known_even_when_it_would_not_be_taken_any_more(be
     body = {"id": "a", "prompt": "x" * 50, "max_tokens": 100}
     bench.arrive(message(body))
     if finished:
-        bench.ended(1)
+        bench.finished(1)
     bench.closed = "the device is stopping"
     bench.settings = Settings(limits=Limits(queue=1, max_tokens=10, prompt_bytes=64))
     bench.arrive(message(body))
     bench.arrive(message(body, retain=True))
     bench.arrive(message(body, response_topic="edged/v1/home/reply/you/x"))
     if not finished:
-        bench.ended(1)
+        bench.finished(1)
     assert {f["reason"] for f in bench.replies.finals} == {"stop"}
     assert {topic for topic, _ in bench.replies.sent} == {"edged/v1/home/reply/me/pi/a"}
 
@@ -252,7 +252,7 @@ def test_p03_a_known_prompt_is_known_even_when_it_would_not_be_taken_any_more(be
 def test_a_refused_id_is_free(bench: Bench) -> None:
     bench.arrive(message({"id": "a", "prompt": "x", "seed": -1}))
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.ended(1)
+    bench.finished(1)
     assert [f["reason"] for f in bench.replies.finals] == ["invalid", "stop"]
 
 
@@ -260,7 +260,7 @@ def test_an_id_is_free_again_once_its_too_long_was_delivered(bench: Bench) -> No
     from edged.worker import frames
 
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.desk.heard(frames.Refused("1", "too_long", "too_long", "m"))
+    bench.queue.handle_frame(frames.Refused("1", "too_long", "too_long", "m"))
     bench.arrive(message({"id": "a", "prompt": "y"}))
     assert bench.replies.documents[-1].get("conflict") is True
     bench.journal.delivered(1)
@@ -296,18 +296,18 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
 
 def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
     """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
-    bench.intake.command("me", message({"id": "a", "command": "reload"}))
-    bench.intake.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
+    bench.admission.command("me", message({"id": "a", "command": "reload"}))
+    bench.admission.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
     (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
     assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
     assert first["error"]["message"] == "this version does not take commands yet"
     assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
     assert bench.journal.find("me", "a") is None
     bench.arrive(message({"id": "used", "prompt": "x"}))
-    bench.intake.command("me", message({"id": "used"}))
+    bench.admission.command("me", message({"id": "used"}))
     assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
-    bench.intake.command("me", message({"id": "a"}, retain=True))
-    bench.intake.command("no one", message({"id": "a"}))
+    bench.admission.command("me", message({"id": "a"}, retain=True))
+    bench.admission.command("no one", message({"id": "a"}))
     assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
 
 
@@ -318,7 +318,7 @@ def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:
     bench.worker.info = None
     bench.arrive(message({"id": "a", "prompt": "x"}), requester="me")
     bench.arrive(message({"id": "a", "prompt": "x"}), requester="you")
-    bench.intake.cancel("me", message({"id": "a"}))
+    bench.admission.cancel("me", message({"id": "a"}))
     assert [e.job.requester for e in bench.journal.open_entries()] == ["you"]
     assert bench.bad == []
 
@@ -337,13 +337,13 @@ def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:
 def test_a_bad_cancel_is_counted_and_cancels_nothing(bench: Bench, requester: str, cancel: Any) -> None:
     bench.worker.info = None
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.intake.cancel(requester, cancel)
+    bench.admission.cancel(requester, cancel)
     assert len(bench.bad) == 1
     assert bench.bad[0].startswith("a cancel was ignored: ")
-    assert bench.desk.open == 1
+    assert bench.queue.open == 1
 
 
 def test_a_cancel_of_an_unknown_prompt_is_no_mistake(bench: Bench) -> None:
-    bench.intake.cancel("me", message({"id": "never"}))
-    bench.intake.cancel("me", msgspec.structs.replace(message({"all": True}), qos=0))
+    bench.admission.cancel("me", message({"id": "never"}))
+    bench.admission.cancel("me", msgspec.structs.replace(message({"all": True}), qos=0))
     assert bench.bad == []

@@ -138,9 +138,9 @@ def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
     """An answer, the broker's confirmations and the housekeeping wait until there is room; health says why."""
     bench.daemon._supervisor.state = "online"
     bench.turn(up(), arrived(1), arrived(2, {"id": "p2", "prompt": 5}))
-    bench.daemon._desk._tickets[1].given = True
+    bench.daemon._queue._prompts[1].submitted = True
     disk = fill_disk(bench.daemon._journal)
-    bench.daemon.worker_frame(frames.Ended("1", Final("stop", "done", Usage(), 9, 1.0, 1.0)))
+    bench.daemon.worker_frame(frames.Finished("1", Final("stop", "done", Usage(), 9, 1.0, 1.0)))
     for mid in range(1, len(bench.connection.published) + 1):
         bench.turn(Acked(1, mid))
     bench.now += 100
@@ -307,12 +307,12 @@ def test_p02_a_stop_takes_back_what_the_worker_has_not_begun_and_keeps_it_for_th
     bench.turn(up())
     worker = loaded(bench)
     bench.turn(arrived(1), arrived(2))
-    bench.turn((1, frames.Began("1")))
+    bench.turn((1, frames.Started("1")))
     bench.turn(Stop())
     assert worker.sent[-1] == frames.Cancel("2")
     assert not bench.daemon._drained()
-    bench.turn((1, frames.Ended("2", Final("cancelled", "", Usage(), 1, 0.0, 0.0))), arrived(3))
-    bench.turn((1, frames.Ended("1", Final("stop", "x", Usage(), 1, 0.0, 0.0))))
+    bench.turn((1, frames.Finished("2", Final("cancelled", "", Usage(), 1, 0.0, 0.0))), arrived(3))
+    bench.turn((1, frames.Finished("1", Final("stop", "x", Usage(), 1, 0.0, 0.0))))
     assert bench.daemon._drained()
     assert [(f["id"], f["reason"]) for f in bench.finals()] == [("p3", "unavailable"), ("p1", "stop")]
     assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p2"]
@@ -321,7 +321,7 @@ def test_p02_a_stop_takes_back_what_the_worker_has_not_begun_and_keeps_it_for_th
 def test_a_stop_waits_eight_seconds_for_what_runs(bench: Bench) -> None:
     bench.turn(up())
     loaded(bench)
-    bench.turn(arrived(1), (1, frames.Began("1")), Stop())
+    bench.turn(arrived(1), (1, frames.Started("1")), Stop())
     bench.now += 7.9
     assert not bench.daemon._drained()
     bench.now += 0.2

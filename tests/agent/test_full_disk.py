@@ -1,4 +1,4 @@
-"""The desk while nothing can be stored: answers wait, deaths count, and all is stored once there is room."""
+"""The queue while nothing can be stored: answers wait, deaths count, and all is stored once there is room."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ def test_p01_an_answer_that_cannot_be_stored_is_kept_and_goes_out_when_there_is_
     """It is not computed again, cannot be cancelled any more, and is published only once it is stored."""
     a, b = bench.accept("a"), bench.accept("b", expires_in=60)
     disk = fill_disk(bench.journal)
-    bench.ended(a, "the answer")
-    bench.ended(b, "another")
-    bench.desk.cancel("me", None)
+    bench.finished(a, "the answer")
+    bench.finished(b, "another")
+    bench.queue.cancel("me", None)
     bench.clock.wait(120)
-    bench.desk.expire()
-    bench.desk.lost_worker("died")
-    bench.desk.hand_out()
-    bench.desk.store_again()
-    bench.desk.refuse_all("no model")
+    bench.queue.expire()
+    bench.queue.worker_exited("died")
+    bench.queue.submit_waiting()
+    bench.queue.retry_unstored()
+    bench.queue.refuse_all("no model")
     assert bench.replies.finals == []
-    assert (bench.desk.open, bench.desk.running, bench.desk.next_deadline()) == (2, 0, None)
+    assert (bench.queue.open, bench.queue.running, bench.queue.next_deadline()) == (2, 0, None)
     assert bench.worker.added == [str(a), str(b)]
     disk.full = False
-    bench.desk.store_again()
+    bench.queue.retry_unstored()
     assert [(f["id"], f["reason"], f["text"]) for f in bench.replies.finals] == [
         ("a", "stop", "the answer"),
         ("b", "stop", "another"),
     ]
-    assert (bench.desk.open, len(bench.journal.undelivered())) == (0, 2)
+    assert (bench.queue.open, len(bench.journal.undelivered())) == (0, 2)
 
 
 def test_p11_a_death_that_cannot_be_stored_still_counts(bench: Bench) -> None:
     a = bench.accept("a")
     disk = fill_disk(bench.journal)
     for _ in range(2):
-        bench.began(a)
-        bench.desk.lost_worker("died")
-        bench.desk.hand_out()
+        bench.started(a)
+        bench.queue.worker_exited("died")
+        bench.queue.submit_waiting()
     disk.full = False
-    bench.desk.store_again()
+    bench.queue.retry_unstored()
     assert [f["error"]["code"] for f in bench.replies.finals] == ["worker_died"]

@@ -57,10 +57,10 @@ def test_p02_after_each_step_a_kill_leaves_what_was_promised(journal: Journal, t
 
     (seq,) = admit(journal, job())
     (entry,) = killed(journal, tmp_path).open_entries()
-    assert (entry.seq, entry.job, entry.body, entry.deaths, entry.final) == (seq, job(), BODY, 0, None)
+    assert (entry.seq, entry.job, entry.body, entry.crashes, entry.final) == (seq, job(), BODY, 0, None)
 
-    journal.died([seq])
-    assert killed(journal, tmp_path).open_entries()[0].deaths == 1
+    journal.count_crash([seq])
+    assert killed(journal, tmp_path).open_entries()[0].crashes == 1
 
     journal.finish(seq, "stop", b"final", 10.0)
     found = killed(journal, tmp_path)
@@ -99,11 +99,11 @@ def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_the
             admit(journal, job())
     with pytest.raises(sqlite3.OperationalError, match="full"):
         journal.set_fact("wall_floor", 1.0)
-    assert journal.trouble == "database or disk is full"
+    assert journal.write_error == "database or disk is full"
     disk.full = False
     assert journal.open_entries() == []
     admit(journal, job())
-    assert (len(journal.open_entries()), journal.trouble) == (1, None)
+    assert (len(journal.open_entries()), journal.write_error) == (1, None)
 
 
 def test_p01_a_final_that_is_asked_for_again_counts_as_undelivered_until_the_broker_has_it(journal: Journal) -> None:
@@ -265,8 +265,8 @@ def test_p02_a_damaged_file_is_set_aside_and_a_new_one_is_begun(path: Path, dama
     )
     journal = Journal(path)
     journal.open()
-    assert journal.set_aside == path.with_suffix(".damaged")
-    assert journal.set_aside.exists()
+    assert journal.damaged_file == path.with_suffix(".damaged")
+    assert journal.damaged_file.exists()
     assert journal.open_entries() == []
     admit(journal, job())
     journal.close()
@@ -279,7 +279,7 @@ def test_a_sound_file_is_not_set_aside(path: Path) -> None:
     fill(path, 3)
     journal = Journal(path)
     journal.open()
-    assert journal.set_aside is None
+    assert journal.damaged_file is None
     assert len(journal.open_entries()) == 3
     journal.close()
 

@@ -1,4 +1,4 @@
-"""The desk: who is served when, what goes out meanwhile, and that each prompt ends with exactly one final."""
+"""The queue: who is served when, what goes out meanwhile, and that each prompt ends with exactly one final."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def test_without_a_model_prompts_wait_and_then_go_in_order_of_priority_and_arriv
     nine, five, five_too, zero = (bench.accept(f"p{p}{i}", priority=p) for i, p in enumerate([9, 5, 5, 0]))
     assert bench.worker.added == []
     bench.worker.info = info
-    bench.desk.hand_out()
+    bench.queue.submit_waiting()
     assert bench.worker.added == [str(seq) for seq in (zero, five, five_too, nine)]
 
 
 def test_the_worker_holds_a_bounded_number_and_gets_the_next_when_one_ends(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edged.agent.prompt_queue.MAX_GIVEN", 2)
+    monkeypatch.setattr("edged.agent.prompt_queue.MAX_SUBMITTED", 2)
     a, b, c = bench.accept("a"), bench.accept("b"), bench.accept("c")
     urgent = bench.accept("urgent", priority=0)
     assert bench.worker.added == [str(a), str(b)]
-    bench.ended(a)
+    bench.finished(a)
     assert bench.worker.added == [str(a), str(b), str(urgent)]
-    bench.ended(urgent)
+    bench.finished(urgent)
     assert bench.worker.added[-1] == str(c)
 
 
@@ -59,16 +59,16 @@ def test_the_notice_says_the_position_among_those_that_wait(bench: Bench) -> Non
 
 
 def test_what_runs_already_is_not_counted_in_the_position(bench: Bench) -> None:
-    bench.began(bench.accept("a"))
+    bench.started(bench.accept("a"))
     bench.accept("b")
     assert bench.replies.documents[-1] == {"id": "b", "accepted": True, "position": 1, "eta_ms": None}
 
 
 def test_the_eta_is_told_once_a_speed_was_measured(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.began(seq)
-    bench.wrote(seq, 0, "x")
-    bench.ended(seq, tokens=11, ms=1000.0)  # ten tokens in a second
+    bench.started(seq)
+    bench.generated(seq, 0, "x")
+    bench.finished(seq, tokens=11, ms=1000.0)  # ten tokens in a second
     bench.accept("b")
     assert bench.replies.documents[-1]["eta_ms"] == 1100
     bench.accept("c", max_tokens=5)
@@ -77,11 +77,11 @@ def test_the_eta_is_told_once_a_speed_was_measured(bench: Bench) -> None:
 
 def test_a_prompt_that_does_not_stream_gets_its_final_and_nothing_else(bench: Bench) -> None:
     seq = bench.accept("a", stream=False)
-    bench.began(seq)
-    bench.wrote(seq, 0, "do")
+    bench.started(seq)
+    bench.generated(seq, 0, "do")
     bench.clock.wait(1)
-    bench.wrote(seq, 2, "ne")
-    bench.ended(seq)
+    bench.generated(seq, 2, "ne")
+    bench.finished(seq)
     assert [d.get("final") for d in bench.replies.documents] == [True]
 
 
@@ -90,9 +90,9 @@ def test_a_prompt_that_does_not_stream_gets_its_final_and_nothing_else(bench: Be
 
 def test_the_first_chunk_goes_at_once_then_at_most_one_every_50_ms(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.began(seq)
+    bench.started(seq)
     for i in range(20):
-        bench.wrote(seq, i, "x")
+        bench.generated(seq, i, "x")
         bench.clock.wait(1 / 64)
     chunks = bench.replies.chunks
     assert [(c["seq"], c["at"], c["text"]) for c in chunks] == [
@@ -102,16 +102,16 @@ def test_the_first_chunk_goes_at_once_then_at_most_one_every_50_ms(bench: Bench)
         (3, 9, "xxxx"),
         (4, 13, "xxxx"),
     ]
-    bench.ended(seq, "x" * 20)
+    bench.finished(seq, "x" * 20)
     assert bench.replies.chunks == chunks
     assert bench.replies.finals[0]["text"] == "x" * 20
 
 
 def test_at_counts_code_points(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.wrote(seq, 0, "日本😀")
+    bench.generated(seq, 0, "日本😀")
     bench.clock.wait(0.06)
-    bench.wrote(seq, 3, "!")
+    bench.generated(seq, 3, "!")
     assert [(c["at"], c["text"]) for c in bench.replies.chunks] == [(0, "日本😀"), (3, "!")]
 
 
@@ -121,12 +121,12 @@ def test_at_counts_code_points(bench: Bench) -> None:
 def test_the_final_carries_everything(bench: Bench) -> None:
     seq = bench.accept("a")
     bench.clock.wait(0.5)
-    bench.began(seq)
+    bench.started(seq)
     bench.clock.wait(0.25)
-    bench.wrote(seq, 0, "To")
+    bench.generated(seq, 0, "To")
     bench.clock.wait(0.25)
     bench.context.throttled = True
-    bench.ended(seq, "Tokyo", tokens=3, ms=40.0)
+    bench.finished(seq, "Tokyo", tokens=3, ms=40.0)
     (final,) = bench.replies.finals
     assert final == {
         "id": "a",
@@ -148,42 +148,42 @@ def test_the_final_carries_everything(bench: Bench) -> None:
         },
     }
     assert bench.replies.tokens == [seq]
-    assert (bench.desk.open, bench.desk.finished) == (0, 1)
+    assert (bench.queue.open, bench.queue.finished) == (0, 1)
 
 
 def test_an_answer_that_comes_whole_has_a_time_to_its_first_token_too(bench: Bench) -> None:
     seq = bench.accept("a")
     bench.clock.wait(0.5)
-    bench.began(seq)
+    bench.started(seq)
     bench.clock.wait(0.25)
     final = Final("stop", "5", Usage(2, 0, 3), seed=9, prefill_ms=125.0, decode_ms=100.0)
-    bench.desk.heard(frames.Ended(str(seq), final))
+    bench.queue.handle_frame(frames.Finished(str(seq), final))
     assert bench.replies.finals[0]["timing"]["ttft_ms"] == 625.0
-    assert bench.desk.speed.ttft_ms == 125.0
+    assert bench.queue.speed.ttft_ms == 125.0
 
 
 def test_the_final_is_in_the_journal_before_it_is_published(bench: Bench) -> None:
     seen: list[bytes | None] = []
-    final = bench.replies.final
+    final = bench.replies.send_final
 
     def watched(*arguments: Any) -> None:
         found = bench.journal.find("me", "a")
         seen.append(found.final if found else None)
         final(*arguments)
 
-    bench.replies.final = watched  # type: ignore[method-assign]
-    bench.ended(bench.accept("a"))
+    bench.replies.send_final = watched  # type: ignore[method-assign]
+    bench.finished(bench.accept("a"))
     assert seen[0]
 
 
 def test_p01_frames_about_a_prompt_that_has_ended_change_nothing(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.ended(seq)
-    bench.began(seq)
-    bench.wrote(seq, 0, "more")
-    bench.ended(seq, "again")
-    bench.desk.heard(frames.Refused(str(seq), "failed", "c", "m"))
-    bench.desk.cancel("me", "a")
+    bench.finished(seq)
+    bench.started(seq)
+    bench.generated(seq, 0, "more")
+    bench.finished(seq, "again")
+    bench.queue.handle_frame(frames.Refused(str(seq), "failed", "c", "m"))
+    bench.queue.cancel("me", "a")
     assert len(bench.replies.finals) == 1
     assert bench.replies.finals[0]["text"] == "done"
 
@@ -191,22 +191,24 @@ def test_p01_frames_about_a_prompt_that_has_ended_change_nothing(bench: Bench) -
 @pytest.mark.parametrize("key", ["", "x", "-1", "99", "1.5", "٣", "9" * 5000])
 def test_a_frame_about_nothing_we_know_is_ignored(bench: Bench, key: str) -> None:
     bench.accept("a")
-    for frame in (frames.Began(key), frames.Wrote(key, 0, "x"), frames.Refused(key, "failed", "c", "m")):
-        bench.desk.heard(frame)
+    for frame in (frames.Started(key), frames.Generated(key, 0, "x"), frames.Refused(key, "failed", "c", "m")):
+        bench.queue.handle_frame(frame)
     assert bench.replies.finals == []
-    assert bench.desk.open == 1
+    assert bench.queue.open == 1
 
 
 def test_p08_what_the_worker_refuses_is_a_final_with_its_reason(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.desk.heard(frames.Refused(str(seq), "too_long", "too_long", "the prompt has 99 tokens, the context 64"))
+    bench.queue.handle_frame(
+        frames.Refused(str(seq), "too_long", "too_long", "the prompt has 99 tokens, the context 64")
+    )
     (final,) = bench.replies.finals
     assert final["reason"] == "too_long"
     assert final["error"] == {"code": "too_long", "message": "the prompt has 99 tokens, the context 64"}
 
 
 def test_a_sequence_that_the_engine_could_not_compute_is_failed_with_advice(bench: Bench) -> None:
-    bench.ended(bench.accept("a"), "half", "failed")
+    bench.finished(bench.accept("a"), "half", "failed")
     (final,) = bench.replies.finals
     assert (final["reason"], final["text"]) == ("failed", "half")
     assert final["error"]["message"]
@@ -215,7 +217,7 @@ def test_a_sequence_that_the_engine_could_not_compute_is_failed_with_advice(benc
 def test_p08_an_answer_that_does_not_obey_its_format_is_failed_in_the_engines_words(bench: Bench) -> None:
     seq = bench.accept("a")
     failure = Failure("format_incomplete", "raise max_tokens")
-    bench.desk.heard(frames.Ended(str(seq), Final("failed", '{"a', Usage(2, 0, 3), 9, 1.0, 20.0, failure)))
+    bench.queue.handle_frame(frames.Finished(str(seq), Final("failed", '{"a', Usage(2, 0, 3), 9, 1.0, 20.0, failure)))
     (final,) = bench.replies.finals
     assert (final["reason"], final["text"]) == ("failed", '{"a')
     assert final["error"] == {"code": "format_incomplete", "message": "raise max_tokens"}
@@ -225,6 +227,6 @@ def test_p08_an_answer_that_does_not_obey_its_format_is_failed_in_the_engines_wo
 
 
 def test_length_is_an_answer(bench: Bench) -> None:
-    bench.ended(bench.accept("a"), "half", "length")
+    bench.finished(bench.accept("a"), "half", "length")
     assert bench.replies.finals[0]["reason"] == "length"
     assert "error" not in bench.replies.finals[0]

@@ -1,4 +1,4 @@
-"""The desk when things end otherwise: cancels, deadlines, repeats, deaths of the worker, a stop."""
+"""The queue when things end otherwise: cancels, deadlines, repeats, crashes of the worker, a stop."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def test_a_waiting_prompt_is_cancelled_at_once(bench: Bench) -> None:
     bench.worker.info = None
     bench.accept("a")
     bench.accept("b")
-    bench.desk.cancel("me", "a")
+    bench.queue.cancel("me", "a")
     assert [(f["id"], f["reason"], f["text"]) for f in bench.replies.finals] == [("a", "cancelled", "")]
     assert "error" not in bench.replies.finals[0]
-    assert bench.desk.open == 1
+    assert bench.queue.open == 1
 
 
 def test_a_running_prompt_is_cancelled_with_what_it_wrote(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.began(seq)
-    bench.desk.cancel("me", "a")
-    bench.desk.cancel("me", "a")
+    bench.started(seq)
+    bench.queue.cancel("me", "a")
+    bench.queue.cancel("me", "a")
     assert bench.worker.cancelled == [str(seq)]
     assert bench.replies.finals == []
-    bench.ended(seq, "half", "cancelled")
+    bench.finished(seq, "half", "cancelled")
     assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("cancelled", "half")]
 
 
@@ -46,49 +46,49 @@ def test_a_cancel_concerns_only_its_own_requester(bench: Bench) -> None:
     bench.accept("a", requester="me")
     bench.accept("a", requester="you")
     bench.accept("b", requester="me")
-    bench.desk.cancel("me", None)
-    assert bench.desk.open == 1
-    bench.desk.cancel("me", "a")
-    bench.desk.cancel("stranger", None)
-    assert bench.desk.open == 1
+    bench.queue.cancel("me", None)
+    assert bench.queue.open == 1
+    bench.queue.cancel("me", "a")
+    bench.queue.cancel("stranger", None)
+    assert bench.queue.open == 1
 
 
 def test_an_answer_that_ended_before_the_cancel_reached_it_stays_an_answer(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.desk.cancel("me", "a")
-    bench.ended(seq, "whole", "stop")
+    bench.queue.cancel("me", "a")
+    bench.finished(seq, "whole", "stop")
     assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("stop", "whole")]
 
 
 def test_a_waiting_prompt_expires_at_its_deadline_and_not_before(bench: Bench) -> None:
     bench.worker.info = None
     bench.accept("a", expires_in=2.0)
-    assert bench.desk.next_deadline() == bench.clock.up + 2.0
+    assert bench.queue.next_deadline() == bench.clock.up + 2.0
     bench.clock.wait(1.9)
-    bench.desk.expire()
+    bench.queue.expire()
     assert bench.replies.finals == []
     bench.clock.wait(0.1)
-    bench.desk.expire()
+    bench.queue.expire()
     assert [f["reason"] for f in bench.replies.finals] == ["expired"]
-    assert bench.desk.next_deadline() is None
+    assert bench.queue.next_deadline() is None
 
 
 def test_a_running_prompt_expires_with_what_it_wrote(bench: Bench) -> None:
     seq = bench.accept("a", expires_in=2.0)
-    bench.began(seq)
+    bench.started(seq)
     bench.clock.wait(3)
-    bench.desk.expire()
-    assert bench.desk.next_deadline() is None
-    bench.ended(seq, "half", "cancelled")
+    bench.queue.expire()
+    assert bench.queue.next_deadline() is None
+    bench.finished(seq, "half", "cancelled")
     assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("expired", "half")]
 
 
 def test_a_prompt_whose_end_was_asked_for_is_not_given_again_when_the_worker_dies(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.began(seq)
-    bench.desk.cancel("me", "a")
-    bench.desk.lost_worker("died")
-    bench.desk.hand_out()
+    bench.started(seq)
+    bench.queue.cancel("me", "a")
+    bench.queue.worker_exited("died")
+    bench.queue.submit_waiting()
     assert [f["reason"] for f in bench.replies.finals] == ["cancelled"]
     assert bench.worker.added == [str(seq)]
 
@@ -97,7 +97,7 @@ def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(be
     bench.worker.info = None
     bench.accept("a", expires_in=10.0)
     bench.clock.wall += 1_000_000
-    bench.desk.expire()
+    bench.queue.expire()
     assert bench.replies.finals == []
 
 
@@ -109,23 +109,23 @@ def test_a_repeat_before_any_text_does_not_count_as_a_chunk(bench: Bench) -> Non
     repeated = message({"id": "a", "prompt": "x"})
     bench.arrive(repeated)
     bench.arrive(repeated)
-    bench.began(1)
-    bench.wrote(1, 0, "one ")
+    bench.started(1)
+    bench.generated(1, 0, "one ")
     bench.clock.wait(0.1)
-    bench.wrote(1, 4, "two")
+    bench.generated(1, 4, "two")
     assert [(c["seq"], c["at"], c["text"]) for c in bench.replies.chunks] == [(0, 0, ""), (0, 0, "one "), (1, 4, "two")]
 
 
 def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_follows(bench: Bench) -> None:
     repeated = message({"id": "a", "prompt": "x"})
     bench.arrive(repeated)
-    bench.began(1)
-    bench.wrote(1, 0, "one ")
-    bench.wrote(1, 4, "two ")
+    bench.started(1)
+    bench.generated(1, 0, "one ")
+    bench.generated(1, 4, "two ")
     bench.arrive(repeated)
     bench.clock.wait(0.06)
-    bench.wrote(1, 8, "three")
-    bench.ended(1, "one two three")
+    bench.generated(1, 8, "three")
+    bench.finished(1, "one two three")
     assert [(c["seq"], c["at"], c["text"]) for c in bench.replies.chunks] == [
         (0, 0, "one "),
         (0, 0, "one two "),
@@ -140,62 +140,62 @@ def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_f
 
 def test_p11_what_ran_is_tried_once_more_alone_then_failed(bench: Bench) -> None:
     a, b = bench.accept("a"), bench.accept("b")
-    bench.began(a, b)
-    bench.wrote(a, 0, "half")
-    bench.desk.lost_worker("was killed by SIGKILL")
+    bench.started(a, b)
+    bench.generated(a, 0, "half")
+    bench.queue.worker_exited("was killed by SIGKILL")
     assert bench.replies.finals == []
     bench.worker.frames.clear()
-    bench.desk.hand_out()
+    bench.queue.submit_waiting()
     assert bench.worker.added == [str(a)]
-    bench.began(a)
-    bench.desk.lost_worker("was killed by SIGKILL")
+    bench.started(a)
+    bench.queue.worker_exited("was killed by SIGKILL")
     (final,) = bench.replies.finals
     assert (final["id"], final["reason"], final["error"]["code"]) == ("a", "failed", "worker_died")
     assert "was killed by SIGKILL twice" in final["error"]["message"]
-    bench.desk.hand_out()
+    bench.queue.submit_waiting()
     assert bench.worker.added == [str(a), str(b)]
-    bench.ended(b)
+    bench.finished(b)
     assert [f["id"] for f in bench.replies.finals] == ["a", "b"]
 
 
-def test_p11_what_had_not_begun_is_not_blamed(bench: Bench) -> None:
+def test_p11_what_had_not_begun_is_not_counted(bench: Bench) -> None:
     a, b = bench.accept("a"), bench.accept("b")
-    bench.began(a)
+    bench.started(a)
     for _ in range(5):
-        bench.desk.lost_worker("died")
-        bench.desk.hand_out()
-        bench.ended(a) if bench.desk.has(a) else None
-    assert bench.desk.has(b)
-    assert [e.deaths for e in bench.journal.open_entries()] == [0]
+        bench.queue.worker_exited("died")
+        bench.queue.submit_waiting()
+        bench.finished(a) if bench.queue.has(a) else None
+    assert bench.queue.has(b)
+    assert [e.crashes for e in bench.journal.open_entries()] == [0]
 
 
-def test_p11_what_kills_the_worker_before_it_begins_is_blamed_too(bench: Bench) -> None:
+def test_p11_what_kills_the_worker_before_it_begins_is_counted_too(bench: Bench) -> None:
     """A text or a format that takes the worker's memory while it is prepared; what waits beside it is not blamed."""
     waiting, bad = bench.accept("waiting"), bench.accept("bad")
     for key in (waiting, bad):
-        bench.desk.heard(frames.Preparing(str(key)))
+        bench.queue.handle_frame(frames.Preparing(str(key)))
         if key == waiting:
-            bench.desk.heard(frames.Prepared(str(key)))
-    bench.desk.lost_worker("was killed by SIGKILL")
+            bench.queue.handle_frame(frames.Prepared(str(key)))
+    bench.queue.worker_exited("was killed by SIGKILL")
     bench.worker.frames.clear()
-    bench.desk.hand_out()
+    bench.queue.submit_waiting()
     assert bench.worker.added == [str(bad)]
-    bench.desk.heard(frames.Preparing(str(bad)))
-    bench.desk.lost_worker("was killed by SIGKILL")
-    bench.desk.hand_out()
+    bench.queue.handle_frame(frames.Preparing(str(bad)))
+    bench.queue.worker_exited("was killed by SIGKILL")
+    bench.queue.submit_waiting()
     assert [(f["id"], f["error"]["code"]) for f in bench.replies.finals] == [("bad", "worker_died")]
     assert bench.worker.added == [str(bad), str(waiting)]
-    assert [entry.deaths for entry in bench.journal.open_entries()] == [0]
+    assert [entry.crashes for entry in bench.journal.open_entries()] == [0]
 
 
 def test_a_prompt_that_is_set_aside_says_what_it_had(bench: Bench) -> None:
     """Its final carries the text so far, usage, times and receipt as any other."""
     a = bench.accept("a")
     for _ in range(2):
-        bench.began(a)
-        bench.wrote(a, 0, "half")
-        bench.desk.lost_worker("died")
-        bench.desk.hand_out()
+        bench.started(a)
+        bench.generated(a, 0, "half")
+        bench.queue.worker_exited("died")
+        bench.queue.submit_waiting()
     (final,) = bench.replies.finals
     assert final["text"] == "half"
     assert {"usage", "timing", "receipt", "error"} <= final.keys()
@@ -203,12 +203,12 @@ def test_a_prompt_that_is_set_aside_says_what_it_had(bench: Bench) -> None:
 
 def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
     a = bench.accept("a")
-    bench.began(a)
-    bench.desk.lost_worker("died")
+    bench.started(a)
+    bench.queue.worker_exited("died")
     c = bench.accept("c", priority=0)
     assert bench.worker.added == [str(a), str(a)]
-    bench.began(a)
-    bench.ended(a)
+    bench.started(a)
+    bench.finished(a)
     assert bench.worker.added == [str(a), str(a), str(c)]
 
 
@@ -217,55 +217,55 @@ def test_what_comes_while_the_worker_is_replaced_is_given_to_the_next_one(bench:
     seq = bench.accept("a")
     assert bench.worker.added == []
     bench.worker.replaced = False
-    bench.desk.hand_out()
+    bench.queue.submit_waiting()
     assert bench.worker.added == [str(seq)]
 
 
 def test_after_a_death_the_text_begins_anew(bench: Bench) -> None:
     a = bench.accept("a")
-    bench.began(a)
-    bench.wrote(a, 0, "first ")
+    bench.started(a)
+    bench.generated(a, 0, "first ")
     bench.clock.wait(0.1)
-    bench.wrote(a, 6, "try")
-    bench.desk.lost_worker("died")
-    bench.desk.hand_out()
-    bench.began(a)
-    bench.wrote(a, 0, "second")
+    bench.generated(a, 6, "try")
+    bench.queue.worker_exited("died")
+    bench.queue.submit_waiting()
+    bench.started(a)
+    bench.generated(a, 0, "second")
     assert [(c["seq"], c["at"]) for c in bench.replies.chunks] == [(0, 0), (1, 6), (0, 0)]
-    bench.ended(a, "second")
+    bench.finished(a, "second")
     assert bench.replies.finals[0]["text"] == "second"
 
 
 def test_p11_deaths_count_across_restarts_of_the_agent(bench: Bench) -> None:
     a = bench.accept("a")
-    bench.began(a)
-    bench.desk.lost_worker("died")
-    bench.make_desk()
-    bench.desk.restore(bench.journal.open_entries())
-    bench.began(a)
-    bench.desk.lost_worker("died")
+    bench.started(a)
+    bench.queue.worker_exited("died")
+    bench.make_queue()
+    bench.queue.restore(bench.journal.open_entries())
+    bench.started(a)
+    bench.queue.worker_exited("died")
     assert [f["reason"] for f in bench.replies.finals] == ["failed"]
 
 
 def test_p11_an_agent_that_dies_between_the_count_and_the_final_does_not_try_a_third_time(bench: Bench) -> None:
     a = bench.accept("a")
-    bench.journal.died([a])
-    bench.journal.died([a])
+    bench.journal.count_crash([a])
+    bench.journal.count_crash([a])
     bench.worker.frames.clear()
-    bench.make_desk()
-    bench.desk.restore(bench.journal.open_entries())
+    bench.make_queue()
+    bench.queue.restore(bench.journal.open_entries())
     assert bench.worker.added == []
     assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "failed")]
 
 
 def test_p02_a_death_of_the_agent_is_no_death_of_the_worker(bench: Bench) -> None:
     for _ in range(5):
-        seq = bench.accept("a") if not bench.desk.open else 1
-        bench.began(seq)
-        bench.make_desk()
-        bench.desk.restore(bench.journal.open_entries())
-    bench.began(1)
-    bench.ended(1)
+        seq = bench.accept("a") if not bench.queue.open else 1
+        bench.started(seq)
+        bench.make_queue()
+        bench.queue.restore(bench.journal.open_entries())
+    bench.started(1)
+    bench.finished(1)
     assert [f["reason"] for f in bench.replies.finals] == ["stop"]
 
 
@@ -277,11 +277,11 @@ def test_p02_a_restart_keeps_order_and_deadline(bench: Bench) -> None:
     bench.clock.wait(30)
     bench.clock.up = 5.0  # the board was switched off and on
     bench.worker.info = info
-    bench.make_desk()
-    bench.desk.restore(bench.journal.open_entries())
-    bench.desk.expire()
-    assert bench.desk.next_deadline() == pytest.approx(5.0 + 30.0)
-    bench.ended(gone, "", "cancelled")
+    bench.make_queue()
+    bench.queue.restore(bench.journal.open_entries())
+    bench.queue.expire()
+    assert bench.queue.next_deadline() == pytest.approx(5.0 + 30.0)
+    bench.finished(gone, "", "cancelled")
     assert [f["reason"] for f in bench.replies.finals] == ["expired"]
     assert bench.worker.added.index(str(soon)) < bench.worker.added.index(str(late))
 
@@ -291,33 +291,33 @@ def test_p02_a_restart_keeps_order_and_deadline(bench: Bench) -> None:
 
 def test_p02_draining_lets_what_runs_end_and_keeps_what_waits(bench: Bench) -> None:
     a, b = bench.accept("a"), bench.accept("b")
-    bench.began(a)
-    bench.desk.drain()
+    bench.started(a)
+    bench.queue.drain()
     assert bench.worker.cancelled == [str(b)]
-    bench.ended(b, "", "cancelled")  # the worker's answer to our own cancel is no final
+    bench.finished(b, "", "cancelled")  # the worker's answer to our own cancel is no final
     bench.accept("c")
-    bench.ended(a)
+    bench.finished(a)
     assert [f["id"] for f in bench.replies.finals] == ["a"]
     assert [e.job.id for e in bench.journal.open_entries()] == ["b", "c"]
-    assert bench.desk.running == 0
+    assert bench.queue.running == 0
 
 
 def test_without_a_usable_model_everything_is_unavailable_and_told_why(bench: Bench) -> None:
-    bench.began(bench.accept("a"))
+    bench.started(bench.accept("a"))
     bench.worker.info = None
     bench.accept("b")
-    bench.desk.refuse_all("the model is broken; remove it")
+    bench.queue.refuse_all("the model is broken; remove it")
     assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "unavailable"), ("b", "unavailable")]
     assert {f["error"]["message"] for f in bench.replies.finals} == {"the model is broken; remove it"}
-    assert bench.desk.open == 0
+    assert bench.queue.open == 0
 
 
 def test_a_refused_requester_is_told_about_the_time_of_one_answer(bench: Bench) -> None:
-    assert bench.desk.retry_after_ms() == 5000
-    bench.ended(bench.accept("a"), tokens=101, ms=10_000.0)  # ten tokens a second
-    assert bench.desk.retry_after_ms() == 10_100
-    bench.ended(bench.accept("b"), tokens=100_000, ms=1e7)
-    assert bench.desk.retry_after_ms() == 600_000
+    assert bench.queue.retry_after_ms() == 5000
+    bench.finished(bench.accept("a"), tokens=101, ms=10_000.0)  # ten tokens a second
+    assert bench.queue.retry_after_ms() == 10_100
+    bench.finished(bench.accept("b"), tokens=100_000, ms=1e7)
+    assert bench.queue.retry_after_ms() == 600_000
 
 
 # ---- whatever happens -----------------------------------------------------------------------------------------------
@@ -338,34 +338,34 @@ def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901
             asked.append(f"id{len(asked)}")
             bench.accept(asked[-1], priority=chance.randrange(10), expires_in=chance.choice([None, 0.5, 5]))
         elif step == "begin":
-            bench.desk.heard(frames.Began(key))
+            bench.queue.handle_frame(frames.Started(key))
         elif step == "write":
-            bench.desk.heard(frames.Wrote(key, 0, "x"))
+            bench.queue.handle_frame(frames.Generated(key, 0, "x"))
         elif step == "end":
-            bench.ended(int(key), reason=chance.choice(["stop", "length", "cancelled"]))
+            bench.finished(int(key), reason=chance.choice(["stop", "length", "cancelled"]))
         elif step == "die":
-            bench.desk.lost_worker("died")
-            bench.desk.hand_out()
+            bench.queue.worker_exited("died")
+            bench.queue.submit_waiting()
         elif step == "cancel":
-            bench.desk.cancel("me", chance.choice([None, *asked]))
+            bench.queue.cancel("me", chance.choice([None, *asked]))
         elif step == "wait":
             bench.clock.wait(chance.random())
-            bench.desk.expire()
+            bench.queue.expire()
         else:
-            bench.make_desk()
-            bench.desk.restore(bench.journal.open_entries())
-    while bench.desk.open:
-        before = bench.desk.open
+            bench.make_queue()
+            bench.queue.restore(bench.journal.open_entries())
+    while bench.queue.open:
+        before = bench.queue.open
         for entry in bench.journal.open_entries():
-            bench.ended(entry.seq)
-        assert bench.desk.open < before
+            bench.finished(entry.seq)
+        assert bench.queue.open < before
     assert sorted(f["id"] for f in bench.replies.finals) == sorted(asked)
 
 
 def test_the_receipt_names_the_config_that_the_prompt_was_accepted_under(bench: Bench) -> None:
     bench.arrive(message({"id": "a", "prompt": "x"}))
     bench.context.config = {"fleet": 8}
-    bench.ended(1)
+    bench.finished(1)
     bench.arrive(message({"id": "b", "prompt": "x"}))
-    bench.ended(2)
+    bench.finished(2)
     assert [f["receipt"]["config"] for f in bench.replies.finals] == [{"fleet": 7}, {"fleet": 8}]

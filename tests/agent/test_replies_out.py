@@ -22,13 +22,13 @@ def out(max_packet: int | None) -> tuple[Replies, Taker]:
 
 def test_a_final_goes_out_as_it_is_stored_with_its_correlation() -> None:
     replies, broker = out(None)
-    replies.final(ReplyTo("t", b"c"), "a", LARGE, 1)
+    replies.send_final(ReplyTo("t", b"c"), "a", LARGE, 1)
     assert broker.sent == [(1, "t", LARGE, 1, False, b"c")]
 
 
 def test_p08_a_final_that_is_too_large_for_the_broker_is_an_error_and_never_cut() -> None:
     replies, broker = out(1000)
-    replies.final(ReplyTo("t", b"c"), "a", LARGE, 1)
+    replies.send_final(ReplyTo("t", b"c"), "a", LARGE, 1)
     ((_, _, payload, _, _, correlation),) = broker.sent
     final = json.loads(payload)
     assert (final["id"], final["reason"], final["error"]["code"]) == ("a", "failed", "too_large_for_broker")
@@ -37,7 +37,7 @@ def test_p08_a_final_that_is_too_large_for_the_broker_is_an_error_and_never_cut(
 
 def test_a_final_that_only_its_correlation_makes_too_large_goes_without_it() -> None:
     replies, broker = out(1000)
-    replies.final(ReplyTo("t", b"c" * 990), "a", SMALL, 1)
+    replies.send_final(ReplyTo("t", b"c" * 990), "a", SMALL, 1)
     ((_, _, payload, _, _, correlation),) = broker.sent
     assert json.loads(payload)["final"] is True
     assert correlation is None

@@ -54,7 +54,7 @@ class Bench:
 def bench() -> Bench:
     made = Bench()
     made.reporter.set_status("starting")
-    made.reporter.born()
+    made.reporter.connected()
     made.sent.clear()
     return made
 
@@ -63,7 +63,7 @@ def test_a_birth_says_the_status_first_and_then_the_health() -> None:
     bench = Bench()
     bench.reporter.set_status("starting")
     assert bench.sent == []
-    bench.reporter.born()
+    bench.reporter.connected()
     assert [(p.topic.rpartition("/")[2], p.retain) for p in bench.sent] == [("status", True), ("health", True)]
     assert bench.on("status") == ["starting"]
     assert bench.sent[0].content_type is None
@@ -78,12 +78,12 @@ def test_the_status_is_published_when_it_is_another(bench: Bench) -> None:
 
 
 def test_while_the_broker_is_away_nothing_retained_waits_but_events_do(bench: Bench) -> None:
-    bench.reporter.cut_off()
+    bench.reporter.connection_lost()
     bench.reporter.set_status("safe")
     bench.reporter.set_findings((HOT,))
     assert bench.on("status") == bench.on("health") == []
     assert [e["code"] for e in bench.on("event")] == ["finding_began"]
-    bench.reporter.born()
+    bench.reporter.connected()
     assert bench.on("status") == ["safe"]
     assert bench.on("health")[0]["state"] == "degraded"
 
@@ -122,7 +122,7 @@ def test_a_new_value_alone_is_no_change(bench: Bench) -> None:
 
 
 def test_a_reading_is_telemetry_and_tells_whether_the_clock_is_set(bench: Bench) -> None:
-    bench.reporter.take_reading(Reading(at=1.0, uptime_s=2.0, clock_synced=False), ())
+    bench.reporter.publish_reading(Reading(at=1.0, uptime_s=2.0, clock_synced=False), ())
     assert bench.readings[0]["clock_synced"] is False
     bench.reporter.event("x", "y")
     assert bench.on("event")[-1]["clock_synced"] is False

@@ -124,8 +124,8 @@ def test_p03_a_finished_prompt_again_gets_its_final_byte_for_byte(shared: Device
     ]
     assert again.payload == first.payload
     assert again.properties.CorrelationData == b"2"
-    given = (shared.control / "given").read_text().splitlines()
-    assert given.count("one\u00e4 two") == 1
+    received = (shared.control / "received").read_text().splitlines()
+    assert received.count("one\u00e4 two") == 1
 
 
 def test_p03_another_body_under_a_used_id_gets_the_notice_and_nothing_else(shared: Device, asker: Client) -> None:
@@ -273,7 +273,7 @@ def test_the_best_priority_goes_first_and_equals_in_order_of_arrival(device: Mak
     (made.control / "load").touch()
     for number in range(5):
         client.final(f"p{number}")
-    assert (made.control / "given").read_text().split() == ["n2", "n4", "n1", "n3", "n0"]
+    assert (made.control / "received").read_text().split() == ["n2", "n4", "n1", "n3", "n0"]
 
 
 def test_a_queued_prompt_can_be_cancelled_and_expires_while_the_model_loads(device: Make, client: Client) -> None:
@@ -285,7 +285,7 @@ def test_a_queued_prompt_can_be_cancelled_and_expires_while_the_model_loads(devi
     assert client.final("late")["reason"] == "expired"
     (made.control / "load").touch()
     client.status("online")
-    assert not (made.control / "given").exists()
+    assert not (made.control / "received").exists()
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_p02_what_was_finished_but_not_delivered_is_delivered_after_a_kill(tmp_p
             client.publish(f"{made.root}/prompt/me", {"id": "next", "prompt": "x"})
             client.final("next")
             assert len(client.finals("kept")) == 1
-            assert (made.control / "given").read_text().count("a wait:go b") == 1
+            assert (made.control / "received").read_text().count("a wait:go b") == 1
     finally:
         client.close()
         broker.stop()

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import pytest
 
 from edged.agent import supervisor as module
-from edged.agent.supervisor import PullEnded, Supervisor, Trouble
+from edged.agent.supervisor import ModelFailure, PullEnded, Supervisor
 from edged.core.prompt import Final, ModelInfo, Usage
 from edged.worker import frames
-from edged.worker.client import Died
+from edged.worker.client import Exited
 
 ORDER = frames.Load("smollm2-135m-instruct", None, "auto", "auto", 64, None, "/store")
 INFO = ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100)
-KILLED = Died(-signal.SIGKILL)
+KILLED = Exited(-signal.SIGKILL)
 
 
 class RecordingClient:
@@ -76,7 +76,7 @@ class Bench:
         """The newest process."""
         return RecordingClient.made[-1]
 
-    def says(self, event: frames.FromWorker | Died) -> None:
+    def says(self, event: frames.FromWorker | Exited) -> None:
         self.supervisor.handle(self.worker.generation, event)
 
     def wait(self, seconds: float) -> None:
@@ -139,13 +139,13 @@ def test_no_prompt_is_sent_before_the_model_stands(bench: Bench) -> None:
 
 def test_frames_about_prompts_are_handed_on_and_those_of_old_workers_are_not(bench: Bench) -> None:
     bench.says(frames.Loaded(INFO))
-    bench.says(frames.Began("1"))
+    bench.says(frames.Started("1"))
     old = bench.worker.generation
     bench.says(KILLED)
     bench.wait(0.1)
-    bench.supervisor.handle(old, frames.Began("2"))
+    bench.supervisor.handle(old, frames.Started("2"))
     bench.supervisor.handle(old, KILLED)
-    assert bench.frames == [frames.Began("1")]
+    assert bench.frames == [frames.Started("1")]
     assert len(bench.lost) == 1
 
 
@@ -156,24 +156,24 @@ def test_p06_a_model_that_cannot_be_used_makes_the_device_safe_and_is_tried_agai
         assert len(RecordingClient.made) == attempt
         bench.says(frames.NotLoaded("tampered", "the model is broken; remove it"))
         assert bench.supervisor.state == "safe"
-        assert bench.supervisor.trouble == Trouble("tampered", "the model is broken; remove it")
+        assert bench.supervisor.failure == ModelFailure("tampered", "the model is broken; remove it")
         bench.wait(wait - 1)
         assert len(RecordingClient.made) == attempt
         bench.wait(1.1)
     bench.says(frames.Loaded(INFO))
-    assert (bench.supervisor.state, bench.supervisor.trouble) == ("online", None)
+    assert (bench.supervisor.state, bench.supervisor.failure) == ("online", None)
     assert bench.lost == []
 
 
 def test_a_worker_that_dies_three_times_while_it_loads_makes_the_device_safe(bench: Bench) -> None:
     for _ in range(2):
-        bench.says(Died(3))
+        bench.says(Exited(3))
         bench.wait(1.1)
         assert bench.supervisor.state == "starting"
-    bench.says(Died(3))
+    bench.says(Exited(3))
     assert bench.supervisor.state == "safe"
-    assert bench.supervisor.trouble is not None
-    assert "ended with exit code 3 while it loaded" in bench.supervisor.trouble.message
+    assert bench.supervisor.failure is not None
+    assert "ended with exit code 3 while it loaded" in bench.supervisor.failure.message
     assert len(RecordingClient.made) == 3
     bench.wait(31)
     assert len(RecordingClient.made) == 4
@@ -193,8 +193,8 @@ def test_a_process_that_cannot_be_started_makes_the_device_safe(bench: Bench) ->
     bench.says(KILLED)
     bench.wait(0.1)
     assert bench.supervisor.state == "safe"
-    assert bench.supervisor.trouble is not None
-    assert "No such file" in bench.supervisor.trouble.message
+    assert bench.supervisor.failure is not None
+    assert "No such file" in bench.supervisor.failure.message
     RecordingClient.startable = True
     bench.wait(31)
     bench.says(frames.Loaded(INFO))
@@ -227,7 +227,7 @@ def test_a_worker_that_did_well_makes_earlier_deaths_forgotten(bench: Bench, goo
         bench.wait(16)
     bench.says(frames.Loaded(INFO))
     if good == "answered a prompt":
-        bench.says(frames.Ended("1", Final("stop", "", Usage(), 1, 1.0, 1.0)))
+        bench.says(frames.Finished("1", Final("stop", "", Usage(), 1, 1.0, 1.0)))
     else:
         for _ in range(13):
             bench.wait(5)
@@ -299,9 +299,9 @@ def test_a_fetch_that_fails_makes_the_device_safe_with_its_reason_and_is_tried_a
     bench: Bench, pulls: list[list[str]]
 ) -> None:
     bench.says(frames.NotLoaded("missing", "m"))
-    bench.supervisor.pulled(PullEnded(1, Trouble("unreachable", "the index cannot be reached")))
+    bench.supervisor.pulled(PullEnded(1, ModelFailure("unreachable", "the index cannot be reached")))
     assert bench.supervisor.state == "safe"
-    assert bench.supervisor.trouble == Trouble("unreachable", "the index cannot be reached")
+    assert bench.supervisor.failure == ModelFailure("unreachable", "the index cannot be reached")
     bench.wait(31)
     bench.says(frames.NotLoaded("missing", "m"))
     assert len(pulls) == 2
@@ -313,7 +313,9 @@ def test_a_fetch_that_cannot_be_started_makes_the_device_safe(bench: Bench, monk
 
     monkeypatch.setattr(subprocess, "Popen", no_memory)
     bench.says(frames.NotLoaded("missing", "m"))
-    assert bench.supervisor.trouble == Trouble("pull_failed", "the model cannot be fetched: Cannot allocate memory")
+    assert bench.supervisor.failure == ModelFailure(
+        "pull_failed", "the model cannot be fetched: Cannot allocate memory"
+    )
 
 
 def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
@@ -348,14 +350,14 @@ def test_the_end_of_an_older_fetch_counts_for_nothing(bench: Bench, pulls: list[
 
 
 @pytest.mark.parametrize(
-    ("output", "trouble"),
+    ("output", "failure"),
     [
-        (b'{"error":{"code":"no_disk","message":"make room"}}', Trouble("no_disk", "make room")),
-        (b"", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
-        (b"[]", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
-        (b'{"error":5}', Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
-        (b"\xff\xfe", Trouble("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b'{"error":{"code":"no_disk","message":"make room"}}', ModelFailure("no_disk", "make room")),
+        (b"", ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b"[]", ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b'{"error":5}', ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
+        (b"\xff\xfe", ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
     ],
 )
-def test_what_a_failed_fetch_says_is_passed_on(output: bytes, trouble: Trouble) -> None:
-    assert module._trouble_of(output, 1) == trouble
+def test_what_a_failed_fetch_says_is_passed_on(output: bytes, failure: ModelFailure) -> None:
+    assert module._failure_of(output, 1) == failure

@@ -83,13 +83,13 @@ def test_what_the_broker_hangs_up_on_three_times_no_longer_blocks_the_rest(bench
 def test_a_long_one_fits_no_more_so_that_a_short_one_goes_out_in_its_place(bench: Bench) -> None:
     replies = Replies(bench.out, lambda: 0.0)
     to, long = ReplyTo("reply", b"c"), b"x" * 5000
-    replies.final(to, "a", long, 1)
+    replies.send_final(to, "a", long, 1)
     hang_up(bench, 3)
     bench.out.up(9, 20, None)
     assert not bench.out.fits("reply", long, b"c")
     assert bench.out.fits("reply", b"y" * 5000, b"c")
     assert bench.out.fits("other", long, b"c")
-    replies.final(to, "a", long, 1)
+    replies.send_final(to, "a", long, 1)
     _, topic, payload, _, _, correlation = bench.broker.sent[-1]
     assert (topic, correlation) == ("reply", b"c")
     assert json.loads(payload)["error"]["code"] == "too_large_for_broker"

@@ -13,7 +13,7 @@ import pytest
 from edged.agent.systemd import STALLED_AFTER, Notifier
 
 WATCHDOG_SECONDS = 60
-FINE = {"link": 0.0, "sensing": 1.0}
+FINE = {"link": 0.0, "telemetry": 1.0}
 
 
 class Systemd:
@@ -24,7 +24,7 @@ class Systemd:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         words = []
         while True:
             try:
@@ -61,60 +61,60 @@ def clock() -> Clock:
 
 def test_ready_and_stopping(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
     notifier.ready()
     notifier.stopping()
-    assert ["READY=1", "STOPPING=1"] == systemd.heard()
+    assert ["READY=1", "STOPPING=1"] == systemd.received()
 
 
 def test_a_status_is_told_once(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
     for words in ("model starting", "model starting", "model online"):
         notifier.status(words)
-    assert ["STATUS=model starting", "STATUS=model online"] == systemd.heard()
+    assert ["STATUS=model starting", "STATUS=model online"] == systemd.received()
 
 
 def test_a_status_is_one_line_whatever_a_broker_says(systemd: Systemd, clock: Clock) -> None:
     """A second line would be an order to systemd of its own."""
     Notifier(systemd.environment, clock).status("refused: go away\nMAINPID=1\r\n\tnow \ud800")
-    assert ["STATUS=refused: go away MAINPID=1 now ?"] == systemd.heard()
+    assert ["STATUS=refused: go away MAINPID=1 now ?"] == systemd.received()
 
 
-def test_p10_petted_while_every_loop_progresses(systemd: Systemd, clock: Clock) -> None:
+def test_p10_kept_alive_while_every_loop_progresses(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
-    heard = []
+    received = []
     for _ in range(10 * WATCHDOG_SECONDS):
         clock.now += 1
-        assert notifier.pet(FINE) is None
-        heard += systemd.heard()
-    assert {"WATCHDOG=1"} == set(heard)
-    assert 10 * 2 <= len(heard) <= 10 * 6  # at least twice in each of its periods, and no storm
+        assert notifier.keep_alive(FINE) is None
+        received += systemd.received()
+    assert {"WATCHDOG=1"} == set(received)
+    assert 10 * 2 <= len(received) <= 10 * 6  # at least twice in each of its periods, and no storm
 
 
 @pytest.mark.parametrize("loop", sorted(FINE))
-def test_p10_a_loop_without_progress_is_named_and_not_petted(systemd: Systemd, clock: Clock, loop: str) -> None:
+def test_p10_a_loop_that_stalls_is_named_and_stops_the_keep_alive(systemd: Systemd, clock: Clock, loop: str) -> None:
     notifier = Notifier(systemd.environment, clock)
     clock.now += WATCHDOG_SECONDS
-    assert loop == notifier.pet({**FINE, loop: STALLED_AFTER + 1})
-    assert [] == systemd.heard()
-    assert notifier.pet({**FINE, loop: STALLED_AFTER - 1}) is None
-    assert ["WATCHDOG=1"] == systemd.heard()
+    assert loop == notifier.keep_alive({**FINE, loop: STALLED_AFTER + 1})
+    assert [] == systemd.received()
+    assert notifier.keep_alive({**FINE, loop: STALLED_AFTER - 1}) is None
+    assert ["WATCHDOG=1"] == systemd.received()
 
 
-def test_p10_nothing_but_the_loop_pets(systemd: Systemd) -> None:
+def test_p10_nothing_but_the_loop_keeps_alive(systemd: Systemd) -> None:
     """No timer: a main loop that hangs is silent."""
     Notifier({**systemd.environment, "WATCHDOG_USEC": "40000"}, time.monotonic)
     time.sleep(0.1)
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
 
 
 @pytest.mark.parametrize("microseconds", [None, "", "no number"])
-def test_without_a_watchdog_nothing_is_petted(systemd: Systemd, clock: Clock, microseconds: str | None) -> None:
+def test_without_a_watchdog_no_keep_alive_is_sent(systemd: Systemd, clock: Clock, microseconds: str | None) -> None:
     environment = {k: v for k, v in systemd.environment.items() if k != "WATCHDOG_USEC"}
     notifier = Notifier(environment | ({} if microseconds is None else {"WATCHDOG_USEC": microseconds}), clock)
     clock.now += 1000
-    assert notifier.pet(FINE) is None
-    assert [] == systemd.heard()
+    assert notifier.keep_alive(FINE) is None
+    assert [] == systemd.received()
 
 
 def test_without_systemd_nothing_happens(clock: Clock) -> None:
@@ -122,7 +122,7 @@ def test_without_systemd_nothing_happens(clock: Clock) -> None:
     notifier.ready()
     notifier.status("model online")
     clock.now += 1000
-    assert notifier.pet(FINE) is None
+    assert notifier.keep_alive(FINE) is None
 
 
 def test_a_systemd_that_is_away_is_no_trouble(tmp_path: Path, clock: Clock) -> None:

@@ -83,15 +83,15 @@ def test_key(key: str, value: str) -> None:
     assert [value] == keys()[key]
 
 
-def test_p10_the_watchdog_is_on_and_slower_than_a_pet() -> None:
+def test_p10_the_watchdog_is_on_and_slower_than_a_keep_alive() -> None:
     assert 20 <= int(keys()["Service.WatchdogSec"][0]) <= 120
 
 
 def test_stopping_may_take_as_long_as_the_agent_drains() -> None:
-    from edged.agent.daemon import DRAIN_SECONDS, GOODBYE_SECONDS
+    from edged.agent.daemon import DRAIN_SECONDS, SHUTDOWN_SECONDS
 
     worker_and_fetching = 10
-    assert int(keys()["Service.TimeoutStopSec"][0]) > DRAIN_SECONDS + GOODBYE_SECONDS + worker_and_fetching
+    assert int(keys()["Service.TimeoutStopSec"][0]) > DRAIN_SECONDS + SHUTDOWN_SECONDS + worker_and_fetching
 
 
 def test_a_board_without_network_starts_all_the_same() -> None:

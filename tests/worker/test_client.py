@@ -11,7 +11,7 @@ import pytest
 
 from edged.worker import client as worker_client
 from edged.worker import frames
-from edged.worker.client import Died, WorkerClient
+from edged.worker.client import Exited, WorkerClient
 from tests.support import SECONDS
 
 Posted = queue.Queue[tuple[int, object]]
@@ -56,18 +56,18 @@ def take(posted: Posted) -> object:
 
 
 def test_frames_are_posted_and_then_the_end(start: Callable[[str], WorkerClient], posted: Posted) -> None:
-    start("say(packed(type='began', key='1')); sys.exit(3)")
-    assert take(posted) == frames.Began("1")
+    start("say(packed(type='started', key='1')); sys.exit(3)")
+    assert take(posted) == frames.Started("1")
     death = take(posted)
-    assert death == Died(3)
-    assert isinstance(death, Died)
+    assert death == Exited(3)
+    assert isinstance(death, Exited)
     assert death.how == "ended with exit code 3"
 
 
 def test_a_killed_process_is_told_by_its_signal(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     start("os.kill(os.getpid(), signal.SIGSEGV)")
     death = take(posted)
-    assert isinstance(death, Died)
+    assert isinstance(death, Exited)
     assert death.how == "was killed by SIGSEGV"
 
 
@@ -79,7 +79,7 @@ def test_what_the_worker_gets_it_can_read(start: Callable[[str], WorkerClient], 
 
 def test_p11_a_worker_that_speaks_nonsense_is_ended(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     start("say(b'nonsense'); time.sleep(60)")
-    assert take(posted) == Died(-9)
+    assert take(posted) == Exited(-9)
 
 
 def test_a_worker_that_closes_its_socket_but_stays_is_ended(
@@ -87,7 +87,7 @@ def test_a_worker_that_closes_its_socket_but_stays_is_ended(
 ) -> None:
     monkeypatch.setattr(worker_client, "_EXIT_DEADLINE", 0.2)
     start("channel.close(); time.sleep(60)")
-    assert take(posted) == Died(-9)
+    assert take(posted) == Exited(-9)
 
 
 def test_a_worker_that_takes_no_bytes_is_ended(
@@ -97,12 +97,12 @@ def test_a_worker_that_takes_no_bytes_is_ended(
     client = start("time.sleep(60)")
     while posted.empty():
         client.send(frames.Loading("x" * 500_000))  # type: ignore[arg-type]
-    assert take(posted) == Died(-9)
+    assert take(posted) == Exited(-9)
 
 
 def test_sending_to_a_process_that_is_gone_raises_nothing(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     client = start("sys.exit(0)")
-    assert take(posted) == Died(0)
+    assert take(posted) == Exited(0)
     client.send(frames.Ping())
     client.kill()
 

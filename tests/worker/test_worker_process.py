@@ -17,7 +17,7 @@ import pytest
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Regex, Request
 from edged.worker import frames
-from edged.worker.client import Died, WorkerClient
+from edged.worker.client import Exited, WorkerClient
 from edged.worker.main import Worker
 from tests.support import ROOT, SECONDS, wait_until
 
@@ -56,7 +56,7 @@ def test_a_model_that_is_not_there_is_told_and_prompts_are_refused(tmp_path: Pat
         assert posted.get(timeout=60 * SECONDS) == frames.Progress()
     finally:
         client.kill()
-    assert posted.get(timeout=10 * SECONDS) == Died(-signal.SIGKILL)
+    assert posted.get(timeout=10 * SECONDS) == Exited(-signal.SIGKILL)
 
 
 def test_the_worker_ends_within_five_seconds_of_losing_its_agent(tmp_path: Path) -> None:

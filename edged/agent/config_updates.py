@@ -12,7 +12,7 @@ from edged.link.outbound import Outbound, Publication
 from edged.wire.layers import reported
 
 
-class Pushes:
+class ConfigUpdates:
     """`put_in_force` gets the settings and the revisions that hold after a push."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Pushes:
         payload = reported(self._config.reported, self._wall())
         self._outbound.send(Publication(topic=self._topic, payload=payload, retain=True))
 
-    def tell_damage(self) -> None:
+    def report_damage(self) -> None:
         """Say so where the layers of an earlier run could not be read."""
         if self._config.damaged is not None:
             self._log.error(self._config.damaged)
