@@ -1,38 +1,38 @@
-"""What becomes of an arrived message: decided in a batch, kept in one transaction, answered after it.
+"""Carries out what `admission_rules` decides: a batch is stored in one transaction, and answered after it.
 
-A prompt's checks stand in one order: who asks, where the answer may go, whether it can be read, whether its id is used,
-whether we can take it now. Only then is it stored. Owned by the agent's main thread.
+Owned by the agent's main thread.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from functools import partial
 
-import msgspec
-
-from edged.agent.journal import Entry, Job, Journal, ReplyTo, body_digest
+from edged.agent.admission_rules import (
+    Accept,
+    AdmissionRules,
+    Cancel,
+    Conditions,
+    Conflict,
+    Decision,
+    Ignore,
+    Refuse,
+    Repeat,
+)
+from edged.agent.journal import Journal
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
-from edged.config.schema import Settings
-from edged.core.errors import BadValue, PromptRefused
-from edged.core.prompt import Request, Turn, Usage
+from edged.core.prompt import Usage
+from edged.fleet.desired import DesiredConfig
 from edged.link.connection import Arrived
-from edged.wire import prompts
 from edged.wire import replies as wire
-from edged.wire.topics import REQUESTER, Topics
-
-Effect = Callable[[], None]
-
-
-def generated_id() -> str:
-    """An id for a prompt that came without one."""
-    return f"auto-{secrets.token_hex(8)}"
+from edged.wire.topics import Topics
 
 
 class Admission:
-    """See the module. `closed` gives the reason why no prompt is taken now, or None; `bad_request` counts and tells."""
+    """See the module. `unavailable` gives the reason why no prompt is accepted now, or None.
+
+    `on_bad_request` counts and reports a message that gets no reply. `refused` counts refusals.
+    """
 
     def __init__(
         self,
@@ -40,179 +40,99 @@ class Admission:
         journal: Journal,
         queue: PromptQueue,
         replies: Replies,
-        settings: Callable[[], Settings],
-        closed: Callable[[], str | None],
-        bad_request: Callable[[str], None],
+        config: DesiredConfig,
+        unavailable: Callable[[], str | None],
+        on_bad_request: Callable[[str], None],
         wall: Callable[[], float],
     ) -> None:
-        self._topics = topics
+        self._rules = AdmissionRules(topics, journal.find)
         self._journal = journal
         self._queue = queue
         self._replies = replies
-        self._settings = settings
-        self._closed = closed
-        self._bad_request = bad_request
+        self._config = config
+        self._unavailable = unavailable
+        self._on_bad_request = on_bad_request
         self._wall = wall
-        self._admitted = 0
         self.refused = 0
 
-    def take(self, messages: list[tuple[str, Arrived]]) -> None:
-        """Take (requester, message) of prompt topics. On return all are stored or refused, and may be acknowledged.
+    def process_prompts(self, messages: list[tuple[str, Arrived]]) -> None:
+        """(requester, message) of prompt topics. On return all are stored or refused, and may be acknowledged.
 
-        Raises sqlite3.Error where the journal cannot be written; then none of them was taken.
+        Raises sqlite3.Error where the journal cannot be written; then none of them was accepted.
         """
-        effects: list[Effect] = []
-        self._admitted = 0
+        recorded: list[tuple[Decision, int]] = []
+        accepted = 0
         with self._journal.transaction():
             for requester, message in messages:
-                effects.append(self._decide(requester, message))
-        for effect in effects:
-            effect()
+                decision = self._rules.prompt(requester, message, self._conditions(accepted))
+                recorded.append((decision, self._record(decision)))
+                accepted += isinstance(decision, Accept)
+        for decision, seq in recorded:
+            self._carry_out(decision, seq)
 
-    def cancel(self, requester: str, message: Arrived) -> None:
-        """Take a message of a cancel topic."""
-        try:
-            if not REQUESTER.match(requester):
-                raise BadValue("", "the requester in the topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -")
-            if message.retain:
-                raise BadValue("", "a cancel must not be retained")
-            wanted = prompts.parse_cancel(message.payload)
-        except BadValue as error:
-            self._bad_request(f"a cancel was ignored: {error}")
-            return
-        self._queue.cancel(requester, wanted.id)
+    def process_command(self, requester: str, message: Arrived) -> None:
+        """A message of a command topic."""
+        self._carry_out(self._rules.command(requester, message, self._conditions()))
 
-    def command(self, requester: str, message: Arrived) -> None:
-        """Take a message of a command topic: the name is reserved, and nothing is ever accepted and ignored."""
-        why = "this version does not take commands yet"
-        if not REQUESTER.match(requester) or message.retain:
-            self._bad_request(f"a command was ignored: {why}")
-            return
-        prompt_id = prompts.id_of(message.payload, self._settings().limits.prompt_bytes, generated_id)
-        to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
-        if self._journal.find(requester, prompt_id) is not None:
-            self._replies.send_now(to, wire.conflict(prompt_id))
-            return
-        self._replies.send_final(to, prompt_id, self._refusal(prompt_id, PromptRefused("invalid", "later", why)), None)
-        self.refused += 1
+    def process_unreadable(self, requester: str, message: Arrived, why: str) -> None:
+        """A message of a prompt or command topic whose properties and body cannot be read."""
+        self._carry_out(self._rules.unreadable(requester, message, why))
 
-    def unreadable(self, requester: str, message: Arrived, why: str) -> None:
-        """Answer a message whose properties and body cannot be read, under a made-up id."""
-        if not REQUESTER.match(requester):
-            self._bad_request(f"a message to {message.topic} was ignored: {why}")
-            return
-        refusal = PromptRefused("invalid", "unreadable", f"the message cannot be read ({why}); send it without that")
-        prompt_id = generated_id()
-        self._replies.send_final(
-            self._default(requester, prompt_id, message), prompt_id, self._refusal(prompt_id, refusal), None
+    def process_cancel(self, requester: str, message: Arrived) -> None:
+        """A message of a cancel topic."""
+        match self._rules.cancel(requester, message):
+            case Cancel(requester=requester, prompt_id=prompt_id):
+                self._queue.cancel(requester, prompt_id)
+            case Ignore(message=why):
+                self._on_bad_request(why)
+
+    def _conditions(self, accepted: int = 0) -> Conditions:
+        """`accepted`: prompts of this batch that are not in the queue yet."""
+        in_force = self._config.in_force
+        return Conditions(
+            settings=in_force.settings,
+            revisions=in_force.revisions,
+            unavailable=self._unavailable(),
+            open_prompts=self._queue.open + accepted,
+            at=self._wall(),
         )
-        self.refused += 1
 
-    def _decide(self, requester: str, message: Arrived) -> Effect:
-        if not REQUESTER.match(requester):
-            what = "a prompt was ignored: the requester in its topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -"
-            return partial(self._bad_request, what)
-        limits = self._settings().limits
-        try:
-            prompt = prompts.parse_prompt(message.payload, message.content_type, limits.prompt_bytes, generated_id)
-        except prompts.BadPrompt as error:
-            return self._refuse(requester, error.id, message, PromptRefused("invalid", "bad_request", str(error)))
-        to = self._reply_to(requester, prompt.id, message)
-        if to is None:
-            where = f"{self._topics.replies(requester)}…"
-            refusal = PromptRefused("invalid", "response_topic", f"the response topic must be below {where}")
-            return self._refuse(requester, prompt.id, message, refusal)
-        job = self._job(requester, prompt, message, to)
-        body = body_digest(message.payload)
-        if prompt.named and (known := self._journal.find(requester, prompt.id)) is not None:
-            return self._again(known, job.reply_to, body, stream=job.stream)
-        try:
-            self._can_take(job, prompt, message)
-        except PromptRefused as error:
-            return self._refuse(requester, prompt.id, message, error)
-        seq = self._journal.admit(job, body)
-        self._admitted += 1
-        return partial(self._queue.accept, seq, job, body)
+    def _record(self, decision: Decision) -> int:
+        """Write a decision to the journal, inside the batch's transaction; gives the prompt's sequence number."""
+        match decision:
+            case Accept(job=job, body=body):
+                return self._journal.admit(job, body)
+            case Repeat(seq=seq, job=job):
+                self._journal.redirect(seq, job)
+                return seq
+            case _:
+                return 0
 
-    def _reply_to(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo | None:
-        if message.response_topic is None:
-            return self._default(requester, prompt_id, message)
-        if not self._topics.allows_reply_to(message.response_topic, requester, self._settings().mqtt.reply_prefixes):
-            return None
-        return ReplyTo(message.response_topic, message.correlation)
+    def _carry_out(self, decision: Decision, seq: int = 0) -> None:
+        match decision:
+            case Accept(job=job, body=body):
+                self._queue.accept(seq, job, body)
+            case Refuse(to=to, prompt_id=prompt_id):
+                self.refused += 1
+                self._replies.send_final(to, prompt_id, self._final(decision), None)
+            case Repeat():
+                self._repeat(decision)
+            case Conflict(to=to, prompt_id=prompt_id):
+                self._replies.send_now(to, wire.conflict(prompt_id))
+            case Ignore(message=why):
+                self._on_bad_request(why)
 
-    def _default(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo:
-        return ReplyTo(self._topics.reply(requester, prompt_id), message.correlation)
+    def _repeat(self, repeat: Repeat) -> None:
+        """An open prompt continues to its newest copy; a finished one is answered with its stored final."""
+        seq, job = repeat.seq, repeat.job
+        if self._queue.has(seq):
+            self._queue.repeat(seq, job)
+        elif (stored := self._journal.find(job.requester, job.id)) is not None and stored.final is not None:
+            self._replies.send_final(job.reply_to, job.id, stored.final, stored.seq)
 
-    def _job(self, requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo) -> Job:
-        now, settings = self._wall(), self._settings()
-        ends = [
-            moment
-            for moment in (
-                prompt.expires_at,
-                None if prompt.deadline_ms is None else now + prompt.deadline_ms / 1000,
-                None if message.expiry_s is None else now + message.expiry_s,
-            )
-            if moment is not None
-        ]
-        turns = prompt.turns
-        if settings.generation.system is not None and turns[0].role != "system":
-            turns = (Turn("system", settings.generation.system), *turns)
-        # A format says itself where the output ends: the device's own stop texts are for free text.
-        overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
-        sampling = settings.generation.sampling(overrides, settings.limits)
-        request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
-        stream = prompt.stream if prompt.stream is not None else message.response_topic is None
-        return Job(requester, prompt.id, request, stream, to, now, min(ends, default=None), self._queue.config)
-
-    def _again(self, known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Effect:
-        """The id is known: the same prompt goes on or is answered from the journal, another one is a conflict."""
-        prompt_id = known.job.id
-        if known.body != body:
-            return partial(self._replies.send_now, to, wire.conflict(prompt_id))
-        newest = msgspec.structs.replace(known.job, stream=stream, reply_to=to)
-        self._journal.redirect(known.seq, newest)
-
-        def effect() -> None:
-            if self._queue.has(known.seq):
-                self._queue.repeat(known.seq, newest)
-            elif (stored := self._journal.find(newest.requester, prompt_id)) is not None and stored.final is not None:
-                self._replies.send_final(to, prompt_id, stored.final, stored.seq)
-
-        return effect
-
-    def _can_take(self, job: Job, prompt: prompts.Prompt, message: Arrived) -> None:
-        """Raise PromptRefused where the prompt cannot be taken now."""
-        limits = self._settings().limits
-        if message.retain:
-            raise PromptRefused("invalid", "retained", "a prompt must not be retained; publish it without retain")
-        if (closed := self._closed()) is not None:
-            raise PromptRefused("unavailable", "not_now", closed)
-        if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
-            why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
-            raise PromptRefused("invalid", "bad_request", why)
-        if job.expires is not None and job.expires <= job.arrived:
-            raise PromptRefused("expired", "expired", "the deadline had passed when the prompt arrived")
-        if self._queue.open + self._admitted >= limits.queue:
-            why = f"{limits.queue} prompts wait already (limits.queue); send it again after retry_after_ms"
-            raise PromptRefused("busy", "queue_full", why)
-
-    def _refuse(self, requester: str, prompt_id: str, message: Arrived, error: PromptRefused) -> Effect:
-        """Answer with a final that is not stored. A used id has its one final already, whatever is wrong with this."""
-        to = self._reply_to(requester, prompt_id, message) or self._default(requester, prompt_id, message)
-        if (known := self._journal.find(requester, prompt_id)) is not None:
-            return self._again(known, to, body_digest(message.payload), stream=known.job.stream)
-        payload = self._refusal(prompt_id, error)
-        self.refused += 1
-
-        def effect() -> None:
-            self._replies.send_final(to, prompt_id, payload, None)
-
-        return effect
-
-    def _refusal(self, prompt_id: str, error: PromptRefused) -> bytes:
+    def _final(self, refuse: Refuse) -> bytes:
         now = self._wall()
-        if error.reason == "expired":
-            return wire.answer(prompt_id, "expired", "", now, Usage(), wire.Timing(0.0, None, 0.0, None), None)
-        retry = self._queue.retry_after_ms() if error.reason == "busy" else None
-        return wire.refusal(prompt_id, wire.reason(error.reason), error.code, str(error), now, retry_after_ms=retry)
+        if refuse.reason == "expired":
+            return wire.answer(refuse.prompt_id, "expired", "", now, Usage(), wire.Timing(0.0, None, 0.0, None), None)
+        retry = self._queue.retry_after_ms() if refuse.reason == "busy" else None
+        return wire.refusal(refuse.prompt_id, refuse.reason, refuse.code, refuse.message, now, retry_after_ms=retry)

@@ -1,4 +1,7 @@
-"""What becomes of a push to a config layer: decided, put in force, logged, told. Owned by the agent's main thread."""
+"""Carries out what the fleet's desired config decided about a push: put in force, log, publish.
+
+Owned by the agent's main thread.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from collections.abc import Callable
 from edged.agent import logs
 from edged.agent.reporter import Reporter
 from edged.config.schema import Settings
-from edged.fleet.desired import DesiredConfig
+from edged.fleet.desired import DesiredConfig, Update
 from edged.link.outbound import Outbound, Publication
 from edged.wire.layers import reported
 
 
 class ConfigUpdates:
-    """`put_in_force` gets the settings and the revisions that hold after a push."""
+    """`on_settings` gets the settings in force after a push that was judged. `topic` is that of the reported state."""
 
     def __init__(
         self,
@@ -21,52 +24,45 @@ class ConfigUpdates:
         topic: str,
         outbound: Outbound,
         reporter: Reporter,
-        put_in_force: Callable[[Settings, dict[str, int]], None],
+        on_settings: Callable[[Settings], None],
         wall: Callable[[], float],
     ) -> None:
         self._config = config
         self._topic = topic
         self._outbound = outbound
         self._reporter = reporter
-        self._put_in_force = put_in_force
+        self._on_settings = on_settings
         self._wall = wall
         self._log = logs.logger()
 
-    def take(self, name: str, payload: bytes) -> None:
-        """A layer was pushed, or taken away with an empty payload."""
-        try:
-            if not self._config.take(name, payload, self._wall()):
-                return
-        except OSError as error:
-            self._not_kept(error)
-        self._tell(name)
+    def process_push(self, name: str, payload: bytes) -> None:
+        """A layer was pushed, or removed with an empty payload."""
+        update = self._config.apply(name, payload, self._wall())
+        if update is not None:
+            self._carry_out(update)
 
-    def refuse(self, name: str, why: str) -> None:
+    def process_unreadable(self, name: str, why: str) -> None:
         """A push to a layer could not be read."""
-        try:
-            self._config.refuse(name, why, self._wall())
-        except OSError as error:
-            self._not_kept(error)
-        self._tell(name)
+        self._carry_out(self._config.reject(name, why, self._wall()))
 
-    def report(self) -> None:
-        """Say what is in force, and what became of the last push."""
-        payload = reported(self._config.reported, self._wall())
+    def publish_report(self) -> None:
+        """Publish the reported state: what is in force, and what became of the last push."""
+        payload = reported(self._config.report, self._wall())
         self._outbound.send(Publication(topic=self._topic, payload=payload, retain=True))
 
     def report_damage(self) -> None:
-        """Say so where the layers of an earlier run could not be read."""
-        if self._config.damaged is not None:
-            self._log.error(self._config.damaged)
-            self._reporter.event("layers_damaged", self._config.damaged)
+        """Log and publish an event where the stored layers could not be read at the start."""
+        if self._config.damage is not None:
+            self._log.error(self._config.damage)
+            self._reporter.event("layers_damaged", self._config.damage)
 
-    def _not_kept(self, error: OSError) -> None:
-        self._log.error("the layers cannot be kept", error=str(error))
-
-    def _tell(self, name: str) -> None:
-        report = self._config.reported
-        self._put_in_force(self._config.settings, dict(report.in_force))
+    def _carry_out(self, update: Update) -> None:
+        if update.storage_error is not None:
+            self._log.error("config layers cannot be stored; a restart loses them", error=update.storage_error)
+        self._on_settings(self._config.in_force.settings)
+        layer, report = update.layer, update.report
         log = self._log.warning if report.phase == "rejected" else self._log.info
-        log("config", phase=report.phase, layer=name, revision=report.revision, reason=report.reason)
-        self._reporter.event(f"config_{report.phase}", f"{name}: {report.reason}", layer=name, revision=report.revision)
-        self.report()
+        log("config push", phase=report.phase, layer=layer, revision=report.revision, reason=report.reason)
+        message = f"{layer}: {report.reason}"
+        self._reporter.event(f"config_{report.phase}", message, layer=layer, revision=report.revision)
+        self.publish_report()

@@ -24,7 +24,6 @@ from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
 from edged.agent.prompt_queue import PromptQueue
-from edged.agent.receipts import Context
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
 from edged.agent.supervisor import PullEnded, Supervisor, load_order
@@ -70,6 +69,7 @@ class Daemon:
         self._state_dir = Path(base.state_dir)
         self._topics = Topics(base.identity.fleet, device, base.identity.groups)
         self._config = DesiredConfig(own, self._topics, self._state_dir / "layers.json")
+        self._config.load()
         self._mailbox = Mailbox()
         self._acks: deque[Arrived] = deque()
         self._wall = WallClock(clock)
@@ -89,16 +89,20 @@ class Daemon:
         )
         self._outbound = Outbound(self._connection, self._delivered, clock)
         self._replies = Replies(self._outbound, self._wall)
-        order = load_order(self._config.settings.model, self._state_dir / "models")
+        order = load_order(self._config.in_force.settings.model, self._state_dir / "models")
         self._supervisor = Supervisor(order, pull_arguments, self, self._mailbox.post, clock, worker_command)
-        self._context = Context(device, dict(self._config.reported.in_force))
         self._queue = PromptQueue(
-            self._journal, self._replies, self._supervisor, self._context, clock, self._wall, self._wall.reliable
+            self._journal,
+            self._replies,
+            self._supervisor,
+            self._config,
+            device,
+            clock,
+            self._wall,
+            self._wall.reliable,
         )
-        kept = (self._journal, self._queue, self._replies, self._outbound)
-        self._maintenance = JournalMaintenance(
-            *kept, self._wall, lambda: self._config.settings.limits.remember, clock()
-        )
+        stored = (self._journal, self._queue, self._replies, self._outbound)
+        self._maintenance = JournalMaintenance(*stored, self._wall, self._config, clock())
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
         self._config_updates = ConfigUpdates(
             self._config, self._topics.reported, self._outbound, self._reporter, self._put_in_force, self._wall
@@ -108,13 +112,15 @@ class Daemon:
             self._journal,
             self._queue,
             self._replies,
-            lambda: self._config.settings,
+            self._config,
             self._closed,
             self._reporter.bad_request,
             self._wall,
         )
         self._notifier = Notifier(os.environ, clock)
-        self._telemetry = TelemetryThread(self._state_dir, self._config.settings.telemetry.interval, self._mailbox.post)
+        self._telemetry = TelemetryThread(
+            self._state_dir, self._config.in_force.settings.telemetry.interval, self._mailbox.post
+        )
 
     # ---- life -------------------------------------------------------------------------------------------------------
 
@@ -221,7 +227,7 @@ class Daemon:
 
     def _take_prompts(self, prompts: list[tuple[str, Arrived]]) -> None:
         try:
-            self._admission.take(prompts)
+            self._admission.process_prompts(prompts)
         except sqlite3.Error:
             # Not acknowledged: the broker brings them again after the reconnect, when the disk may have room.
             self._connection.restart("prompts cannot be stored")
@@ -260,19 +266,19 @@ class Daemon:
         if asked is None:
             return
         if asked.kind == "cancel":
-            self._admission.cancel(asked.name, message)
+            self._admission.process_cancel(asked.name, message)
         elif asked.kind == "command":
-            self._admission.command(asked.name, message)
+            self._admission.process_command(asked.name, message)
         elif asked.kind == "config":
-            self._config_updates.take(asked.name, message.payload)
+            self._config_updates.process_push(asked.name, message.payload)
         elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
             self._reporter.publish_status()  # an old connection's will came late
 
     def _take_unreadable(self, asked: Inbound | None, message: Arrived, why: str) -> None:
         if asked is not None and asked.kind in ("prompt", "command"):
-            self._admission.unreadable(asked.name, message, why)
+            self._admission.process_unreadable(asked.name, message, why)
         elif asked is not None and asked.kind == "config":
-            self._config_updates.refuse(asked.name, why)
+            self._config_updates.process_unreadable(asked.name, why)
         else:
             self._reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
 
@@ -302,7 +308,7 @@ class Daemon:
         self._outbound.up(event.session, event.window, event.max_packet)
         self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
         self._reporter.connected()
-        self._config_updates.report()
+        self._config_updates.publish_report()
         self._look_at_findings()
         self._maintenance.resend()
 
@@ -342,9 +348,9 @@ class Daemon:
         if self._draining is None:
             self._queue.submit_waiting()
 
-    def worker_frame(self, frame: frames.FromWorker) -> None:
+    def worker_frame(self, frame: frames.AboutPrompt) -> None:
         """See `supervisor.Listener`."""
-        self._queue.handle_frame(frame)
+        self._queue.process_frame(frame)
 
     def worker_lost(self, how: str) -> None:
         """See `supervisor.Listener`."""
@@ -352,16 +358,15 @@ class Daemon:
         self._reporter.event("worker_died", f"the model's process {how} and is replaced")
         self._queue.worker_exited(how)
 
-    def _put_in_force(self, settings: Settings, revisions: dict[str, int]) -> None:
+    def _put_in_force(self, settings: Settings) -> None:
         self._telemetry.set_interval(settings.telemetry.interval)
         logs.configure(settings.log.level, settings.log.format)
-        self._context.config = revisions
 
     # ---- how we are -------------------------------------------------------------------------------------------------
 
     def _take_reading(self, reading: Reading) -> None:
         self._wall.set_synchronized(reading.clock_synced)
-        self._context.throttled = reading.throttled
+        self._queue.set_throttled(reading.throttled)
         self._reporter.publish_reading(reading, self._findings())
 
     def _look_at_findings(self) -> None:
@@ -383,7 +388,7 @@ class Daemon:
         waiting = documents.Queue(
             open=queue.open,
             running=queue.running,
-            limit=self._config.settings.limits.queue,
+            limit=self._config.in_force.settings.limits.queue,
             answered=queue.finished,
             refused=self._admission.refused,
             bad_requests=self._reporter.bad_requests,

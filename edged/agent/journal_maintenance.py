@@ -7,7 +7,6 @@ ends the daemon.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import suppress
 
 from edged.agent import logs
@@ -15,6 +14,7 @@ from edged.agent.journal import Journal
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.wall_clock import WallClock
+from edged.fleet.desired import DesiredConfig
 from edged.link.connection import SESSION_EXPIRY
 from edged.link.outbound import Outbound
 
@@ -23,10 +23,7 @@ _STORE_EVERY = 1.0
 
 
 class JournalMaintenance:
-    """See the module. `remember` gives the seconds for which finals are kept.
-
-    `write_error`: why the journal cannot be written; None while it can.
-    """
+    """See the module. `write_error`: why the journal cannot be written; None while it can."""
 
     def __init__(
         self,
@@ -35,7 +32,7 @@ class JournalMaintenance:
         replies: Replies,
         outbound: Outbound,
         wall: WallClock,
-        remember: Callable[[], float],
+        config: DesiredConfig,
         now: float,
     ) -> None:
         self._journal = journal
@@ -43,7 +40,7 @@ class JournalMaintenance:
         self._replies = replies
         self._outbound = outbound
         self._wall = wall
-        self._remember = remember
+        self._config = config
         self._stored = self._swept = now
         self._log = logs.logger()
         self.write_error: str | None = None
@@ -76,7 +73,7 @@ class JournalMaintenance:
                 self._replies.send_final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
 
     def _sweep(self) -> None:
-        sure, remember = self._wall.reliable(), self._remember()
+        sure, remember = self._wall.reliable(), self._config.in_force.settings.limits.remember
         self._journal.forget(sure - remember, sure - max(remember, SESSION_EXPIRY))
         self._journal.set_fact("wall_floor", sure)
         self.resend()

@@ -46,6 +46,13 @@ class OpenPrompt:
             return None
         return (self.first_token_at - self.started_at) * 1000
 
+    def reset(self) -> None:
+        """Back to waiting: the worker that had it ended, and the next one starts it from the beginning."""
+        self.submitted = self.preparing = False
+        self.started_at = self.first_token_at = self.last_chunk_at = None
+        self.text = ""
+        self.streamed = self.chunks = 0
+
     @property
     def order(self) -> tuple[int, int]:
         """Sort key: the smallest is served first."""

@@ -50,7 +50,7 @@ class Listener(Protocol):
     def model_loaded(self) -> None:
         """A worker stands ready, for the first time or again."""
 
-    def worker_frame(self, frame: frames.FromWorker) -> None:
+    def worker_frame(self, frame: frames.AboutPrompt) -> None:
         """A frame about a prompt."""
 
     def worker_lost(self, how: str) -> None:
@@ -203,7 +203,7 @@ class Supervisor:
             self._loaded(event.info)
         elif isinstance(event, frames.NotLoaded):
             self._not_loaded(ModelFailure(event.code, event.message))
-        else:
+        elif not isinstance(event, frames.Progress):
             if isinstance(event, frames.Finished):
                 self._crashes = 0  # it does its work: what comes now is no crash loop
             self._listener.worker_frame(event)

@@ -1,4 +1,4 @@
-"""The desired config on this device: the owner's file, the layers kept on disk, what is in force and what is reported.
+"""The desired config on this device: the owner's file, the stored layers, what is in force and what is reported.
 
 Owned by the agent's main thread. The decision itself is `fleet.layers.decide`, a pure function.
 """
@@ -11,56 +11,76 @@ from typing import Any
 
 import msgspec
 
-from edged.config.schema import Settings
-from edged.fleet import layer_store as store
-from edged.fleet import layers
+from edged.config.schema import Settings, build
+from edged.fleet import layer_store, layers
+from edged.fleet.layers import Layers
 from edged.wire.layers import Reported
 from edged.wire.topics import Topics
 
 
+class InForce(msgspec.Struct, frozen=True):
+    """The settings in force, and the revisions of the layers that shaped them."""
+
+    settings: Settings
+    revisions: Mapping[str, int]
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What became of one push. `storage_error`: it is in force, but could not be written to disk, for this reason."""
+
+    layer: str
+    report: Reported
+    storage_error: str | None = None
+
+
 class DesiredConfig:
-    """`settings` are in force; `reported` says what became of the last push. Both are replaced whole, never changed.
+    """`in_force` and `report` are replaced whole at each update, never changed. `load` reads what is stored."""
 
-    `damaged` says that the layers of before could not be read; what the broker keeps comes again with the connection.
-    """
-
-    def __init__(self, own: dict[str, Any], topics: Topics, path: Path) -> None:
-        self._own = own
+    def __init__(self, owner: dict[str, Any], topics: Topics, path: Path) -> None:
+        self._owner = owner
+        self._owner_model = build(owner).model
+        self._scope = topics.own
         self._order = tuple(topics.layers.values())
         self._path = path
-        self.damaged: str | None = None
+        self._layers: Layers = {}
+        self.report = layer_store.NOTHING_PUSHED
+        self.in_force = InForce(build(owner), {})
+        self.damage: str | None = None
+        """Why the stored layers could not be read; the broker sends those that it retains at the next connect."""
+
+    def load(self) -> None:
+        """Put the stored layers in force. Damaged ones are moved away (`damage` says where)."""
         try:
-            kept = store.load(path, topics.own)
-        except store.DamagedError as error:
-            self.damaged = str(error)
-            kept = store.Kept(topics.own, {}, store.NOTHING_PUSHED)
-        valid = layers.still_valid(own, kept.layers, self._order)
-        report = msgspec.structs.replace(kept.reported, in_force=layers.revisions(valid))
-        self._kept = store.Kept(topics.own, valid, report)
-        self.settings: Settings = layers.effective(own, valid, self._order)
+            stored = layer_store.load(self._path, self._scope)
+        except layer_store.DamagedError as error:
+            self.damage = str(error)
+            return
+        self._layers = layers.parse_stored(self._owner_model, stored.layers, self._order)
+        self._put_in_force()
+        self.report = msgspec.structs.replace(stored.reported, in_force=self.in_force.revisions)
 
-    @property
-    def reported(self) -> Reported:
-        """What became of the last push."""
-        return self._kept.reported
-
-    def take(self, name: str, payload: bytes, now: float) -> bool:
-        """Judge a push to the layer `name`; gives whether there is something new to report.
-
-        Raises OSError where the layers cannot be kept on disk; what was decided is in force all the same.
-        """
-        decision = layers.decide(self._own, self._kept.layers, self._kept.reported, name, payload)
+    def apply(self, name: str, payload: bytes, now: float) -> Update | None:
+        """Judge a push to the layer `name` at Unix time `now`; gives None where nothing is new."""
+        decision = layers.decide(self._owner_model, self._layers, self.report, name, payload)
         if not decision.changed:
-            return False
-        self._keep(decision.layers, decision.reported, now)
-        return True
+            return None
+        self._layers = decision.layers
+        self._put_in_force()
+        return self._store(name, decision.reported, now)
 
-    def refuse(self, name: str, why: str, now: float) -> None:
-        """Report that a push to the layer `name` could not be read. Raises OSError as `take` does."""
-        kept = self._kept.layers
-        self._keep(kept, Reported("rejected", name, None, why, layers.revisions(kept)), now)
+    def reject(self, name: str, reason: str, now: float) -> Update:
+        """Report that a push to the layer `name` could not be read."""
+        return self._store(name, Reported("rejected", name, None, reason, self.in_force.revisions), now)
 
-    def _keep(self, kept: Mapping[str, bytes], report: Reported, now: float) -> None:
-        self._kept = store.Kept(self._kept.scope, kept, msgspec.structs.replace(report, at=now))
-        self.settings = layers.effective(self._own, kept, self._order)
-        store.save(self._path, self._kept)
+    def _put_in_force(self) -> None:
+        settings = layers.effective(self._owner, self._layers, self._order)
+        self.in_force = InForce(settings, layers.revisions(self._layers))
+
+    def _store(self, name: str, report: Reported, now: float) -> Update:
+        self.report = msgspec.structs.replace(report, at=now)
+        payloads = {layer: pushed.payload for layer, pushed in self._layers.items()}
+        try:
+            layer_store.save(self._path, layer_store.StoredLayers(self._scope, payloads, self.report))
+        except OSError as error:
+            return Update(name, self.report, str(error))
+        return Update(name, self.report)

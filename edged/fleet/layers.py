@@ -1,4 +1,4 @@
-"""The decision about a push: a pure function from (own file, layers in force, push) to (layers, what to report).
+"""The decision about a push: a pure function from (owner's model, layers in force, push) to (layers, report).
 
 Every layer is judged by itself, so the order in which layers arrive never decides which of them are in force.
 """
@@ -11,77 +11,85 @@ from typing import Any
 import msgspec
 
 from edged.config import checks as f
-from edged.config.schema import Settings, build, merge
+from edged.config.schema import Model, Settings, build, merge
 from edged.core.errors import BadValue
 from edged.wire.layers import BadLayer, Layer, Reported, parse_layer
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """What holds after a push. `changed` False: nothing to do, and nothing new to report."""
+class PushedLayer(msgspec.Struct, frozen=True):
+    """A layer beside the bytes that it was parsed from; the bytes are what is stored."""
 
-    layers: Mapping[str, bytes]
+    payload: bytes
+    layer: Layer
+
+
+Layers = Mapping[str, PushedLayer]
+"""Layers by name: `fleet`, `group:NAME`, `device`."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The layers in force after a push. `changed` False: nothing to do, and nothing new to report."""
+
+    layers: Layers
     reported: Reported
     changed: bool
 
 
-def decide(
-    own: Mapping[str, Any], layers: Mapping[str, bytes], reported: Reported, name: str, payload: bytes
-) -> Decision:
-    """Judge the push `payload` to layer `name`. `layers` are the payloads in force; `own` the owner's checked file."""
+def decide(owner_model: Model, layers: Layers, reported: Reported, name: str, payload: bytes) -> Decision:
+    """Judge the push `payload` to layer `name`. `layers` are in force; `owner_model` is the one of the owner's file."""
     if not payload:
         return _removed(layers, name)
     try:
-        layer = parse_layer(payload)
-        _refuse_model_change(own, layer)
+        pushed = parse(owner_model, payload)
     except BadLayer as error:
         return Decision(layers, Reported("rejected", name, error.revision, str(error), revisions(layers)), changed=True)
-    if name in layers and parse_layer(layers[name]) == layer:  # the same revision and content: nothing to do
-        again = Reported("applied", name, layer.revision, "the layer is in force", revisions(layers))
+    revision = pushed.layer.revision
+    if name in layers and layers[name].layer == pushed.layer:  # the same revision and content: nothing to do
+        again = Reported("applied", name, revision, "the layer is in force", revisions(layers))
         stale = reported.layer == name and reported.phase == "rejected"
         return Decision(layers, again if stale else reported, changed=stale)
-    kept = {**layers, name: payload}
-    return Decision(
-        kept, Reported("applied", name, layer.revision, "the layer is in force", revisions(kept)), changed=True
-    )
+    kept = {**layers, name: pushed}
+    return Decision(kept, Reported("applied", name, revision, "the layer is in force", revisions(kept)), changed=True)
 
 
-def _removed(layers: Mapping[str, bytes], name: str) -> Decision:
-    kept = {layer: payload for layer, payload in layers.items() if layer != name}
-    return Decision(kept, Reported("applied", name, None, "the layer was removed", revisions(kept)), changed=True)
-
-
-def _refuse_model_change(own: Mapping[str, Any], layer: Layer) -> None:
-    current = build(own).model
+def parse(owner_model: Model, payload: bytes) -> PushedLayer:
+    """Parse a payload once. Raises BadLayer, also where the layer would change the model."""
+    layer = parse_layer(payload)
     for key, value in layer.settings.get("model", {}).items():
-        if getattr(current, key) != value:
+        if getattr(owner_model, key) != value:
             sentence = (
                 f"would change the model ({f.shown(value)}); this version does not change the model by a push yet"
             )
             raise BadLayer(f"model.{key}", sentence, layer.revision)
+    return PushedLayer(payload, layer)
 
 
-def revisions(layers: Mapping[str, bytes]) -> dict[str, int]:
+def parse_stored(owner_model: Model, payloads: Mapping[str, bytes], order: Sequence[str]) -> dict[str, PushedLayer]:
+    """Those of the stored layers that this version and this owner's file still accept, in `order`."""
+    valid = {}
+    for name in order:
+        try:
+            if name in payloads:
+                valid[name] = parse(owner_model, payloads[name])
+        except BadValue:
+            continue
+    return valid
+
+
+def revisions(layers: Layers) -> dict[str, int]:
     """Layer → revision, for reports and receipts."""
-    return {name: parse_layer(payload).revision for name, payload in layers.items()}
+    return {name: pushed.layer.revision for name, pushed in layers.items()}
 
 
-def effective(own: Mapping[str, Any], layers: Mapping[str, bytes], order: Sequence[str]) -> Settings:
-    """The settings in force: the owner's file, then the layers in `order`, each laid over what is below it."""
-    merged: dict[str, Any] = dict(own)
+def effective(owner: Mapping[str, Any], layers: Layers, order: Sequence[str]) -> Settings:
+    """The settings in force: the owner's file, then the layers in `order`, each merged over those before it."""
+    merged: dict[str, Any] = dict(owner)
     for name in order:
         if name in layers:
-            merged = merge(merged, parse_layer(layers[name]).settings)
+            merged = merge(merged, layers[name].layer.settings)
     return build(merged)
 
 
-def still_valid(own: Mapping[str, Any], layers: Mapping[str, bytes], order: Sequence[str]) -> dict[str, bytes]:
-    """Those of the kept layers that this version and this file still accept, in `order`."""
-    kept = {}
-    for name in order:
-        try:
-            if name in layers:
-                _refuse_model_change(own, parse_layer(layers[name]))
-                kept[name] = layers[name]
-        except BadValue:
-            continue
-    return kept
+def _removed(layers: Layers, name: str) -> Decision:
+    kept = {layer: pushed for layer, pushed in layers.items() if layer != name}
+    return Decision(kept, Reported("applied", name, None, "the layer was removed", revisions(kept)), changed=True)

@@ -113,7 +113,9 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """The loop went round."""
 
 
-FromWorker = Loading | Loaded | NotLoaded | Preparing | Prepared | Started | Generated | Finished | Refused | Progress
+AboutPrompt = Preparing | Prepared | Started | Generated | Finished | Refused
+"""The frames with the `key` of a prompt."""
+FromWorker = Loading | Loaded | NotLoaded | AboutPrompt | Progress
 
 _T = TypeVar("_T")
 

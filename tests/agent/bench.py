@@ -10,9 +10,9 @@ from typing import Any
 from edged.agent.admission import Admission
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
 from edged.agent.prompt_queue import PromptQueue
-from edged.agent.receipts import Context
 from edged.config.schema import Limits, Settings
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
+from edged.fleet.desired import InForce
 from edged.link.connection import Arrived
 from edged.wire.topics import Topics
 from edged.worker import frames
@@ -84,7 +84,7 @@ class RecordingReplies:
 
 
 class Bench:
-    """See the module. The journal is SQLite in memory."""
+    """See the module. The journal is SQLite in memory; the desired config is `in_force`."""
 
     def __init__(self, **limits: Any) -> None:
         self.clock = Clock()
@@ -92,12 +92,19 @@ class Bench:
         self.replies = RecordingReplies()
         self.journal = Journal(Path(":memory:"))
         self.journal.open()
-        self.context = Context("pi", {"fleet": 7})
-        self.settings = Settings(limits=Limits(**limits))
+        self.in_force = InForce(Settings(limits=Limits(**limits)), {"fleet": 7})
         self.closed: str | None = None
         self.bad: list[str] = []
         self.topics = Topics("home", "pi")
         self.make_queue()
+
+    @property
+    def settings(self) -> Settings:
+        return self.in_force.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self.in_force = InForce(settings, self.in_force.revisions)
 
     def make_queue(self) -> None:
         """A queue and an admission as after a start of the agent; the journal is the one that is there."""
@@ -105,7 +112,8 @@ class Bench:
             self.journal,
             self.replies,  # type: ignore[arg-type]
             self.worker,
-            self.context,
+            self,  # type: ignore[arg-type]
+            "pi",
             lambda: self.clock.up,
             lambda: self.clock.wall,
             lambda: self.clock.wall,
@@ -115,7 +123,7 @@ class Bench:
             self.journal,
             self.queue,
             self.replies,  # type: ignore[arg-type]
-            lambda: self.settings,
+            self,  # type: ignore[arg-type]
             lambda: self.closed,
             self.bad.append,
             lambda: self.clock.wall,
@@ -145,20 +153,20 @@ class Bench:
 
     def started(self, *seqs: int) -> None:
         for seq in seqs:
-            self.queue.handle_frame(frames.Started(str(seq)))
+            self.queue.process_frame(frames.Started(str(seq)))
 
     def generated(self, seq: int, at: int, text: str) -> None:
-        self.queue.handle_frame(frames.Generated(str(seq), at, text))
+        self.queue.process_frame(frames.Generated(str(seq), at, text))
 
     def finished(
         self, seq: int, text: str = "done", reason: Reason = "stop", tokens: int = 3, ms: float = 20.0
     ) -> None:
-        self.queue.handle_frame(frames.Finished(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
+        self.queue.process_frame(frames.Finished(str(seq), Final(reason, text, Usage(2, 0, tokens), 9, 1.0, ms)))
 
     # ---- through the admission --------------------------------------------------------------------------------------
 
     def arrive(self, *messages: Arrived, requester: str = "me") -> None:
-        self.admission.take([(requester, message) for message in messages])
+        self.admission.process_prompts([(requester, message) for message in messages])
 
 
 def message(body: Any, **facts: Any) -> Arrived:

@@ -1,4 +1,4 @@
-"""The admission: in which order a prompt is judged, what is stored, and what is answered to the rest."""
+"""Admission: in which order a prompt is judged, what is stored, and what is answered to the rest."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def test_an_id_is_free_again_once_its_too_long_was_delivered(bench: Bench) -> No
     from edged.worker import frames
 
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.queue.handle_frame(frames.Refused("1", "too_long", "too_long", "m"))
+    bench.queue.process_frame(frames.Refused("1", "too_long", "too_long", "m"))
     bench.arrive(message({"id": "a", "prompt": "y"}))
     assert bench.replies.documents[-1].get("conflict") is True
     bench.journal.delivered(1)
@@ -296,18 +296,20 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
 
 def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
     """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
-    bench.admission.command("me", message({"id": "a", "command": "reload"}))
-    bench.admission.command("me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
+    bench.admission.process_command("me", message({"id": "a", "command": "reload"}))
+    bench.admission.process_command(
+        "me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c")
+    )
     (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
     assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
     assert first["error"]["message"] == "this version does not take commands yet"
     assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
     assert bench.journal.find("me", "a") is None
     bench.arrive(message({"id": "used", "prompt": "x"}))
-    bench.admission.command("me", message({"id": "used"}))
+    bench.admission.process_command("me", message({"id": "used"}))
     assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
-    bench.admission.command("me", message({"id": "a"}, retain=True))
-    bench.admission.command("no one", message({"id": "a"}))
+    bench.admission.process_command("me", message({"id": "a"}, retain=True))
+    bench.admission.process_command("no one", message({"id": "a"}))
     assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
 
 
@@ -318,7 +320,7 @@ def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:
     bench.worker.info = None
     bench.arrive(message({"id": "a", "prompt": "x"}), requester="me")
     bench.arrive(message({"id": "a", "prompt": "x"}), requester="you")
-    bench.admission.cancel("me", message({"id": "a"}))
+    bench.admission.process_cancel("me", message({"id": "a"}))
     assert [e.job.requester for e in bench.journal.open_entries()] == ["you"]
     assert bench.bad == []
 
@@ -337,13 +339,13 @@ def test_a_cancel_reaches_the_requesters_own_prompt(bench: Bench) -> None:
 def test_a_bad_cancel_is_counted_and_cancels_nothing(bench: Bench, requester: str, cancel: Any) -> None:
     bench.worker.info = None
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.admission.cancel(requester, cancel)
+    bench.admission.process_cancel(requester, cancel)
     assert len(bench.bad) == 1
     assert bench.bad[0].startswith("a cancel was ignored: ")
     assert bench.queue.open == 1
 
 
 def test_a_cancel_of_an_unknown_prompt_is_no_mistake(bench: Bench) -> None:
-    bench.admission.cancel("me", message({"id": "never"}))
-    bench.admission.cancel("me", msgspec.structs.replace(message({"all": True}), qos=0))
+    bench.admission.process_cancel("me", message({"id": "never"}))
+    bench.admission.process_cancel("me", msgspec.structs.replace(message({"all": True}), qos=0))
     assert bench.bad == []

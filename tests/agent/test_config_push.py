@@ -119,7 +119,7 @@ def test_the_log_level_changes_in_place(made: Device, client: Client) -> None:
     push(client, f"{made.root}/config", 1, log={"level": "error"})
     push(client, f"{made.root}/config", 2, limits={"queue": 5})
     log = [json.loads(line) for line in made.log.read_text().splitlines() if line.startswith("{")]
-    assert [entry.get("revision") for entry in log if entry["event"] == "config"][-1:] == [2]
+    assert [entry.get("revision") for entry in log if entry["event"] == "config push"][-1:] == [2]
     push(client, f"{made.root}/config", 3, log={"level": "error"})
     push(client, f"{made.root}/config", 4, log={"level": "error"}, limits={"queue": 6})
     log = [json.loads(line) for line in made.log.read_text().splitlines() if line.startswith("{")]

@@ -180,14 +180,14 @@ def test_p01_an_older_copys_confirmation_does_not_count_for_the_newest(bench: Be
     assert bench.daemon._journal.undelivered() == []
 
 
-def test_damaged_layers_on_disk_are_set_aside_and_told(tmp_path: Path) -> None:
+def test_damaged_layers_on_disk_are_moved_away_and_reported(tmp_path: Path) -> None:
     (tmp_path / "layers.json").write_bytes(b"garbage")
     config = Bench(tmp_path).daemon._config
-    assert config.damaged is not None
-    assert str(tmp_path / "layers.damaged") in config.damaged
+    assert config.damage is not None
+    assert str(tmp_path / "layers.damaged") in config.damage
     assert (tmp_path / "layers.damaged").read_bytes() == b"garbage"
-    assert config.take("device", b'{"revision":1,"settings":{}}', 1.0)
-    assert Bench(tmp_path).daemon._config.damaged is None
+    assert config.apply("device", b'{"revision":1,"settings":{}}', 1.0)
+    assert Bench(tmp_path).daemon._config.damage is None
 
 
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
@@ -271,8 +271,8 @@ def test_a_subscription_that_the_broker_refuses_is_a_finding_that_names_the_topi
 def test_a_receipt_names_the_config_in_force(bench: Bench) -> None:
     layer = {"revision": 7, "settings": {"generation": {"max_tokens": 3}}}
     bench.turn(up(), arrived(1, layer, topic="edged/v1/home/config"))
-    assert bench.daemon._context.config == {"fleet": 7}
-    assert bench.daemon._config.settings.generation.max_tokens == 3
+    assert bench.daemon._config.in_force.revisions == {"fleet": 7}
+    assert bench.daemon._config.in_force.settings.generation.max_tokens == 3
 
 
 class RecordingClient:

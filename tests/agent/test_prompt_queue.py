@@ -125,7 +125,7 @@ def test_the_final_carries_everything(bench: Bench) -> None:
     bench.clock.wait(0.25)
     bench.generated(seq, 0, "To")
     bench.clock.wait(0.25)
-    bench.context.throttled = True
+    bench.queue.set_throttled(True)
     bench.finished(seq, "Tokyo", tokens=3, ms=40.0)
     (final,) = bench.replies.finals
     assert final == {
@@ -157,7 +157,7 @@ def test_an_answer_that_comes_whole_has_a_time_to_its_first_token_too(bench: Ben
     bench.started(seq)
     bench.clock.wait(0.25)
     final = Final("stop", "5", Usage(2, 0, 3), seed=9, prefill_ms=125.0, decode_ms=100.0)
-    bench.queue.handle_frame(frames.Finished(str(seq), final))
+    bench.queue.process_frame(frames.Finished(str(seq), final))
     assert bench.replies.finals[0]["timing"]["ttft_ms"] == 625.0
     assert bench.queue.speed.ttft_ms == 125.0
 
@@ -182,7 +182,7 @@ def test_p01_frames_about_a_prompt_that_has_ended_change_nothing(bench: Bench) -
     bench.started(seq)
     bench.generated(seq, 0, "more")
     bench.finished(seq, "again")
-    bench.queue.handle_frame(frames.Refused(str(seq), "failed", "c", "m"))
+    bench.queue.process_frame(frames.Refused(str(seq), "failed", "c", "m"))
     bench.queue.cancel("me", "a")
     assert len(bench.replies.finals) == 1
     assert bench.replies.finals[0]["text"] == "done"
@@ -192,14 +192,14 @@ def test_p01_frames_about_a_prompt_that_has_ended_change_nothing(bench: Bench) -
 def test_a_frame_about_nothing_we_know_is_ignored(bench: Bench, key: str) -> None:
     bench.accept("a")
     for frame in (frames.Started(key), frames.Generated(key, 0, "x"), frames.Refused(key, "failed", "c", "m")):
-        bench.queue.handle_frame(frame)
+        bench.queue.process_frame(frame)
     assert bench.replies.finals == []
     assert bench.queue.open == 1
 
 
 def test_p08_what_the_worker_refuses_is_a_final_with_its_reason(bench: Bench) -> None:
     seq = bench.accept("a")
-    bench.queue.handle_frame(
+    bench.queue.process_frame(
         frames.Refused(str(seq), "too_long", "too_long", "the prompt has 99 tokens, the context 64")
     )
     (final,) = bench.replies.finals
@@ -217,7 +217,7 @@ def test_a_sequence_that_the_engine_could_not_compute_is_failed_with_advice(benc
 def test_p08_an_answer_that_does_not_obey_its_format_is_failed_in_the_engines_words(bench: Bench) -> None:
     seq = bench.accept("a")
     failure = Failure("format_incomplete", "raise max_tokens")
-    bench.queue.handle_frame(frames.Finished(str(seq), Final("failed", '{"a', Usage(2, 0, 3), 9, 1.0, 20.0, failure)))
+    bench.queue.process_frame(frames.Finished(str(seq), Final("failed", '{"a', Usage(2, 0, 3), 9, 1.0, 20.0, failure)))
     (final,) = bench.replies.finals
     assert (final["reason"], final["text"]) == ("failed", '{"a')
     assert final["error"] == {"code": "format_incomplete", "message": "raise max_tokens"}

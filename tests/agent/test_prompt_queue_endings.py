@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.fleet.desired import InForce
 from edged.worker import frames
 from tests.agent.bench import Bench, message
 
@@ -173,14 +174,14 @@ def test_p11_what_kills_the_worker_before_it_begins_is_counted_too(bench: Bench)
     """A text or a format that takes the worker's memory while it is prepared; what waits beside it is not blamed."""
     waiting, bad = bench.accept("waiting"), bench.accept("bad")
     for key in (waiting, bad):
-        bench.queue.handle_frame(frames.Preparing(str(key)))
+        bench.queue.process_frame(frames.Preparing(str(key)))
         if key == waiting:
-            bench.queue.handle_frame(frames.Prepared(str(key)))
+            bench.queue.process_frame(frames.Prepared(str(key)))
     bench.queue.worker_exited("was killed by SIGKILL")
     bench.worker.frames.clear()
     bench.queue.submit_waiting()
     assert bench.worker.added == [str(bad)]
-    bench.queue.handle_frame(frames.Preparing(str(bad)))
+    bench.queue.process_frame(frames.Preparing(str(bad)))
     bench.queue.worker_exited("was killed by SIGKILL")
     bench.queue.submit_waiting()
     assert [(f["id"], f["error"]["code"]) for f in bench.replies.finals] == [("bad", "worker_died")]
@@ -338,9 +339,9 @@ def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901
             asked.append(f"id{len(asked)}")
             bench.accept(asked[-1], priority=chance.randrange(10), expires_in=chance.choice([None, 0.5, 5]))
         elif step == "begin":
-            bench.queue.handle_frame(frames.Started(key))
+            bench.queue.process_frame(frames.Started(key))
         elif step == "write":
-            bench.queue.handle_frame(frames.Generated(key, 0, "x"))
+            bench.queue.process_frame(frames.Generated(key, 0, "x"))
         elif step == "end":
             bench.finished(int(key), reason=chance.choice(["stop", "length", "cancelled"]))
         elif step == "die":
@@ -364,7 +365,7 @@ def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901
 
 def test_the_receipt_names_the_config_that_the_prompt_was_accepted_under(bench: Bench) -> None:
     bench.arrive(message({"id": "a", "prompt": "x"}))
-    bench.context.config = {"fleet": 8}
+    bench.in_force = InForce(bench.settings, {"fleet": 8})
     bench.finished(1)
     bench.arrive(message({"id": "b", "prompt": "x"}))
     bench.finished(2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,10 +13,12 @@ from hypothesis import strategies as st
 from edged.config.schema import build
 from edged.fleet import layers as fleet
 from edged.fleet.layer_store import NOTHING_PUSHED
-from edged.wire.layers import Reported
+from edged.fleet.layers import Layers
+from edged.wire.layers import Layer, Reported
 
 ORDER = ("fleet", "group:a", "group:b", "device")
 OWN: dict[str, Any] = {"generation": {"max_tokens": 100, "stop": ("own",)}}
+MODEL = build(OWN).model
 
 Push = tuple[str, bytes]
 
@@ -26,12 +27,12 @@ def layer(revision: int, **generation: Any) -> bytes:
     return json.dumps({"revision": revision, "settings": {"generation": generation} if generation else {}}).encode()
 
 
-def after(pushes: list[Push]) -> tuple[Mapping[str, bytes], Reported]:
+def after(pushes: list[Push]) -> tuple[Layers, Reported]:
     """The layers and the report after these pushes, one by one."""
-    kept: Mapping[str, bytes] = {}
+    kept: Layers = {}
     reported = NOTHING_PUSHED
     for name, payload in pushes:
-        decision = fleet.decide(OWN, kept, reported, name, payload)
+        decision = fleet.decide(MODEL, kept, reported, name, payload)
         kept, reported = decision.layers, decision.reported
     return kept, reported
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_parsed_is_rejected_without_a_revision() -> None:
 @pytest.mark.parametrize("repeat", [layer(1, seed=1), b' {"settings": {"generation": {"seed": 1}}, "revision": 1}'])
 def test_the_same_revision_and_content_again_is_nothing_to_do(repeat: bytes) -> None:
     kept, reported = after([("fleet", layer(1, seed=1))])
-    decision = fleet.decide(OWN, kept, reported, "fleet", repeat)
+    decision = fleet.decide(MODEL, kept, reported, "fleet", repeat)
     assert not decision.changed
     assert (decision.layers, decision.reported) == (kept, reported)
 
@@ -186,4 +187,22 @@ def test_kept_layers_that_this_file_or_version_does_not_accept_are_dropped_at_st
         "group:a": b'{"revision":3,"settings":{"model":{"source":"other"}}}',
         "device": b"{torn",
     }
-    assert fleet.still_valid(OWN, kept, ORDER) == {"fleet": layer(1, seed=1)}
+    valid = fleet.parse_stored(MODEL, kept, ORDER)
+    assert {"fleet": layer(1, seed=1)} == {name: pushed.payload for name, pushed in valid.items()}
+
+
+def test_a_layer_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its settings are merged and its revision is reported."""
+    parsed: list[bytes] = []
+    parse = fleet.parse_layer
+
+    def counted(payload: bytes) -> Layer:
+        parsed.append(payload)
+        return parse(payload)
+
+    monkeypatch.setattr(fleet, "parse_layer", counted)
+    pushes = [("fleet", layer(1, seed=1)), ("device", layer(2, seed=2)), ("fleet", layer(3, seed=3))]
+    kept, _ = after(pushes)
+    fleet.effective(OWN, kept, ORDER)
+    fleet.revisions(kept)
+    assert [payload for _, payload in pushes] == parsed

@@ -1,4 +1,4 @@
-"""The layers on disk: what is read back is what was in force; what is damaged is set aside."""
+"""The layers on disk: what is read back is what was in force; what is damaged is moved away."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from edged.fleet import layer_store as store
-from edged.fleet.layer_store import Kept
+from edged.fleet.layer_store import StoredLayers
 from edged.wire.layers import Reported
 
 SCOPE = "edged/v1/home/device/pi"
-KEPT = Kept(
+KEPT = StoredLayers(
     SCOPE,
     {"fleet": b'{"revision":1,"settings":{}}', "device": "ä\0\ud7ff".encode()},
     Reported("rejected", "device", None, "it is no layer", {"fleet": 1}, 12.5),
@@ -24,11 +24,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "layers.json"
 
 
-NOTHING = Kept(SCOPE, {}, store.NOTHING_PUSHED)
+NOTHING = StoredLayers(SCOPE, {}, store.NOTHING_PUSHED)
 
 
 def damaged(path: Path) -> bool:
-    """Whether the file is found to be damaged; then it is set aside as it was, and nothing stands in its place."""
+    """Whether the file is found to be damaged; then it is moved away as it was, and nothing stands in its place."""
     was, said = path.read_bytes(), ""
     try:
         store.load(path, SCOPE)
@@ -36,8 +36,8 @@ def damaged(path: Path) -> bool:
         said = str(error)
     if not said:
         return False
-    aside = path.with_suffix(".damaged")
-    return str(aside) in said and aside.read_bytes() == was and store.load(path, SCOPE) == NOTHING
+    moved = path.with_suffix(".damaged")
+    return str(moved) in said and moved.read_bytes() == was and store.load(path, SCOPE) == NOTHING
 
 
 def test_what_was_saved_is_loaded(path: Path) -> None:
@@ -54,7 +54,7 @@ def test_another_devices_file_is_not_ours(path: Path) -> None:
     assert store.load(path, "edged/v1/home/device/other").layers == {}
 
 
-def test_a_file_torn_at_any_byte_is_set_aside(path: Path) -> None:
+def test_a_file_torn_at_any_byte_is_moved_away(path: Path) -> None:
     store.save(path, KEPT)
     whole = path.read_bytes()
     for length in range(len(whole)):
@@ -71,7 +71,7 @@ def test_a_file_with_a_flipped_bit_never_gives_other_layers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"kept":{},"sha256":"x"}', "\x00" * 100, "[" * 5000])
-def test_garbage_is_set_aside(path: Path, text: str) -> None:
+def test_garbage_is_moved_away(path: Path, text: str) -> None:
     path.write_text(text)
     assert damaged(path)
 
@@ -94,5 +94,5 @@ def test_a_save_that_fails_half_way_leaves_the_old_file(path: Path, monkeypatch:
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        store.save(path, Kept(SCOPE, {}, store.NOTHING_PUSHED))
+        store.save(path, StoredLayers(SCOPE, {}, store.NOTHING_PUSHED))
     assert store.load(path, SCOPE) == KEPT

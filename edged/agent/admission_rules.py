@@ -1,0 +1,224 @@
+"""What is decided about an arrived message: a frozen decision from the message, the conditions and the journal.
+
+A prompt is checked in one order: who asks, whether it can be read, where the answer may go, whether its id is used,
+whether it can be accepted now. Nothing here changes anything; `admission` carries the decisions out.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from edged.agent.journal import Entry, Job, ReplyTo, body_digest
+from edged.config.schema import Settings
+from edged.core.errors import BadValue
+from edged.core.prompt import Reason, Request, Turn
+from edged.link.connection import Arrived
+from edged.wire import prompts
+from edged.wire.topics import REQUESTER, Topics
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """Store the prompt and put it into the queue."""
+
+    job: Job
+    body: bytes
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Answer with a final that is not stored."""
+
+    to: ReplyTo
+    prompt_id: str
+    reason: Reason
+    code: str
+    message: str
+
+
+class Repeat(msgspec.Struct, frozen=True):
+    """The prompt `seq` of the journal arrived again: its answer goes where `job`, the newest copy, wants it."""
+
+    seq: int
+    job: Job
+
+
+class Conflict(msgspec.Struct, frozen=True):
+    """Another prompt has this id: a notice, nothing else."""
+
+    to: ReplyTo
+    prompt_id: str
+
+
+class Ignore(msgspec.Struct, frozen=True):
+    """No reply is possible: the message is counted and reported as an event."""
+
+    message: str
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """End this prompt of the requester (None: all of them)."""
+
+    requester: str
+    prompt_id: str | None
+
+
+Decision = Accept | Refuse | Repeat | Conflict | Ignore
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """What a decision depends on beside the message. `unavailable`: why no prompt is accepted now; `at`: Unix time."""
+
+    settings: Settings
+    revisions: Mapping[str, int]
+    unavailable: str | None
+    open_prompts: int
+    at: float
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """Why a prompt is refused, before it is known where the answer goes."""
+
+    reason: Reason
+    code: str
+    message: str
+
+
+def generated_id() -> str:
+    """An id for a prompt that came without one."""
+    return f"auto-{secrets.token_hex(8)}"
+
+
+class AdmissionRules:
+    """See the module. `find` looks up (requester, id) in the journal."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        find: Callable[[str, str], Entry | None],
+        make_id: Callable[[], str] = generated_id,
+    ) -> None:
+        self._topics = topics
+        self._find = find
+        self._make_id = make_id
+
+    def prompt(self, requester: str, message: Arrived, now: Conditions) -> Decision:
+        """Decide about a message of a prompt topic."""
+        if not REQUESTER.match(requester):
+            return Ignore("a prompt was ignored: the requester in its topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -")
+        limit = now.settings.limits.prompt_bytes
+        try:
+            prompt = prompts.parse_prompt(message.payload, message.content_type, limit, self._make_id)
+        except prompts.BadPrompt as error:
+            return self._refuse(requester, error.id, message, now, _Refusal("invalid", "bad_request", str(error)))
+        to = self._reply_to(requester, prompt.id, message, now)
+        if to is None:
+            why = f"the response topic must be below {self._topics.replies(requester)}…"
+            return self._refuse(requester, prompt.id, message, now, _Refusal("invalid", "response_topic", why))
+        job = _job(requester, prompt, message, to, now)
+        body = body_digest(message.payload)
+        if prompt.named and (known := self._find(requester, prompt.id)) is not None:
+            return _again(known, to, body, stream=job.stream)
+        refusal = _refusal(job, prompt, message, now)
+        if refusal is not None:
+            return self._refuse(requester, prompt.id, message, now, refusal)
+        return Accept(job, body)
+
+    def command(self, requester: str, message: Arrived, now: Conditions) -> Decision:
+        """Decide about a message of a command topic: the name is reserved, so each is refused."""
+        why = "this version does not take commands yet"
+        if not REQUESTER.match(requester) or message.retain:
+            return Ignore(f"a command was ignored: {why}")
+        prompt_id = prompts.id_of(message.payload, now.settings.limits.prompt_bytes, self._make_id)
+        to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
+        if self._find(requester, prompt_id) is not None:
+            return Conflict(to, prompt_id)
+        return Refuse(to, prompt_id, "invalid", "later", why)
+
+    def unreadable(self, requester: str, message: Arrived, why: str) -> Decision:
+        """Decide about a message whose properties and body cannot be read: it is answered under a generated id."""
+        if not REQUESTER.match(requester):
+            return Ignore(f"a message to {message.topic} was ignored: {why}")
+        prompt_id = self._make_id()
+        to = self._default(requester, prompt_id, message)
+        return Refuse(to, prompt_id, "invalid", "unreadable", f"the message cannot be read ({why}); send it without it")
+
+    def cancel(self, requester: str, message: Arrived) -> Cancel | Ignore:
+        """Decide about a message of a cancel topic."""
+        try:
+            if not REQUESTER.match(requester):
+                raise BadValue("", "the requester in the topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -")
+            if message.retain:
+                raise BadValue("", "a cancel must not be retained")
+            return Cancel(requester, prompts.parse_cancel(message.payload).id)
+        except BadValue as error:
+            return Ignore(f"a cancel was ignored: {error}")
+
+    def _refuse(
+        self, requester: str, prompt_id: str, message: Arrived, now: Conditions, refusal: _Refusal
+    ) -> Refuse | Repeat | Conflict:
+        """A used id has its one final already, whatever is wrong with this copy."""
+        to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
+        if (known := self._find(requester, prompt_id)) is not None:
+            return _again(known, to, body_digest(message.payload), stream=known.job.stream)
+        return Refuse(to, prompt_id, refusal.reason, refusal.code, refusal.message)
+
+    def _reply_to(self, requester: str, prompt_id: str, message: Arrived, now: Conditions) -> ReplyTo | None:
+        """Where the answer goes; None where the Response Topic is not allowed."""
+        if message.response_topic is None:
+            return self._default(requester, prompt_id, message)
+        if not self._topics.allows_reply_to(message.response_topic, requester, now.settings.mqtt.reply_prefixes):
+            return None
+        return ReplyTo(message.response_topic, message.correlation)
+
+    def _default(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo:
+        return ReplyTo(self._topics.reply(requester, prompt_id), message.correlation)
+
+
+def _again(known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Repeat | Conflict:
+    if known.body != body:
+        return Conflict(to, known.job.id)
+    return Repeat(known.seq, msgspec.structs.replace(known.job, stream=stream, reply_to=to))
+
+
+def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, now: Conditions) -> Job:
+    generation, limits = now.settings.generation, now.settings.limits
+    turns = prompt.turns
+    if generation.system is not None and turns[0].role != "system":
+        turns = (Turn("system", generation.system), *turns)
+    # A format defines where the output ends: the device's default stop texts are for free text.
+    overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
+    sampling = generation.sampling(overrides, limits)
+    request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
+    stream = prompt.stream if prompt.stream is not None else message.response_topic is None
+    expires = _earliest_deadline(prompt, message, now.at)
+    return Job(requester, prompt.id, request, stream, to, now.at, expires, dict(now.revisions))
+
+
+def _earliest_deadline(prompt: prompts.Prompt, message: Arrived, at: float) -> float | None:
+    """Unix time; None: the prompt never expires."""
+    deadlines = (
+        prompt.expires_at,
+        None if prompt.deadline_ms is None else at + prompt.deadline_ms / 1000,
+        None if message.expiry_s is None else at + message.expiry_s,
+    )
+    return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+
+def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions) -> _Refusal | None:
+    """Why the prompt cannot be accepted now."""
+    limits = now.settings.limits
+    if message.retain:
+        return _Refusal("invalid", "retained", "a prompt must not be retained; publish it without retain")
+    if now.unavailable is not None:
+        return _Refusal("unavailable", "not_now", now.unavailable)
+    if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
+        why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
+        return _Refusal("invalid", "bad_request", why)
+    if job.expires is not None and job.expires <= job.arrived:
+        return _Refusal("expired", "expired", "the deadline had passed when the prompt arrived")
+    if now.open_prompts >= limits.queue:
+        why = f"{limits.queue} prompts wait already (limits.queue); send it again after retry_after_ms"
+        return _Refusal("busy", "queue_full", why)
+    return None
