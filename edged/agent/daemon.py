@@ -1,57 +1,49 @@
 """The composition root: makes every part, wires them, and runs the one loop that owns them.
 
 All state belongs to the main thread. Other threads (the network's, the worker's reader, the telemetry's) post to the
-mailbox; the loop takes what lies there, acts on it in order, and acknowledges after the journal.
+mailbox; the loop processes what waits there in order, and acknowledges messages after the journal has them.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from edged.agent import findings, logs
+from edged.agent import logs
 from edged.agent.admission import Admission
+from edged.agent.broker_link import BrokerLink, subscriptions
 from edged.agent.config_updates import ConfigUpdates
+from edged.agent.dispatch import Dispatcher
+from edged.agent.events import Event, StopRequested
+from edged.agent.health_source import HealthDocuments, HealthSource
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
-from edged.agent.supervisor import PullEnded, Supervisor, load_order
+from edged.agent.shutdown import Shutdown
+from edged.agent.supervisor import Supervisor, load_order
 from edged.agent.systemd import Notifier
 from edged.agent.telemetry_thread import TelemetryThread
 from edged.agent.wall_clock import WallClock
 from edged.config.schema import Settings, build
-from edged.core.health import Finding
-from edged.core.reading import Reading
 from edged.device.clock import clock_state
 from edged.fleet.desired import DesiredConfig
-from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
+from edged.link.connection import Acked, Connection, Will
 from edged.link.outbound import Outbound
-from edged.wire import documents
-from edged.wire.topics import Inbound, Topics
-from edged.worker import frames
+from edged.wire.topics import Topics
 
-DRAIN_SECONDS = 8.0
-SHUTDOWN_SECONDS = 1.5
-_STALL = 8.0  # seconds between two turns of the loop, after which what others said may lie unread
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """A signal asked us to end."""
+FLUSH_SECONDS = 1.5  # for the last publications before the connection is closed
+_STALL = 8.0  # seconds between two turns of the loop, after which events of other threads may lie unread
 
 
 class Daemon:
-    """One device. `run` returns when it was told to stop."""
+    """One device. `run` returns after SIGTERM or SIGINT. `connect` makes the connection (tests)."""
 
     def __init__(
         self,
@@ -62,35 +54,36 @@ class Daemon:
         *,
         clock: Callable[[], float] = time.monotonic,
         worker_command: tuple[str, ...] | None = None,
+        connect: Callable[..., Connection] = Connection,
     ) -> None:
+        base = build(own)
+        state_dir = Path(base.state_dir)
+        topics = Topics(base.identity.fleet, device, base.identity.groups)
+        self._topics = topics
         self._clock = clock
         self._log = logs.logger()
-        base = build(own)
-        self._state_dir = Path(base.state_dir)
-        self._topics = Topics(base.identity.fleet, device, base.identity.groups)
-        self._config = DesiredConfig(own, self._topics, self._state_dir / "layers.json")
-        self._config.load()
-        self._mailbox = Mailbox()
-        self._acks: deque[Arrived] = deque()
+        self._turn_at = clock()
+        self._stalled_loop: str | None = None
         self._wall = WallClock(clock)
-        self._draining: float | None = None
-        self._link = documents.LinkState("none", 0)
-        self._link_down: str | None = "not connected yet"
-        self._refused_topics: tuple[str, ...] = ()
-        self._turned = clock()
-        self._stalled: str | None = None
-        self._journal = Journal(self._state_dir / "journal.db")
-        self._connection = Connection(
+        self._mailbox = Mailbox()
+        self._notifier = Notifier(os.environ, clock)
+        self._journal = Journal(state_dir / "journal.db")
+        self._config = DesiredConfig(own, topics, state_dir / "layers.json")
+        self._config.load()
+        settings = self._config.in_force.settings
+        self._telemetry = TelemetryThread(state_dir, settings.telemetry.interval, self._mailbox.post)
+        order = load_order(settings.model, state_dir / "models")
+        self._supervisor = Supervisor(order, pull_arguments, self._mailbox.post, clock, worker_command)
+        self._connection = connect(
             base.mqtt,
-            f"edged-{self._topics.fleet}-{device}",
-            Will(self._topics.status, b"offline"),
-            self._subscriptions(),
+            f"edged-{topics.fleet}-{device}",
+            Will(topics.status, b"offline"),
+            subscriptions(topics),
             self._mailbox.post_from_link,
         )
         self._outbound = Outbound(self._connection, self._delivered, clock)
+        self._link = BrokerLink(self._connection, self._outbound)
         self._replies = Replies(self._outbound, self._wall)
-        order = load_order(self._config.in_force.settings.model, self._state_dir / "models")
-        self._supervisor = Supervisor(order, pull_arguments, self, self._mailbox.post, clock, worker_command)
         self._queue = PromptQueue(
             self._journal,
             self._replies,
@@ -103,304 +96,138 @@ class Daemon:
         )
         stored = (self._journal, self._queue, self._replies, self._outbound)
         self._maintenance = JournalMaintenance(*stored, self._wall, self._config, clock())
-        self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
+        self._reporter = Reporter(topics, self._outbound, self._health_documents, boot, clock, self._wall)
         self._config_updates = ConfigUpdates(
-            self._config, self._topics.reported, self._outbound, self._reporter, self._put_in_force, self._wall
+            self._config, topics.reported, self._outbound, self._reporter, self._use_settings, self._wall
         )
+        self._shutdown = Shutdown(self._queue, self._reporter, self._notifier, clock)
         self._admission = Admission(
-            self._topics,
+            topics,
             self._journal,
             self._queue,
             self._replies,
             self._config,
-            self._closed,
+            self._unavailable,
             self._reporter.bad_request,
             self._wall,
         )
-        self._notifier = Notifier(os.environ, clock)
-        self._telemetry = TelemetryThread(
-            self._state_dir, self._config.in_force.settings.telemetry.interval, self._mailbox.post
+        self._health = HealthSource(
+            config=self._config,
+            supervisor=self._supervisor,
+            queue=self._queue,
+            admission=self._admission,
+            reporter=self._reporter,
+            link=self._link,
+            outbound=self._outbound,
+            maintenance=self._maintenance,
+            telemetry=self._telemetry,
+            mailbox=self._mailbox,
+            wall=self._wall,
         )
-
-    # ---- life -------------------------------------------------------------------------------------------------------
+        self._dispatcher = Dispatcher(
+            topics=topics,
+            admission=self._admission,
+            queue=self._queue,
+            supervisor=self._supervisor,
+            config_updates=self._config_updates,
+            reporter=self._reporter,
+            health=self._health,
+            link=self._link,
+            outbound=self._outbound,
+            maintenance=self._maintenance,
+            telemetry=self._telemetry,
+            wall=self._wall,
+            shutdown=self._shutdown,
+        )
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; gives the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._mailbox.post(Stop()))
+            signal.signal(number, lambda *_: self._mailbox.post(StopRequested()))
+        self._start()
+        while not self._shutdown.complete:
+            self._dispatcher.process(self._wait())
+            self._upkeep()
+        self._stop()
+        return 0
+
+    def _start(self) -> None:
         self._journal.open()
         self._wall.start_from(self._journal.fact("wall_floor", 0.0))
         self._wall.set_synchronized(clock_state(Path("/")).synced)
         self._queue.restore(self._journal.open_entries())
         self._reporter.set_status("starting")
-        self._log.info(
-            "started",
-            pid=os.getpid(),
-            device=self._topics.device,
-            fleet=self._topics.fleet,
-            open_prompts=self._queue.open,
-        )
-        if self._journal.damaged_file is not None:
-            self._log.error("the journal was damaged and is set aside", file=str(self._journal.damaged_file))
-            message = (
-                f"the journal was damaged and is set aside as {self._journal.damaged_file}; prompts in it are lost"
-            )
+        identity = {"device": self._topics.device, "fleet": self._topics.fleet}
+        self._log.info("started", pid=os.getpid(), **identity, open_prompts=self._queue.open)
+        if (moved_to := self._journal.damaged_file) is not None:
+            self._log.error("the journal is damaged; a new one was created", moved_to=str(moved_to))
+            message = f"the journal is damaged and was moved to {moved_to}; the prompts and answers in it are lost"
             self._reporter.event("journal_damaged", message)
         self._config_updates.report_damage()
         self._connection.start()
-        self._supervisor.start()
+        self._dispatcher.apply(self._supervisor.start())
         self._telemetry.start()
         self._notifier.ready()
-        while not self._drained():
-            self._take(self._wait())
-            self._upkeep()
-        return self._shut_down()
 
-    def _wait(self) -> list[object]:
-        """What lies in the mailbox, or nothing when something falls due first."""
-        due = [self._supervisor.next_tick(), self._queue.next_deadline(), self._clock() + 1.0]
-        if self._draining is not None:
-            due.append(self._draining)
+    def _wait(self) -> list[Event]:
+        """The events that wait in the mailbox; none when something is due first."""
+        due = [self._supervisor.next_tick(), self._queue.next_deadline(), self._clock() + 1.0, self._shutdown.deadline]
         timeout = max(0.0, min(moment for moment in due if moment is not None) - self._clock())
-        return self._mailbox.take(timeout)
+        return self._mailbox.get(timeout)
 
     def _upkeep(self) -> None:
+        """What is due in each turn of the loop."""
         now = self._clock()
-        stood_still, self._turned = now - self._turned > _STALL, now
+        stalled, self._turn_at = now - self._turn_at > _STALL, now
         self._queue.expire()
-        self._supervisor.tick(stalled=stood_still)
-        if not stood_still and self._outbound.overdue():
-            self._connection.restart("the broker does not confirm what we publish")
-        while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
-            self._connection.acknowledge(self._acks.popleft())
+        self._dispatcher.apply(self._supervisor.tick(stalled=stalled))
+        if not stalled:
+            self._link.check_progress()
+        self._link.acknowledge()
         if self._maintenance.turn(now):
-            self._look_at_findings()
+            self._health.update()
         self._reporter.check_health()
-        self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
-        stalled = self._notifier.keep_alive(
-            {"link": self._connection.idle_for(), "telemetry": self._telemetry.busy_for()}
-        )
-        if stalled != self._stalled:
-            self._stalled = stalled
-            if stalled is not None:
-                self._log.error("a loop makes no progress; the watchdog is no longer petted", loop=stalled)
+        self._notifier.status(f"model {self._supervisor.state}, {self._link.down_reason or 'connected'}")
+        self._keep_alive()
 
-    def _drained(self) -> bool:
-        if self._draining is None:
-            return False
-        return self._queue.running == 0 or self._clock() >= self._draining
+    def _keep_alive(self) -> None:
+        ages = {"link": self._connection.idle_for(), "telemetry": self._telemetry.busy_for()}
+        stalled_loop = self._notifier.keep_alive(ages)
+        if stalled_loop is not None and stalled_loop != self._stalled_loop:
+            self._log.error("a loop stalled; watchdog keep-alive stopped", loop=stalled_loop)
+        self._stalled_loop = stalled_loop
 
-    def _shut_down(self) -> int:
+    def _stop(self) -> None:
         self._telemetry.stop()
         self._supervisor.stop()
         self._reporter.set_status("offline")
-        until = self._clock() + SHUTDOWN_SECONDS
-        while self._outbound.backlog and self._link_down is None and self._clock() < until:
-            for event in self._mailbox.take(max(0.0, until - self._clock())):
-                if isinstance(event, Acked):
-                    self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
+        self._flush()
         self._connection.stop()
         self._journal.close()
         self._log.info("stopped", open_prompts=self._queue.open)
-        return 0
 
-    # ---- events -----------------------------------------------------------------------------------------------------
-
-    def _take(self, events: list[object]) -> None:
-        prompts: list[tuple[str, Arrived]] = []
-        for event in events:
-            message = event if isinstance(event, Arrived) and event.unreadable is None else None
-            asked = self._topics.parse(message.topic) if message is not None else None
-            if message is not None and asked is not None and asked.kind == "prompt":
-                if message.retain and self._link.version == "3.1.1":
-                    self._reporter.bad_request("a retained prompt was ignored; publish prompts without retain")
-                    self._acks.append(message)
-                else:
-                    prompts.append((asked.name, message))
-                continue
-            if prompts:
-                self._take_prompts(prompts)
-                prompts = []
-            self._take_other(event)
-        if prompts:
-            self._take_prompts(prompts)
-
-    def _take_prompts(self, prompts: list[tuple[str, Arrived]]) -> None:
-        try:
-            self._admission.process_prompts(prompts)
-        except sqlite3.Error:
-            # Not acknowledged: the broker brings them again after the reconnect, when the disk may have room.
-            self._connection.restart("prompts cannot be stored")
-            return
-        self._acks.extend(message for _, message in prompts)
-
-    def _take_other(self, event: object) -> None:
-        if isinstance(event, Arrived):
-            self._take_message(event)
-            self._acks.append(event)
-        elif isinstance(event, Acked):
-            self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
-            if event.refused is not None:
-                self._log.warning(
-                    "the broker refused a message", topic=self._outbound.refused_topic, reason=event.refused
-                )
-                self._look_at_findings()
-        elif isinstance(event, Up):
-            self._went_up(event)
-        elif isinstance(event, Down):
-            self._went_down(event)
-        elif isinstance(event, Reading):
-            self._take_reading(event)
-        elif isinstance(event, PullEnded):
-            self._supervisor.pulled(event)
-        elif isinstance(event, Stop):
-            self._begin_to_drain()
-        elif isinstance(event, tuple):
-            self._supervisor.handle(*event)
-
-    def _take_message(self, message: Arrived) -> None:
-        asked = self._topics.parse(message.topic)
-        if message.unreadable is not None:
-            self._take_unreadable(asked, message, message.unreadable)
-            return
-        if asked is None:
-            return
-        if asked.kind == "cancel":
-            self._admission.process_cancel(asked.name, message)
-        elif asked.kind == "command":
-            self._admission.process_command(asked.name, message)
-        elif asked.kind == "config":
-            self._config_updates.process_push(asked.name, message.payload)
-        elif asked.kind == "status" and message.payload == b"offline" and self._reporter.status != "offline":
-            self._reporter.publish_status()  # an old connection's will came late
-
-    def _take_unreadable(self, asked: Inbound | None, message: Arrived, why: str) -> None:
-        if asked is not None and asked.kind in ("prompt", "command"):
-            self._admission.process_unreadable(asked.name, message, why)
-        elif asked is not None and asked.kind == "config":
-            self._config_updates.process_unreadable(asked.name, why)
-        else:
-            self._reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
-
-    def _begin_to_drain(self) -> None:
-        if self._draining is not None:
-            return
-        self._draining = self._clock() + DRAIN_SECONDS
-        self._notifier.stopping()
-        self._log.info("stopping", running=self._queue.running)
-        self._queue.drain()
-        self._reporter.set_status("draining")
-
-    # ---- the broker -------------------------------------------------------------------------------------------------
-
-    def _subscriptions(self) -> tuple[Subscription, ...]:
-        live = (self._topics.prompts, self._topics.cancels, self._topics.commands, self._topics.status)
-        kept = tuple(self._topics.layers)
-        return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
-            Subscription(topic, retained=True) for topic in kept
-        )
-
-    def _went_up(self, event: Up) -> None:
-        self._link = documents.LinkState(event.version, self._link.connects + 1)
-        self._link_down, self._refused_topics = None, event.refused
-        # What waited at the broker comes before the subscriptions stand; it is this connection's to confirm.
-        self._acks = deque(message for message in self._acks if message.session == event.session)
-        self._outbound.up(event.session, event.window, event.max_packet)
-        self._log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
-        self._reporter.connected()
-        self._config_updates.publish_report()
-        self._look_at_findings()
-        self._maintenance.resend()
-
-    def _went_down(self, event: Down) -> None:
-        self._link_down = event.reason
-        self._reporter.connection_lost()
-        self._outbound.down(hung_up=event.hung_up)
-        self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
-        if event.taken_over:
-            self._reporter.event("name_taken", event.reason)
+    def _flush(self) -> None:
+        """Wait a little for the broker to acknowledge what was published."""
+        until = self._clock() + FLUSH_SECONDS
+        while self._outbound.backlog and self._link.down_reason is None and self._clock() < until:
+            for event in self._mailbox.get(max(0.0, until - self._clock())):
+                if isinstance(event, Acked):
+                    self._link.process_acked(event)
 
     def _delivered(self, token: object) -> None:
         self._maintenance.delivered(token)
 
-    # ---- the model --------------------------------------------------------------------------------------------------
+    def _health_documents(self) -> HealthDocuments:
+        return self._health.documents()
 
-    def model_changed(self) -> None:
-        """See `supervisor.Listener`."""
-        self._telemetry.set_worker(self._supervisor.pid)
-        failure = self._supervisor.failure
-        if self._supervisor.state == "safe" and failure is not None:
-            self._log.error("no usable model", code=failure.code, reason=failure.message)
-            self._queue.refuse_all(failure.message)
-        elif self._supervisor.doing:
-            self._log.info("model", doing=self._supervisor.doing)
-        if self._draining is None:
-            self._reporter.set_status(self._supervisor.state)
-        self._look_at_findings()
+    def _unavailable(self) -> str | None:
+        """Why no prompt is accepted now."""
+        if self._shutdown.requested:
+            return "the device is stopping; send the prompt again when its status is online"
+        failure = self._supervisor.unusable
+        return None if failure is None else f"no usable model: {failure.message}"
 
-    def model_loaded(self) -> None:
-        """See `supervisor.Listener`."""
-        info = self._supervisor.info
-        if info is not None:
-            self._log.info("model loaded", model=info.name, computes=info.quantization, backend=info.backend)
-            if info.fallback:
-                self._log.warning("the native engine does not compute this model", reason=info.fallback)
-        if self._draining is None:
-            self._queue.submit_waiting()
-
-    def worker_frame(self, frame: frames.AboutPrompt) -> None:
-        """See `supervisor.Listener`."""
-        self._queue.process_frame(frame)
-
-    def worker_lost(self, how: str) -> None:
-        """See `supervisor.Listener`."""
-        self._log.warning("the worker is gone", how=how, prompts=self._queue.submitted)
-        self._reporter.event("worker_died", f"the model's process {how} and is replaced")
-        self._queue.worker_exited(how)
-
-    def _put_in_force(self, settings: Settings) -> None:
+    def _use_settings(self, settings: Settings) -> None:
+        """Settings that take effect outside the parts that read them at each use."""
         self._telemetry.set_interval(settings.telemetry.interval)
         logs.configure(settings.log.level, settings.log.format)
-
-    # ---- how we are -------------------------------------------------------------------------------------------------
-
-    def _take_reading(self, reading: Reading) -> None:
-        self._wall.set_synchronized(reading.clock_synced)
-        self._queue.set_throttled(reading.throttled)
-        self._reporter.publish_reading(reading, self._findings())
-
-    def _look_at_findings(self) -> None:
-        self._reporter.set_findings(self._findings())
-
-    def _findings(self) -> tuple[Finding, ...]:
-        own = findings.of_agent(
-            self._supervisor.failure if self._supervisor.state == "safe" else None,
-            self._refused_topics,
-            self._outbound.refused_topic,
-            self._maintenance.write_error,
-            self._wall(),
-            self._reporter.findings,
-        )
-        return self._telemetry.findings + own
-
-    def _state(self) -> tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]:
-        queue, model = self._queue, self._supervisor.document()
-        waiting = documents.Queue(
-            open=queue.open,
-            running=queue.running,
-            limit=self._config.in_force.settings.limits.queue,
-            answered=queue.finished,
-            refused=self._admission.refused,
-            bad_requests=self._reporter.bad_requests,
-            dropped=self._mailbox.dropped + self._outbound.dropped,
-        )
-        return self._link, model, waiting, documents.Speed(queue.speed.tokens_per_second, queue.speed.ttft_ms)
-
-    def _closed(self) -> str | None:
-        """Why no prompt is taken now."""
-        if self._draining is not None:
-            return "the device is stopping; send the prompt again when its status is online"
-        if self._supervisor.state == "safe":
-            failure = self._supervisor.failure
-            return f"no usable model: {failure.message if failure else 'see the health topic'}"
-        return None

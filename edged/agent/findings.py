@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edged.agent.supervisor import ModelFailure
+from edged.agent.model_state import ModelFailure
 from edged.core.health import Finding
 
 
-def of_agent(
+def agent_findings(
     failure: ModelFailure | None,
     refused_topics: Sequence[str],
     refused_publish: str | None,

@@ -1,6 +1,6 @@
-"""What other threads post for the main loop. Bounded where a sender could flood it; everything else always fits.
+"""What other threads post for the main loop. Bounded where a sender could flood it; all other events are kept.
 
-`post` may be called from any thread and from a signal handler, `post_from_link` from the network's; `take` is the main
+`post` may be called from any thread and from a signal handler, `post_from_link` from the network's; `get` is the main
 thread's.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import queue
 
+from edged.agent.events import Event
 from edged.link.connection import Arrived
+from edged.link.connection import Event as LinkEvent
 
 LIMIT = 5000  # events beyond which messages at QoS 0 are dropped and counted
 MAX_BYTES = 32_000_000  # of payloads, likewise
@@ -16,22 +18,22 @@ _BATCH = 500
 
 
 class Mailbox:
-    """Events in the order in which they came. `dropped` counts messages that found no room."""
+    """Events in the order in which they came. `dropped` counts messages that were dropped because it was full."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._bytes_in = self._bytes_out = 0  # one is the network thread's, the other the main thread's
         self.dropped = 0
 
     def __len__(self) -> int:
         return self._events.qsize()
 
-    def post(self, event: object) -> None:
-        """Put an event in."""
+    def post(self, event: Event) -> None:
+        """Add an event."""
         self._events.put(event)
 
-    def post_from_link(self, event: object) -> None:
-        """Put in what the network thread has. A flood at QoS 0 is dropped here, since nothing else could bound it."""
+    def post_from_link(self, event: LinkEvent) -> None:
+        """Add an event of the network thread. Only a flood at QoS 0 is dropped: nothing else could bound it."""
         if isinstance(event, Arrived):
             full = len(self) > LIMIT or self._bytes_in - self._bytes_out > MAX_BYTES
             if event.qos == 0 and full:
@@ -40,9 +42,9 @@ class Mailbox:
             self._bytes_in += len(event.payload)
         self.post(event)
 
-    def take(self, timeout: float) -> list[object]:
-        """What lies there, at most a batch; waits up to `timeout` seconds for the first."""
-        events: list[object] = []
+    def get(self, timeout: float) -> list[Event]:
+        """The events that wait, at most a batch; waits up to `timeout` seconds for the first."""
+        events: list[Event] = []
         try:
             events.append(self._events.get(timeout=timeout))
             while len(events) < _BATCH:

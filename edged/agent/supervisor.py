@@ -1,71 +1,42 @@
-"""Keeps one worker with one model alive: starts it, replaces it when it dies or hangs, fetches what is missing.
+"""Keeps one worker with one model alive: starts it, replaces it when it ends or hangs, fetches what is missing.
 
-Owned by the agent's main thread, driven by `tick(now)` and by events from the mailbox. What it learns it tells a
-`Listener`. The model's state is one word: `starting` (being fetched or loaded for the first time), `online` (a model
-was loaded; stays so while a worker is replaced), `safe` (there is no usable model; it tries again, ever more rarely).
+Owned by the agent's main thread, driven by `tick` and by events from the mailbox; each call returns what happened.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
 
-import msgspec
-
+from edged.agent.model_pull import ModelPull, PullEnded
+from edged.agent.model_state import (
+    EnteredSafe,
+    LoadProgress,
+    ModelFailure,
+    ModelReady,
+    ModelState,
+    Outcome,
+    PromptProgress,
+    WorkerLost,
+)
 from edged.config import schema as settings
 from edged.core.prompt import ModelInfo
 from edged.wire import documents
 from edged.worker import frames
-from edged.worker.client import Exited, WorkerClient
+from edged.worker.client import Exited, WorkerClient, WorkerEvent
 
 PING_EVERY = 5.0
-HANG_DEADLINE = 20.0  # seconds without a sign of life once the model stands
+HANG_DEADLINE = 20.0  # seconds without a frame once the model is loaded
 LOAD_DEADLINE = 900.0
-RESTART_WAITS = (0.0, 1.0, 5.0, 15.0, 60.0)  # by deaths in a row
+RESTART_WAITS = (0.0, 1.0, 5.0, 15.0, 60.0)  # seconds, by exits in a row
 LOAD_CRASHES_UNTIL_SAFE = 3
 RETRY_SAFE = (30.0, 60.0, 300.0, 900.0)
-_STEADY = 60.0  # a worker that lived so long makes earlier deaths forgotten
-
-ModelState = Literal["starting", "online", "safe"]
-
-
-class ModelFailure(msgspec.Struct, frozen=True):
-    """Why there is no model: an error code and a sentence that says what to do."""
-
-    code: str
-    message: str
-
-
-class Listener(Protocol):
-    """Who is told. All calls come from the main thread."""
-
-    def model_changed(self) -> None:
-        """`state`, `info` or `failure` is another."""
-
-    def model_loaded(self) -> None:
-        """A worker stands ready, for the first time or again."""
-
-    def worker_frame(self, frame: frames.AboutPrompt) -> None:
-        """A frame about a prompt."""
-
-    def worker_lost(self, how: str) -> None:
-        """The worker is gone with everything that it had been given."""
-
-
-class PullEnded(msgspec.Struct, frozen=True):
-    """The fetching process ended."""
-
-    attempt: int
-    failure: ModelFailure | None
+_STEADY = 60.0  # seconds that a worker ran, after which earlier exits no longer count
+_STOP_WITHIN = 5.0
 
 
 def load_order(model: settings.Model, models: Path) -> frames.Load:
-    """What a worker is told to load; `models` is the store's folder."""
+    """The frame that tells a worker what to load; `models` is the store's folder."""
     return frames.Load(
         source=model.source,
         digest=model.digest,
@@ -84,29 +55,25 @@ class Supervisor:
         self,
         order: frames.Load,
         pull_arguments: tuple[str, ...],
-        listener: Listener,
-        post: Callable[[object], None],
+        post: Callable[[WorkerEvent | PullEnded], None],
         clock: Callable[[], float],
         command: tuple[str, ...] | None = None,
     ) -> None:
         self._order = order
-        self._pull_arguments = pull_arguments
-        self._listener = listener
         self._post = post
         self._clock = clock
         self._command = command
+        self._pull = ModelPull(order.source, pull_arguments, post)
         self._client: WorkerClient | None = None
         self._generation = 0
         self._ready = False
-        self._started = 0.0
+        self._started_at = 0.0
         self._last_frame_at = 0.0
         self._last_ping_at = 0.0
         self._restart_at: float | None = None
-        self._crashes = 0
+        self._exits = 0
         self._retries = 0
-        self._pull: subprocess.Popen[bytes] | None = None
-        self._pulls = 0
-        self._fetched = False  # a fetch has just succeeded: a model still missing after it is failure
+        self._fetched = False  # a pull has just succeeded: a model that is still missing after it is a failure
         self._stopping = False
         self._hung = False
         self.state: ModelState = "starting"
@@ -122,12 +89,17 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether a worker stands that takes prompts."""
+        """Whether a worker runs that accepts prompts."""
         return self._ready
 
+    @property
+    def unusable(self) -> ModelFailure | None:
+        """Why there is no usable model; None while there is one, or while the first is loaded."""
+        return self.failure if self.state == "safe" else None
+
     def document(self) -> documents.ModelState:
-        """What health says of the model."""
-        failure = self.failure if self.state == "safe" else None
+        """The model's part of the health document."""
+        failure = self.unusable
         return documents.ModelState(
             state=self.state,
             source=self._order.source,
@@ -138,23 +110,21 @@ class Supervisor:
             restarts=self.restarts,
         )
 
-    def start(self) -> None:
+    def start(self) -> list[Outcome]:
         """Start the first worker."""
-        self._launch()
+        return self._launch()
 
     def stop(self) -> None:
-        """End worker and fetching; nothing is told any more."""
+        """End worker and pull; what they post after this is ignored."""
         self._stopping = True
         client, self._client = self._client, None
         if client is not None:
             client.kill()
-            client.join(5)
-        if self._pull is not None and self._pull.poll() is None:
-            self._pull.terminate()
-            self._pull.wait(5)
+            client.join(_STOP_WITHIN)
+        self._pull.stop()
 
     def send(self, frame: frames.ToWorker) -> None:
-        """Hand a frame to the worker, if one stands ready."""
+        """Hand a frame to the worker, if one is ready."""
         if self._client is not None and self._ready:
             self._client.send(frame)
 
@@ -162,94 +132,100 @@ class Supervisor:
         """The monotonic time at which `tick` has something to do."""
         if self._restart_at is not None:
             return self._restart_at
-        return (
-            min(self._last_ping_at + PING_EVERY, self._last_frame_at + HANG_DEADLINE)
-            if self._ready
-            else self._clock() + 1.0
-        )
+        if not self._ready:
+            return self._clock() + 1.0
+        return min(self._last_ping_at + PING_EVERY, self._last_frame_at + HANG_DEADLINE)
 
-    def tick(self, *, stalled: bool = False) -> None:
+    def tick(self, *, stalled: bool = False) -> list[Outcome]:
         """Ping, notice a hang, restart when it is time.
 
-        `stalled`: the agent itself stood still (on a slow disk, say). What the worker said meanwhile lies unread, so it
-        is not judged by that.
+        `stalled`: the agent itself made no progress (on a slow disk, say). The worker's frames lie unread, so their
+        absence says nothing about the worker.
         """
         now = self._clock()
         if stalled:
             self._last_frame_at = now
         if self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
-            self._launch()
-        elif self._client is not None:
-            deadline = HANG_DEADLINE if self._ready else LOAD_DEADLINE
-            if now - self._last_frame_at > deadline:
-                self._hung = True
-                self._client.kill()
-            elif self._ready and now - self._last_ping_at >= PING_EVERY:
-                self._last_ping_at = now
-                self._client.send(frames.Ping())
+            return self._launch()
+        if self._client is not None:
+            self._check_progress(self._client, now)
+        return []
 
-    def handle(self, generation: int, event: frames.FromWorker | Exited) -> None:
-        """Something a worker said, or its end."""
-        if self._client is None or generation != self._client.generation:
-            return
+    def _check_progress(self, client: WorkerClient, now: float) -> None:
+        deadline = HANG_DEADLINE if self._ready else LOAD_DEADLINE
+        if now - self._last_frame_at > deadline:
+            self._hung = True
+            client.kill()
+        elif self._ready and now - self._last_ping_at >= PING_EVERY:
+            self._last_ping_at = now
+            client.send(frames.Ping())
+
+    def process_worker(self, event: WorkerEvent) -> list[Outcome]:
+        """A frame of a worker, or its end. Those of an earlier worker are ignored."""
+        if self._client is None or event.generation != self._client.generation:
+            return []
         self._last_frame_at = self._clock()
-        if isinstance(event, Exited):
-            self._died(event)
-        elif isinstance(event, frames.Loading):
-            self.doing = event.doing
-            self._listener.model_changed()
-        elif isinstance(event, frames.Loaded):
-            self._loaded(event.info)
-        elif isinstance(event, frames.NotLoaded):
-            self._not_loaded(ModelFailure(event.code, event.message))
-        elif not isinstance(event, frames.Progress):
-            if isinstance(event, frames.Finished):
-                self._crashes = 0  # it does its work: what comes now is no crash loop
-            self._listener.worker_frame(event)
+        return self._outcomes(event.event)
 
-    def pulled(self, event: PullEnded) -> None:
-        """The fetching process ended."""
-        if self._stopping or event.attempt != self._pulls:
-            return
-        self._pull = None
-        if event.failure is None:
-            self._fetched = True
-            self._launch()
-        else:
-            self._enter_safe(event.failure)
+    def _outcomes(self, event: frames.FromWorker | Exited) -> list[Outcome]:
+        match event:
+            case Exited() as exited:
+                return self._exited(exited)
+            case frames.Loading(doing=doing):
+                self.doing = doing
+                return [LoadProgress(doing)]
+            case frames.Loaded(info=info):
+                return self._loaded(info)
+            case frames.NotLoaded(code=code, message=message):
+                return self._not_loaded(ModelFailure(code, message))
+            case frames.Progress():
+                return []
+            case frame:
+                if isinstance(frame, frames.Finished):
+                    self._exits = 0  # a worker that finishes prompts is in no crash loop
+                return [PromptProgress(frame)]
+
+    def process_pull(self, event: PullEnded) -> list[Outcome]:
+        """The pull ended."""
+        if self._stopping or not self._pull.ended(event):
+            return []
+        if event.failure is not None:
+            return self._enter_safe(event.failure)
+        self._fetched = True
+        return self._launch()
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _launch(self) -> None:
+    def _launch(self) -> list[Outcome]:
         self._generation += 1
-        self._client = WorkerClient(self._generation, lambda g, e: self._post((g, e)), self._command)
+        self._client = WorkerClient(self._generation, self._post, self._command)
         self._ready = False
         self._hung = False
-        self._started = self._last_frame_at = self._last_ping_at = self._clock()
+        self._started_at = self._last_frame_at = self._last_ping_at = self._clock()
         try:
             self._client.start()
         except OSError as error:
             self._client = None
-            self._enter_safe(ModelFailure("no_worker", f"the model's process cannot be started: {error.strerror}"))
-            return
+            return self._enter_safe(
+                ModelFailure("no_worker", f"the worker process cannot be started: {error.strerror}")
+            )
         self._client.send(self._order)
+        return []
 
-    def _loaded(self, info: ModelInfo) -> None:
+    def _loaded(self, info: ModelInfo) -> list[Outcome]:
         self._ready = True
         self._fetched = False
         self._retries = 0
         self.info, self.failure, self.state, self.doing = info, None, "online", ""
-        self._listener.model_changed()
-        self._listener.model_loaded()
+        return [ModelReady(info)]
 
-    def _not_loaded(self, failure: ModelFailure) -> None:
+    def _not_loaded(self, failure: ModelFailure) -> list[Outcome]:
         self._drop_client()
         fetched, self._fetched = self._fetched, False
-        if failure.code == "missing" and self._pull is None and self._fetchable() and not fetched:
-            self._start_pull()
-        else:
-            self._enter_safe(failure)
+        if failure.code == "missing" and not self._pull.running and self._fetchable() and not fetched:
+            return self._start_pull()
+        return self._enter_safe(failure)
 
     def _fetchable(self) -> bool:
         source = self._order.source
@@ -263,49 +239,31 @@ class Supervisor:
         if client is not None:
             client.kill()
 
-    def _start_pull(self) -> None:
-        self._pulls += 1
+    def _start_pull(self) -> list[Outcome]:
         self.doing = "fetching"
-        command = [sys.executable, "-m", "edged", "model", "pull", self._order.source, "--json", *self._pull_arguments]
         try:
-            self._pull = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            self._pull.start()
         except OSError as error:
-            self._enter_safe(ModelFailure("pull_failed", f"the model cannot be fetched: {error.strerror}"))
-            return
-        threading.Thread(target=self._await_pull, args=(self._pull, self._pulls), name="pull", daemon=True).start()
-        self._listener.model_changed()
+            return self._enter_safe(ModelFailure("pull_failed", f"the model cannot be fetched: {error.strerror}"))
+        return [LoadProgress("fetching")]
 
-    def _await_pull(self, process: subprocess.Popen[bytes], attempt: int) -> None:
-        output, _ = process.communicate()
-        self._post(PullEnded(attempt, None if process.returncode == 0 else _failure_of(output, process.returncode)))
-
-    def _enter_safe(self, failure: ModelFailure) -> None:
+    def _enter_safe(self, failure: ModelFailure) -> list[Outcome]:
         wait = RETRY_SAFE[min(self._retries, len(RETRY_SAFE) - 1)]
         self._retries += 1
         self._restart_at = self._clock() + wait
         self.info, self.failure, self.state, self.doing = None, failure, "safe", ""
-        self._listener.model_changed()
+        return [EnteredSafe(failure)]
 
-    def _died(self, end: Exited) -> None:
-        how = "made no progress and was ended" if self._hung else end.how
-        was_ready, lived = self._ready, self._clock() - self._started
+    def _exited(self, exited: Exited) -> list[Outcome]:
+        how = "made no progress and was killed" if self._hung else exited.how
+        was_ready, ran_for = self._ready, self._clock() - self._started_at
         self._client, self._ready = None, False
         if self._stopping:
-            return
+            return []
         self.restarts += 1
-        self._crashes = 1 if lived > _STEADY else self._crashes + 1
-        self._restart_at = self._clock() + RESTART_WAITS[min(self._crashes - 1, len(RESTART_WAITS) - 1)]
-        self._listener.worker_lost(how)
-        if not was_ready and self._crashes >= LOAD_CRASHES_UNTIL_SAFE:
-            message = f"the model's process {how} while it loaded the model; check memory, or use a smaller model"
-            self._enter_safe(ModelFailure("worker_died", message))
-        self._listener.model_changed()
-
-
-def _failure_of(output: bytes, code: int) -> ModelFailure:
-    """What a failed `edged model pull --json` says about it."""
-    try:
-        error = json.loads(output)["error"]
-        return ModelFailure(str(error["code"]), str(error["message"]))
-    except (ValueError, KeyError, TypeError):
-        return ModelFailure("pull_failed", f"the model could not be fetched (exit code {code}); see the log")
+        self._exits = 1 if ran_for > _STEADY else self._exits + 1
+        self._restart_at = self._clock() + RESTART_WAITS[min(self._exits - 1, len(RESTART_WAITS) - 1)]
+        if was_ready or self._exits < LOAD_CRASHES_UNTIL_SAFE:
+            return [WorkerLost(how)]
+        message = f"the worker process {how} while it loaded the model; check memory, or use a smaller model"
+        return [WorkerLost(how), *self._enter_safe(ModelFailure("worker_died", message))]

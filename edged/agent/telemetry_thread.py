@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edged.core.health import Finding
+from edged.core.reading import Reading
 from edged.device.board import describe, limits_for
 from edged.device.findings import Judge
 from edged.device.sampler import Sampler
@@ -16,7 +17,7 @@ from edged.device.sampler import Sampler
 class TelemetryThread:
     """See the module. `findings` are those of the newest reading; the tuple is replaced whole, never changed."""
 
-    def __init__(self, state_dir: Path, interval: float, post: Callable[[object], None]) -> None:
+    def __init__(self, state_dir: Path, interval: float, post: Callable[[Reading], None]) -> None:
         self._state_dir = state_dir
         self._interval = interval
         self._post = post

@@ -1,7 +1,7 @@
 """The agent's end of a worker: starts the process, sends frames, posts what comes back. Imports no model code.
 
 `start`, `send`, `kill` belong to the agent's main thread (the worker's parent-death signal follows the thread that
-started it). A reader thread posts `(generation, frame)` and, at the end, `(generation, Exited)`.
+started it). A reader thread posts a `WorkerEvent` for each frame and, at the end, one with `Exited`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ class Exited(msgspec.Struct, frozen=True):
         return f"ended with exit code {self.code}"
 
 
-Post = Callable[[int, frames.FromWorker | Exited], None]
+class WorkerEvent(msgspec.Struct, frozen=True):
+    """What worker number `generation` sent, or its end."""
+
+    generation: int
+    event: frames.FromWorker | Exited
+
+
+Post = Callable[[WorkerEvent], None]
 
 
 class WorkerClient:
@@ -100,7 +107,7 @@ class WorkerClient:
         try:
             while data := channel.recv(65536):
                 for frame in decoder.feed(data):
-                    self._post(self.generation, frame)
+                    self._post(WorkerEvent(self.generation, frame))
         except (OSError, ValueError, msgspec.MsgspecError):
             process.kill()  # what it says cannot be understood: it is broken
         try:
@@ -109,4 +116,4 @@ class WorkerClient:
             process.kill()
             code = process.wait()
         channel.close()
-        self._post(self.generation, Exited(code))
+        self._post(WorkerEvent(self.generation, Exited(code)))

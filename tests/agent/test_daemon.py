@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from edged.agent.daemon import Daemon, Stop
+from edged.agent.daemon import Daemon
+from edged.agent.events import Event, StopRequested
+from edged.agent.model_state import Outcome
 from edged.core.prompt import Final, ModelInfo, Usage
 from edged.link.connection import Acked, Arrived, Down, Up
 from edged.link.outbound import ACK_DEADLINE
 from edged.worker import frames
+from edged.worker.client import WorkerEvent
 from tests.agent.bench import fill_disk
 
 PROMPT = "edged/v1/home/device/pi/prompt/me"
@@ -48,16 +51,22 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.now = 1000.0
-        self.daemon = Daemon({"state_dir": str(folder)}, "pi", "boot", (), clock=lambda: self.now)
         self.connection = RecordingConnection()
-        self.daemon._connection = self.connection  # type: ignore[assignment]
-        self.daemon._outbound._publisher = self.connection
+        own = {"state_dir": str(folder)}
+        self.daemon = Daemon(own, "pi", "boot", (), clock=lambda: self.now, connect=lambda *_: self.connection)  # type: ignore[arg-type, return-value]
         self.daemon._journal.open()
 
-    def turn(self, *events: object) -> None:
+    def turn(self, *events: Event) -> None:
         """One round of the loop."""
-        self.daemon._take(list(events))
+        self.process(*events)
         self.daemon._upkeep()
+
+    def process(self, *events: Event) -> None:
+        self.daemon._dispatcher.process(events)
+
+    def findings(self) -> list[str]:
+        """The codes of the findings that hold now."""
+        return [finding.code for finding in self.daemon._health.findings()]
 
     def finals(self) -> list[dict[str, Any]]:
         documents = [json.loads(payload) for topic, payload, _ in self.connection.published if "/reply/" in topic]
@@ -87,7 +96,7 @@ def arrived(mid: int, body: Any = None, *, session: int = 1, topic: str = PROMPT
 
 def test_p02_a_prompt_is_confirmed_to_the_broker_after_it_is_stored(bench: Bench) -> None:
     bench.turn(up())
-    bench.daemon._take([arrived(1)])
+    bench.process(arrived(1))
     assert bench.connection.acknowledged == []
     assert len(bench.daemon._journal.open_entries()) == 1
     bench.daemon._upkeep()
@@ -126,12 +135,12 @@ def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
     monkeypatch.setattr(bench.daemon._journal, "admit", full)
     bench.turn(arrived(1))
     assert bench.connection.acknowledged == []
-    assert bench.connection.restarts == ["prompts cannot be stored"]
-    assert bench.daemon._findings()[-1].code == "journal"
+    assert bench.connection.restarts == ["prompts cannot be written to the journal"]
+    assert bench.findings()[-1] == "journal"
     monkeypatch.undo()
     bench.turn(Down("a test", 0.0, taken_over=False), up(2), arrived(1, session=2))
     assert bench.connection.acknowledged == [(2, 1)]
-    assert not [f for f in bench.daemon._findings() if f.code == "journal"]
+    assert "journal" not in bench.findings()
 
 
 def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
@@ -140,32 +149,37 @@ def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
     bench.turn(up(), arrived(1), arrived(2, {"id": "p2", "prompt": 5}))
     bench.daemon._queue._prompts[1].submitted = True
     disk = fill_disk(bench.daemon._journal)
-    bench.daemon.worker_frame(frames.Finished("1", Final("stop", "done", Usage(), 9, 1.0, 1.0)))
+    bench.daemon._queue.process_frame(frames.Finished("1", Final("stop", "done", Usage(), 9, 1.0, 1.0)))
     for mid in range(1, len(bench.connection.published) + 1):
         bench.turn(Acked(1, mid))
     bench.now += 100
     bench.turn()
-    assert "journal" in [finding.code for finding in bench.daemon._findings()]
+    assert "journal" in bench.findings()
     assert [f["id"] for f in bench.finals()] == ["p2"]
     disk.full = False
     bench.now += 100
     bench.turn()
     assert [f["id"] for f in bench.finals()] == ["p2", "p1"]
-    assert "journal" not in [finding.code for finding in bench.daemon._findings()]
+    assert "journal" not in bench.findings()
 
 
 def test_p09_confirmations_that_lie_unread_after_a_stall_are_not_missed(bench: Bench) -> None:
     """A slow disk held the loop up; the connection is given up only if they have not come by the next turn, and the
     worker is not judged either."""
     judged: list[bool] = []
-    bench.daemon._supervisor.tick = lambda *, stalled=False: judged.append(stalled)  # type: ignore[method-assign]
+
+    def tick(*, stalled: bool = False) -> list[Outcome]:
+        judged.append(stalled)
+        return []
+
+    bench.daemon._supervisor.tick = tick  # type: ignore[method-assign]
     bench.turn(up())
     bench.now += ACK_DEADLINE + 5
     bench.turn()
     assert bench.connection.restarts == []
     bench.now += 1
     bench.turn()
-    assert bench.connection.restarts == ["the broker does not confirm what we publish"]
+    assert bench.connection.restarts == ["the broker does not acknowledge what is published"]
     assert judged == [False, True, False]
 
 
@@ -231,7 +245,7 @@ def test_a_flood_at_quality_0_is_dropped_and_counted(bench: Bench, monkeypatch: 
         bench.daemon._mailbox.post_from_link(arrived(mid, qos=0))
         bench.daemon._mailbox.post_from_link(arrived(mid, qos=1))
     assert len(bench.daemon._mailbox) < 70
-    assert bench.daemon._state()[2].dropped > 30
+    assert bench.daemon._health_documents()[2].dropped > 30
 
 
 def test_p09_a_flood_of_large_messages_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +305,7 @@ def loaded(bench: Bench) -> RecordingClient:
     """A worker with a model stands."""
     client = RecordingClient()
     bench.daemon._supervisor._client = client  # type: ignore[assignment]
-    bench.turn((1, frames.Loaded(ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100))))
+    bench.turn(WorkerEvent(1, frames.Loaded(ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100))))
     return client
 
 
@@ -307,13 +321,13 @@ def test_p02_a_stop_takes_back_what_the_worker_has_not_begun_and_keeps_it_for_th
     bench.turn(up())
     worker = loaded(bench)
     bench.turn(arrived(1), arrived(2))
-    bench.turn((1, frames.Started("1")))
-    bench.turn(Stop())
+    bench.turn(WorkerEvent(1, frames.Started("1")))
+    bench.turn(StopRequested())
     assert worker.sent[-1] == frames.Cancel("2")
-    assert not bench.daemon._drained()
-    bench.turn((1, frames.Finished("2", Final("cancelled", "", Usage(), 1, 0.0, 0.0))), arrived(3))
-    bench.turn((1, frames.Finished("1", Final("stop", "x", Usage(), 1, 0.0, 0.0))))
-    assert bench.daemon._drained()
+    assert not bench.daemon._shutdown.complete
+    bench.turn(WorkerEvent(1, frames.Finished("2", Final("cancelled", "", Usage(), 1, 0.0, 0.0))), arrived(3))
+    bench.turn(WorkerEvent(1, frames.Finished("1", Final("stop", "x", Usage(), 1, 0.0, 0.0))))
+    assert bench.daemon._shutdown.complete
     assert [(f["id"], f["reason"]) for f in bench.finals()] == [("p3", "unavailable"), ("p1", "stop")]
     assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p2"]
 
@@ -321,8 +335,8 @@ def test_p02_a_stop_takes_back_what_the_worker_has_not_begun_and_keeps_it_for_th
 def test_a_stop_waits_eight_seconds_for_what_runs(bench: Bench) -> None:
     bench.turn(up())
     loaded(bench)
-    bench.turn(arrived(1), (1, frames.Started("1")), Stop())
+    bench.turn(arrived(1), WorkerEvent(1, frames.Started("1")), StopRequested())
     bench.now += 7.9
-    assert not bench.daemon._drained()
+    assert not bench.daemon._shutdown.complete
     bench.now += 0.2
-    assert bench.daemon._drained()
+    assert bench.daemon._shutdown.complete

@@ -123,7 +123,7 @@ def test_p09_events_are_kept_while_the_broker_is_away(tmp_path: Path) -> None:
             wait_until(lambda: "not connected" in made.log.read_text(), 10, "the device notices")
             (worker,) = made.worker_pids()
             os.kill(worker, signal.SIGKILL)
-            wait_until(lambda: "the worker is gone" in made.log.read_text(), 10, "the death is noticed")
+            wait_until(lambda: "the worker process ended" in made.log.read_text(), 10, "the death is noticed")
             with stopped(made):  # the event is not retained: the client must be there before it
                 broker.start()
                 client = Client(broker.port).subscribe("edged/v1/test/#")

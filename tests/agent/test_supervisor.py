@@ -8,11 +8,20 @@ from typing import Any, ClassVar
 
 import pytest
 
+from edged.agent import model_pull
 from edged.agent import supervisor as module
-from edged.agent.supervisor import ModelFailure, PullEnded, Supervisor
+from edged.agent.model_pull import PullEnded
+from edged.agent.model_state import (
+    ModelFailure,
+    ModelReady,
+    Outcome,
+    PromptProgress,
+    WorkerLost,
+)
+from edged.agent.supervisor import Supervisor
 from edged.core.prompt import Final, ModelInfo, Usage
 from edged.worker import frames
-from edged.worker.client import Exited
+from edged.worker.client import Exited, WorkerEvent
 
 ORDER = frames.Load("smollm2-135m-instruct", None, "auto", "auto", 64, None, "/store")
 INFO = ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100)
@@ -47,29 +56,26 @@ class RecordingClient:
 
 
 class Bench:
-    """A supervisor, its listener and its mailbox in one."""
+    """A supervisor, what it returned, and its mailbox."""
 
     def __init__(self, order: frames.Load = ORDER) -> None:
         self.now = 0.0
-        self.states: list[str] = []
-        self.loads = 0
-        self.lost: list[str] = []
-        self.frames: list[frames.FromWorker] = []
+        self.outcomes: list[Outcome] = []
         self.posted: list[object] = []
-        self.supervisor = Supervisor(order, (), self, self.posted.append, lambda: self.now)
-        self.supervisor.start()
+        self.supervisor = Supervisor(order, (), self.posted.append, lambda: self.now)
+        self.outcomes += self.supervisor.start()
 
-    def model_changed(self) -> None:
-        self.states.append(self.supervisor.state)
+    @property
+    def loads(self) -> int:
+        return sum(isinstance(outcome, ModelReady) for outcome in self.outcomes)
 
-    def model_loaded(self) -> None:
-        self.loads += 1
+    @property
+    def lost(self) -> list[str]:
+        return [outcome.how for outcome in self.outcomes if isinstance(outcome, WorkerLost)]
 
-    def worker_frame(self, frame: frames.FromWorker) -> None:
-        self.frames.append(frame)
-
-    def worker_lost(self, how: str) -> None:
-        self.lost.append(how)
+    @property
+    def frames(self) -> list[frames.AboutPrompt]:
+        return [outcome.frame for outcome in self.outcomes if isinstance(outcome, PromptProgress)]
 
     @property
     def worker(self) -> RecordingClient:
@@ -77,14 +83,20 @@ class Bench:
         return RecordingClient.made[-1]
 
     def says(self, event: frames.FromWorker | Exited) -> None:
-        self.supervisor.handle(self.worker.generation, event)
+        self.process(self.worker.generation, event)
+
+    def process(self, generation: int, event: frames.FromWorker | Exited) -> None:
+        self.outcomes += self.supervisor.process_worker(WorkerEvent(generation, event))
+
+    def pulled(self, attempt: int, failure: ModelFailure | None = None) -> None:
+        self.outcomes += self.supervisor.process_pull(PullEnded(attempt, failure))
 
     def wait(self, seconds: float) -> None:
         """Time passes; the supervisor looks up whenever it asked to."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(until, max(self.supervisor.next_tick(), self.now + 0.001))
-            self.supervisor.tick()
+            self.outcomes += self.supervisor.tick()
 
 
 @pytest.fixture
@@ -143,8 +155,8 @@ def test_frames_about_prompts_are_handed_on_and_those_of_old_workers_are_not(ben
     old = bench.worker.generation
     bench.says(KILLED)
     bench.wait(0.1)
-    bench.supervisor.handle(old, frames.Started("2"))
-    bench.supervisor.handle(old, KILLED)
+    bench.process(old, frames.Started("2"))
+    bench.process(old, KILLED)
     assert bench.frames == [frames.Started("1")]
     assert len(bench.lost) == 1
 
@@ -185,7 +197,7 @@ def test_a_load_that_takes_for_ever_is_ended(bench: Bench) -> None:
     bench.wait(2)
     assert bench.worker.kills > 0
     bench.says(KILLED)
-    assert bench.lost == ["made no progress and was ended"]
+    assert bench.lost == ["made no progress and was killed"]
 
 
 def test_a_process_that_cannot_be_started_makes_the_device_safe(bench: Bench) -> None:
@@ -246,7 +258,7 @@ def test_p10_a_worker_is_asked_for_a_sign_of_life_and_ended_when_it_gives_none(b
     bench.wait(0.3)
     assert bench.worker.kills > 0
     bench.says(KILLED)
-    assert bench.lost == ["made no progress and was ended"]
+    assert bench.lost == ["made no progress and was killed"]
 
 
 def test_p10_an_agent_that_stood_still_itself_does_not_judge_the_worker_by_it(bench: Bench) -> None:
@@ -273,8 +285,8 @@ def test_after_stop_nothing_is_started_or_told(bench: Bench) -> None:
     worker = bench.worker
     bench.supervisor.stop()
     assert worker.kills == 1
-    bench.supervisor.handle(worker.generation, KILLED)
-    bench.supervisor.pulled(PullEnded(0, None))
+    bench.process(worker.generation, KILLED)
+    bench.pulled(0)
     bench.wait(100)
     assert len(RecordingClient.made) == 1
     assert bench.lost == []
@@ -289,7 +301,7 @@ def test_a_catalog_model_that_is_missing_is_fetched_and_then_loaded(bench: Bench
     assert (bench.supervisor.state, bench.supervisor.doing) == ("starting", "fetching")
     bench.wait(100)
     assert len(RecordingClient.made) == 1
-    bench.supervisor.pulled(PullEnded(1, None))
+    bench.pulled(1)
     assert len(RecordingClient.made) == 2
     bench.says(frames.Loaded(INFO))
     assert bench.supervisor.state == "online"
@@ -299,7 +311,7 @@ def test_a_fetch_that_fails_makes_the_device_safe_with_its_reason_and_is_tried_a
     bench: Bench, pulls: list[list[str]]
 ) -> None:
     bench.says(frames.NotLoaded("missing", "m"))
-    bench.supervisor.pulled(PullEnded(1, ModelFailure("unreachable", "the index cannot be reached")))
+    bench.pulled(1, ModelFailure("unreachable", "the index cannot be reached"))
     assert bench.supervisor.state == "safe"
     assert bench.supervisor.failure == ModelFailure("unreachable", "the index cannot be reached")
     bench.wait(31)
@@ -322,7 +334,7 @@ def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
     bench: Bench, pulls: list[list[str]]
 ) -> None:
     bench.says(frames.NotLoaded("missing", "it is not in the store"))
-    bench.supervisor.pulled(PullEnded(1, None))
+    bench.pulled(1)
     bench.says(frames.NotLoaded("missing", "it is not in the store"))
     assert len(pulls) == 1
     assert bench.supervisor.state == "safe"
@@ -345,7 +357,7 @@ def test_what_only_this_machine_can_have_is_not_fetched(bench: Bench, pulls: lis
 
 def test_the_end_of_an_older_fetch_counts_for_nothing(bench: Bench, pulls: list[list[str]]) -> None:
     bench.says(frames.NotLoaded("missing", "m"))
-    bench.supervisor.pulled(PullEnded(0, None))
+    bench.pulled(0)
     assert len(RecordingClient.made) == 1
 
 
@@ -360,4 +372,4 @@ def test_the_end_of_an_older_fetch_counts_for_nothing(bench: Bench, pulls: list[
     ],
 )
 def test_what_a_failed_fetch_says_is_passed_on(output: bytes, failure: ModelFailure) -> None:
-    assert module._failure_of(output, 1) == failure
+    assert model_pull.failure_of(output, 1) == failure

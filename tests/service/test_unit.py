@@ -88,10 +88,11 @@ def test_p10_the_watchdog_is_on_and_slower_than_a_keep_alive() -> None:
 
 
 def test_stopping_may_take_as_long_as_the_agent_drains() -> None:
-    from edged.agent.daemon import DRAIN_SECONDS, SHUTDOWN_SECONDS
+    from edged.agent.daemon import FLUSH_SECONDS
+    from edged.agent.shutdown import DRAIN_SECONDS
 
     worker_and_fetching = 10
-    assert int(keys()["Service.TimeoutStopSec"][0]) > DRAIN_SECONDS + SHUTDOWN_SECONDS + worker_and_fetching
+    assert int(keys()["Service.TimeoutStopSec"][0]) > DRAIN_SECONDS + FLUSH_SECONDS + worker_and_fetching
 
 
 def test_a_board_without_network_starts_all_the_same() -> None:

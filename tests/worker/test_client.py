@@ -11,10 +11,10 @@ import pytest
 
 from edged.worker import client as worker_client
 from edged.worker import frames
-from edged.worker.client import Exited, WorkerClient
+from edged.worker.client import Exited, WorkerClient, WorkerEvent
 from tests.support import SECONDS
 
-Posted = queue.Queue[tuple[int, object]]
+Posted = queue.Queue[WorkerEvent]
 PREFACE = """
 import os, signal, socket, struct, sys, time
 channel = socket.socket(fileno=int(sys.argv[-1]))
@@ -38,7 +38,7 @@ def start(posted: Posted, tmp_path: Path) -> Iterator[Callable[[str], WorkerClie
     def begin(script: str) -> WorkerClient:
         path = tmp_path / "worker.py"
         path.write_text(PREFACE + script)
-        client = WorkerClient(7, lambda g, e: posted.put((g, e)), (sys.executable, str(path)))
+        client = WorkerClient(7, posted.put, (sys.executable, str(path)))
         client.start()
         made.append(client)
         return client
@@ -50,9 +50,9 @@ def start(posted: Posted, tmp_path: Path) -> Iterator[Callable[[str], WorkerClie
 
 
 def take(posted: Posted) -> object:
-    generation, event = posted.get(timeout=20 * SECONDS)
-    assert generation == 7
-    return event
+    posted_event = posted.get(timeout=20 * SECONDS)
+    assert posted_event.generation == 7
+    return posted_event.event
 
 
 def test_frames_are_posted_and_then_the_end(start: Callable[[str], WorkerClient], posted: Posted) -> None:
@@ -120,4 +120,4 @@ def test_the_worker_does_not_inherit_our_variables(
 
 def test_a_command_that_is_not_there_cannot_be_started() -> None:
     with pytest.raises(OSError, match="No such file"):
-        WorkerClient(1, lambda _g, _e: None, ("/nowhere/worker",)).start()
+        WorkerClient(1, lambda _event: None, ("/nowhere/worker",)).start()

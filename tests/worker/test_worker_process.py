@@ -24,7 +24,7 @@ from tests.support import ROOT, SECONDS, wait_until
 AGENT = """
 import sys, time
 from edged.worker.client import WorkerClient
-client = WorkerClient(1, lambda g, e: print(type(e).__name__, client.pid, flush=True))
+client = WorkerClient(1, lambda e: print(type(e.event).__name__, client.pid, flush=True))
 client.start()
 from edged.worker import frames
 client.send(frames.Load({model!r}, None, "auto", "auto", 64, 1, "/nowhere"))
@@ -42,7 +42,7 @@ def gone(pid: int) -> bool:
 
 def test_a_model_that_is_not_there_is_told_and_prompts_are_refused(tmp_path: Path) -> None:
     posted: queue.Queue[object] = queue.Queue()
-    client = WorkerClient(1, lambda _g, e: posted.put(e))
+    client = WorkerClient(1, lambda event: posted.put(event.event))
     client.start()
     try:
         client.send(frames.Load(str(tmp_path / "no.gguf"), None, "auto", "auto", 64, 1, str(tmp_path)))

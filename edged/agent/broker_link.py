@@ -1,0 +1,68 @@
+"""The agent's side of the broker connection: its state, and messages whose acknowledgement is due.
+
+Owned by the agent's main thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up
+from edged.link.outbound import Outbound
+from edged.wire import documents
+from edged.wire.topics import Topics
+
+
+def subscriptions(topics: Topics) -> tuple[Subscription, ...]:
+    """What the device subscribes to. Layers are retained: the broker sends them at each connect."""
+    live = (topics.prompts, topics.cancels, topics.commands, topics.status)
+    return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
+        Subscription(topic, retained=True) for topic in topics.layers
+    )
+
+
+class BrokerLink:
+    """See the module. `down_reason`: why there is no connection, in a sentence; None while there is one."""
+
+    def __init__(self, connection: Connection, outbound: Outbound) -> None:
+        self._connection = connection
+        self._outbound = outbound
+        self._unacknowledged: deque[Arrived] = deque()
+        self.state = documents.LinkState("none", 0)
+        self.down_reason: str | None = "not connected yet"
+        self.refused_topics: tuple[str, ...] = ()
+
+    def process_up(self, event: Up) -> None:
+        """Connected and subscribed."""
+        self.state = documents.LinkState(event.version, self.state.connects + 1)
+        self.down_reason, self.refused_topics = None, event.refused
+        # The broker sends what waited for us before it confirms the subscriptions: that belongs to this connection.
+        self._unacknowledged = deque(m for m in self._unacknowledged if m.session == event.session)
+        self._outbound.up(event.session, event.window, event.max_packet)
+
+    def process_down(self, event: Down) -> None:
+        """The connection ended, or an attempt failed."""
+        self.down_reason = event.reason
+        self._outbound.down(hung_up=event.hung_up)
+
+    def process_acked(self, event: Acked) -> None:
+        """The broker confirmed or refused a publication."""
+        self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
+
+    def processed(self, *messages: Arrived) -> None:
+        """These messages are stored or done with, and may be acknowledged in this order."""
+        self._unacknowledged.extend(messages)
+
+    def acknowledge(self) -> None:
+        """Acknowledge while there is capacity for the answers: a broker sends no more than is acknowledged."""
+        while self._unacknowledged and not self._outbound.crowded:
+            self._connection.acknowledge(self._unacknowledged.popleft())
+
+    def check_progress(self) -> None:
+        """Reconnect where the broker has stopped acknowledging what is published."""
+        if self._outbound.overdue():
+            self._connection.restart("the broker does not acknowledge what is published")
+
+    def redeliver(self, reason: str) -> None:
+        """Reconnect, so that the broker sends again what was not acknowledged."""
+        self._connection.restart(reason)
