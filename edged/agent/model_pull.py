@@ -52,12 +52,15 @@ class ModelPull:
         return True
 
     def stop(self) -> None:
-        """End the process: SIGTERM, then SIGKILL for one that ignores it."""
+        """End the process: SIGTERM, then SIGKILL for one that ignores it. Never raises."""
         process = self._process
         if process is None or process.poll() is not None:
             return
         process.terminate()
-        process.wait(_TERMINATE_WITHIN)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_TERMINATE_WITHIN)
+            return
+        process.kill()
 
     def _wait(self, process: subprocess.Popen[bytes], attempt: int) -> None:
         output, _ = process.communicate()

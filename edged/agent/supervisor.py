@@ -20,6 +20,7 @@ from edged.agent.model_state import (
     WorkerLost,
 )
 from edged.config import schema as settings
+from edged.core.model_source import source_kind
 from edged.core.prompt import ModelInfo
 from edged.wire import documents
 from edged.worker import frames
@@ -223,15 +224,10 @@ class Supervisor:
     def _not_loaded(self, failure: ModelFailure) -> list[Outcome]:
         self._drop_client()
         fetched, self._fetched = self._fetched, False
-        if failure.code == "missing" and not self._pull.running and self._fetchable() and not fetched:
+        remote = source_kind(self._order.source).remote
+        if failure.code == "missing" and remote and not fetched and not self._pull.running:
             return self._start_pull()
         return self._enter_safe(failure)
-
-    def _fetchable(self) -> bool:
-        source = self._order.source
-        if source.startswith("hf:"):
-            return True
-        return not source.startswith(("/", ".", "sha256:")) and not source.endswith(".gguf")
 
     def _drop_client(self) -> None:
         client, self._client = self._client, None

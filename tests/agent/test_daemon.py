@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from edged.agent.daemon import Daemon
 from edged.agent.events import Event, StopRequested
@@ -17,7 +18,7 @@ from edged.core.prompt import Final, ModelInfo, Usage
 from edged.link.connection import Acked, Arrived, Down, Up
 from edged.link.outbound import ACK_DEADLINE
 from edged.worker import frames
-from edged.worker.client import WorkerEvent
+from edged.worker.client import Exited, WorkerEvent
 from tests.agent.bench import fill_disk
 
 PROMPT = "edged/v1/home/device/pi/prompt/me"
@@ -292,9 +293,10 @@ def test_a_receipt_names_the_config_in_force(bench: Bench) -> None:
 class RecordingClient:
     """A worker's process in name only."""
 
-    generation, pid = 1, 5
+    pid = 5
 
-    def __init__(self) -> None:
+    def __init__(self, generation: int = 1) -> None:
+        self.generation = generation
         self.sent: list[object] = []
 
     def send(self, frame: object) -> None:
@@ -340,3 +342,19 @@ def test_a_stop_waits_eight_seconds_for_what_runs(bench: Bench) -> None:
     assert not bench.daemon._shutdown.complete
     bench.now += 0.2
     assert bench.daemon._shutdown.complete
+
+
+def test_no_usable_model_is_logged_once_each_time_it_is_found_out(bench: Bench) -> None:
+    """Not again while a retry loads the model."""
+    supervisor = bench.daemon._supervisor
+    with capture_logs() as log:
+        for generation in range(1, 4):
+            supervisor._client = RecordingClient(generation)  # type: ignore[assignment]
+            bench.turn(WorkerEvent(generation, Exited(3)))
+        assert "safe" == supervisor.state
+        supervisor._client = RecordingClient(4)  # type: ignore[assignment]
+        for step in ("reading", "verifying"):
+            bench.turn(WorkerEvent(4, frames.Loading(step)))
+    events = [entry["event"] for entry in log]
+    assert 1 == events.count("no usable model")
+    assert 2 == events.count("loading the model")

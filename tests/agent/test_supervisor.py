@@ -340,8 +340,10 @@ def test_a_model_that_is_fetched_and_still_missing_is_not_fetched_for_ever(
     assert bench.supervisor.state == "safe"
 
 
-@pytest.mark.parametrize("source", ["hf:owner/name", "hf:owner/name/file.gguf@main"])
-def test_what_the_hub_has_is_fetched(bench: Bench, pulls: list[list[str]], source: str) -> None:
+@pytest.mark.parametrize(
+    "source", ["hf:owner/name", "hf:owner/name/file.gguf@main", "https://example.org/x.gguf", "http://127.0.0.1/x.gguf"]
+)
+def test_what_the_hub_or_an_address_has_is_fetched(bench: Bench, pulls: list[list[str]], source: str) -> None:
     other = Bench(frames.Load(source, None, "auto", "auto", 64, None, "/store"))
     other.says(frames.NotLoaded("missing", "it is not in the store"))
     assert pulls[0][-3:] == ["pull", source, "--json"]
