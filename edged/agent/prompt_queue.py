@@ -116,7 +116,7 @@ class PromptQueue:
         for entry in entries:
             prompt = self._add(entry.seq, entry.job, entry.body, entry.crashes)
             if prompt.crashes > CRASHES_ALLOWED:  # the agent ended between the count and the final
-                self._close_crashing(prompt, "ended")
+                self._close_poisoned(prompt, "ended")
         self.submit_waiting()
 
     def accept(self, seq: int, job: Job, body: bytes) -> None:
@@ -257,13 +257,16 @@ class PromptQueue:
             if prompt.stopping is not None:
                 self._close(prompt, prompt.stopping, Usage(), None)
             elif prompt.crashes > CRASHES_ALLOWED:
-                self._close_crashing(prompt, how)
+                self._close_poisoned(prompt, how)
             else:
                 prompt.reset()
 
-    def _close_crashing(self, prompt: OpenPrompt, how: str) -> None:
-        message = f"the model's process {how} twice while it worked on this prompt; change the prompt"
-        self._close(prompt, "failed", Usage(), None, Failure("worker_died", message))
+    def _close_poisoned(self, prompt: OpenPrompt, how: str) -> None:
+        message = (
+            f"the worker process {how} twice while it worked on this prompt, so it is not tried again; "
+            "change the prompt and send it under a new id"
+        )
+        self._close(prompt, "poisoned", Usage(), None, Failure("worker_died", message))
 
     # ---- finals -----------------------------------------------------------------------------------------------------
 

@@ -102,4 +102,4 @@ def test_p01_p02_p03_p11_kills_at_random_end_in_one_final_for_each(tmp_path: Pat
     assert {i: f for i, f in requesters.finals.items() if len(f) != 1} == {}
     for prompt_id, (payload,) in ((i, tuple(f)) for i, f in requesters.finals.items()):
         number = prompt_id[1:]
-        assert f" {number} ".encode() in payload or b'"failed"' in payload or b'"too_long"' in payload
+        assert f" {number} ".encode() in payload or b'"poisoned"' in payload or b'"too_long"' in payload

@@ -77,7 +77,7 @@ def test_p03_a_duplicate_of_a_running_prompt_gets_the_text_so_far(device: Make, 
 
 
 def test_p11_the_worker_dies_once_then_twice(device: Make, client: Client) -> None:
-    """Once: tried again, one final. Twice: `failed`. A prompt beside it is not blamed, and MQTT stays connected."""
+    """Once: tried again, one final. Twice: `poisoned`. A prompt beside it is not counted, and MQTT stays connected."""
     made = device()
     client.clear()
     client.publish(f"{made.root}/prompt/me", {"id": "beside", "prompt": "start wait:go end"})
@@ -88,7 +88,7 @@ def test_p11_the_worker_dies_once_then_twice(device: Make, client: Client) -> No
     assert "start end " == client.final("beside")["text"]
     client.publish(f"{made.root}/prompt/me", {"id": "poison", "prompt": "say:a die"})
     final = client.final("poison", 15)
-    assert ("failed", "worker_died") == (final["reason"], final["error"]["code"])
+    assert ("poisoned", "worker_died") == (final["reason"], final["error"]["code"])
     client.publish(f"{made.root}/prompt/me", {"id": "after", "prompt": "well"})
     assert "well " == client.final("after")["text"]
     assert [1, 1, 1] == [len(finals(client, name)) for name in ("once", "beside", "poison")]

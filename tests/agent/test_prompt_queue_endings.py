@@ -139,7 +139,7 @@ def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_f
 # ---- the worker dies ------------------------------------------------------------------------------------------------
 
 
-def test_p11_what_ran_is_tried_once_more_alone_then_failed(bench: Bench) -> None:
+def test_p11_what_ran_is_tried_once_more_alone_then_poisoned(bench: Bench) -> None:
     a, b = bench.accept("a"), bench.accept("b")
     bench.started(a, b)
     bench.generated(a, 0, "half")
@@ -151,8 +151,11 @@ def test_p11_what_ran_is_tried_once_more_alone_then_failed(bench: Bench) -> None
     bench.started(a)
     bench.queue.worker_exited("was killed by SIGKILL")
     (final,) = bench.replies.finals
-    assert (final["id"], final["reason"], final["error"]["code"]) == ("a", "failed", "worker_died")
-    assert "was killed by SIGKILL twice" in final["error"]["message"]
+    assert (final["id"], final["reason"], final["error"]["code"]) == ("a", "poisoned", "worker_died")
+    assert (
+        "the worker process was killed by SIGKILL twice while it worked on this prompt, so it is not tried again; "
+        "change the prompt and send it under a new id"
+    ) == final["error"]["message"]
     bench.queue.submit_waiting()
     assert bench.worker.added == [str(a), str(b)]
     bench.finished(b)
@@ -189,7 +192,7 @@ def test_p11_what_kills_the_worker_before_it_begins_is_counted_too(bench: Bench)
     assert [entry.crashes for entry in bench.journal.open_entries()] == [0]
 
 
-def test_a_prompt_that_is_set_aside_says_what_it_had(bench: Bench) -> None:
+def test_p11_a_poisoned_prompt_carries_what_it_had(bench: Bench) -> None:
     """Its final carries the text so far, usage, times and receipt as any other."""
     a = bench.accept("a")
     for _ in range(2):
@@ -245,7 +248,7 @@ def test_p11_deaths_count_across_restarts_of_the_agent(bench: Bench) -> None:
     bench.queue.restore(bench.journal.open_entries())
     bench.started(a)
     bench.queue.worker_exited("died")
-    assert [f["reason"] for f in bench.replies.finals] == ["failed"]
+    assert [f["reason"] for f in bench.replies.finals] == ["poisoned"]
 
 
 def test_p11_an_agent_that_dies_between_the_count_and_the_final_does_not_try_a_third_time(bench: Bench) -> None:
@@ -256,7 +259,7 @@ def test_p11_an_agent_that_dies_between_the_count_and_the_final_does_not_try_a_t
     bench.make_queue()
     bench.queue.restore(bench.journal.open_entries())
     assert bench.worker.added == []
-    assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "failed")]
+    assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "poisoned")]
 
 
 def test_p02_a_death_of_the_agent_is_no_death_of_the_worker(bench: Bench) -> None:

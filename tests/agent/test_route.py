@@ -359,7 +359,7 @@ def test_p11_a_worker_that_hangs_is_replaced_and_mqtt_never_notices(device: Make
     client.clear()
     client.publish(f"{made.root}/prompt/me", {"id": "hang", "prompt": "a hang"})
     final = client.final("hang", 30)
-    assert (final["reason"], final["error"]["code"]) == ("failed", "worker_died")
+    assert (final["reason"], final["error"]["code"]) == ("poisoned", "worker_died")
     assert "made no progress" in final["error"]["message"]
     client.publish(f"{made.root}/prompt/me", {"id": "after", "prompt": "well"})
     assert client.final("after")["text"] == "well "
