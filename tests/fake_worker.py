@@ -3,8 +3,8 @@
 A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
-of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `mended`
-(broken until there is a file `mended`).
+of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `repaired`
+(broken until there is a file `repaired`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FakeWorker:
                     self.send(frames.Progress())
 
     def load(self, order: frames.Load) -> None:
-        if order.source == "broken" or (order.source == "mended" and not (self.control / "mended").exists()):
+        if order.source == "broken" or (order.source == "repaired" and not (self.control / "repaired").exists()):
             self.send(frames.NotLoaded("tampered", "the model is broken; remove it"))
         elif order.source == "crash":
             os._exit(3)

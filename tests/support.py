@@ -302,7 +302,7 @@ def running(device: Device) -> Iterator[Device]:
 
 @contextmanager
 def stopped(device: Device) -> Iterator[None]:
-    """The agent stands still inside this block, so that what is set up there is there before its next step."""
+    """The agent is stopped inside this block, so that what is set up there is there before its next step."""
     os.kill(device.pid, signal.SIGSTOP)
     try:
         yield

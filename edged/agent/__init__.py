@@ -1,1 +1,1 @@
-"""The daemon: journal, queue, reporter, supervisor; `daemon.py` is the only wiring."""
+"""The daemon: journal, queue, reporter, supervisor; `daemon.py` wires them."""

@@ -185,7 +185,7 @@ class Dispatcher:
     def _model_ready(self, info: ModelInfo) -> None:
         self.log.info("model loaded", model=info.name, computes=info.quantization, backend=info.backend)
         if info.fallback:
-            self.log.warning("the native engine does not compute this model", reason=info.fallback)
+            self.log.warning("the native engine does not run this model; torch does", reason=info.fallback)
         if not self.shutdown.requested:
             self.queue.submit_waiting()
 

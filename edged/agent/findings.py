@@ -1,4 +1,4 @@
-"""What the agent itself finds wrong: no usable model, topics that the broker refuses, a journal that fails."""
+"""Findings about the agent itself: no usable model, topics that the broker refuses, a journal that fails."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def agent_findings(
         code = "subscription_refused"
         found.append(Finding(code, since.get(code, now), len(refused_topics), 0, advice, "failing"))
     if refused_publish is not None:
-        advice = f"the broker refuses messages to {refused_publish}; look at its access list, its limits and its log"
+        advice = f"the broker refuses messages to {refused_publish}; check its access list, its limits and its log"
         code = "publish_refused"
         found.append(Finding(code, since.get(code, now), None, None, advice))
     if journal_error is not None:
         advice = (
-            f"prompts and answers cannot be stored ({journal_error}); make room on the disk of state_dir or mend it"
+            f"prompts and answers cannot be stored ({journal_error}); free space on the disk of state_dir, or repair it"
         )
         found.append(Finding("journal", since.get("journal", now), None, None, advice, "failing"))
     return tuple(found)

@@ -17,7 +17,7 @@ import msgspec
 from edged.core.prompt import Reason, Request
 
 FREED: frozenset[Reason] = frozenset({"busy", "invalid", "too_long", "unavailable", "expired"})
-"""Finals after whose delivery the id may be used again."""
+"""Reasons of finals after whose delivery the id may be used again."""
 
 _VERSION = 1
 _MAX_REMEMBERED = 50_000  # delivered finals, whatever their age
@@ -42,14 +42,14 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
 
 
 class ReplyTo(msgspec.Struct, frozen=True):
-    """Where the answer to a prompt goes, and what comes back with it."""
+    """The topic of the answer to a prompt, and the correlation data that it carries."""
 
     topic: str
     correlation: bytes | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
-    """An accepted prompt as it is kept. Times are Unix times; `expires` None: never."""
+    """An accepted prompt as it is stored. Times are Unix times; `expires` None: never."""
 
     requester: str
     id: str
@@ -63,7 +63,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A row of the journal. `final` None: still waiting or running."""
+    """A row of the journal. `final` None: still waiting or running. `crashes`: times the worker ended on it."""
 
     seq: int
     job: Job
@@ -74,7 +74,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def body_digest(payload: bytes) -> bytes:
-    """What decides whether two payloads are the same."""
+    """The digest by which two payloads are the same."""
     return hashlib.sha256(payload).digest()
 
 
@@ -93,7 +93,7 @@ class Journal:
         self.write_error: str | None = None
 
     def open(self) -> None:
-        """Open or make the file. A damaged one is set aside (`set_aside` says where) and a new one is begun."""
+        """Open or create the file. A damaged one is moved to `damaged_file`, and a new one is created."""
         try:
             self._connect()
         except sqlite3.DatabaseError as error:
@@ -125,12 +125,12 @@ class Journal:
             raise sqlite3.OperationalError(f"{self._path} was written by another version ({version})")
 
     def close(self) -> None:
-        """Close the file; the write-ahead log is folded in."""
+        """Close the file; the write-ahead log is merged into it."""
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside is kept together or not at all; on return it is on the disk."""
+        """Everything inside is stored together or not at all; on return it is on the disk."""
         before = self._db.total_changes
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -146,12 +146,12 @@ class Journal:
             self.write_error = None
 
     def find(self, requester: str, prompt_id: str) -> Entry | None:
-        """What stands under this id."""
+        """The prompt with this id, open or finished."""
         rows = self._entries("requester = ? AND id = ?", (requester, prompt_id))
         return rows[0] if rows else None
 
     def admit(self, job: Job, body: bytes) -> int:
-        """Keep a prompt (inside a transaction); gives its sequence number."""
+        """Store a prompt (inside a transaction); gives its sequence number."""
         cursor = self._db.execute(
             "INSERT INTO prompts (requester, id, body, job) VALUES (?, ?, ?, ?)",
             (job.requester, job.id, body, self._encode(job)),
@@ -159,16 +159,16 @@ class Journal:
         return int(cursor.lastrowid or 0)
 
     def redirect(self, seq: int, job: Job) -> None:
-        """The newest copy of a prompt says where its answer goes, and has not been answered yet."""
+        """Send the answer where the newest copy of the prompt wants it; it counts as undelivered again."""
         self._db.execute("UPDATE prompts SET job = ?, delivered = 0 WHERE seq = ?", (self._encode(job), seq))
 
     def count_crash(self, seqs: list[int]) -> None:
-        """The worker died with these running: counted before anything is tried again."""
+        """The worker ended while it computed these: counted before any of them is retried."""
         with self.transaction():
             self._db.executemany("UPDATE prompts SET deaths = deaths + 1 WHERE seq = ?", [(seq,) for seq in seqs])
 
     def finish(self, seq: int, reason: Reason, final: bytes, now: float) -> None:
-        """Keep the final, before it is published. What was asked is no longer needed, and may be long."""
+        """Store the final, before it is published. The prompt's text is no longer needed, and removed."""
         with self.transaction():
             for entry in self._entries("seq = ? AND final IS NULL", (seq,)):
                 job = self._encode(msgspec.structs.replace(entry.job, request=Request()))
@@ -178,7 +178,7 @@ class Journal:
                 )
 
     def delivered(self, seq: int) -> None:
-        """The broker has the final. Where the id is free again, the row goes."""
+        """The broker has the final. Where that frees the id, the row is deleted."""
         with self.transaction():
             (reason,) = self._db.execute("SELECT reason FROM prompts WHERE seq = ?", (seq,)).fetchone() or (None,)
             if reason in FREED:
@@ -194,12 +194,12 @@ class Journal:
         """Finals that the broker has not confirmed, oldest first."""
         return self._entries("final IS NOT NULL AND delivered = 0 ORDER BY seq", ())
 
-    def forget(self, before: float, undelivered_before: float) -> None:
-        """Drop finals older than that, and the oldest beyond the limits of rows and bytes, delivered ones first."""
+    def delete_old(self, before: float, undelivered_before: float) -> None:
+        """Delete finals older than these Unix times, and the oldest beyond the limits, delivered ones first."""
         with self.transaction():
             self._db.execute("DELETE FROM prompts WHERE delivered = 1 AND finished < ?", (before,))
             self._db.execute("DELETE FROM prompts WHERE delivered = 0 AND finished < ?", (undelivered_before,))
-            for delivered in (1, 0):  # a broker may refuse finals for ever
+            for delivered in (1, 0):  # a broker may refuse finals for good
                 self._db.execute(
                     "DELETE FROM prompts WHERE final IS NOT NULL AND delivered = ? AND seq <= (SELECT seq FROM prompts "
                     "WHERE final IS NOT NULL AND delivered = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
@@ -214,7 +214,7 @@ class Journal:
                 )
 
     def _bytes(self) -> int:
-        """What the file holds; pages that are free for new rows do not count."""
+        """Bytes of the file in use; pages that are free for new rows do not count."""
         pages, free, size = (
             int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("page_count", "freelist_count", "page_size")
@@ -222,18 +222,18 @@ class Journal:
         return (pages - free) * size
 
     def fact(self, name: str, default: float) -> float:
-        """A number kept across restarts."""
+        """A number stored across restarts."""
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return float(row[0]) if row else default
 
     def set_fact(self, name: str, value: float) -> None:
-        """Keep a number."""
+        """Store a number."""
         with self.transaction():
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def _entries(self, where: str, values: tuple[object, ...]) -> list[Entry]:
         columns = "seq, job, body, deaths, reason, final"
-        rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE {where}", values)  # noqa: S608  - our own words
+        rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE {where}", values)  # noqa: S608  - constants of this file
         return [
             Entry(seq, self._decode(job), body, crashes, reason, final)
             for seq, job, body, crashes, reason, final in rows

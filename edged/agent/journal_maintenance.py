@@ -1,7 +1,7 @@
-"""Keeps the journal in order: what it could not take, what was delivered, what to send again, what to forget.
+"""Maintains the journal: writes what it could not store, marks what was delivered, resends, deletes what is old.
 
-Owned by the agent's main thread. What the journal refuses, on a full disk for one, is tried again later; nothing here
-ends the daemon.
+Owned by the agent's main thread. What cannot be written, on a full disk for one, is retried later; nothing here ends
+the daemon.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edged.fleet.desired import DesiredConfig
 from edged.link.connection import SESSION_EXPIRY
 from edged.link.outbound import Outbound
 
-_SWEEP_EVERY = 60.0
+_DELETE_EVERY = 60.0
 _STORE_EVERY = 1.0
 
 
@@ -41,19 +41,19 @@ class JournalMaintenance:
         self._outbound = outbound
         self._wall = wall
         self._config = config
-        self._stored = self._swept = now
+        self._stored_at = self._deleted_at = now
         self._log = logs.logger()
         self.write_error: str | None = None
 
     def turn(self, now: float) -> bool:
-        """One round of the loop; gives whether `write_error` is another."""
-        if now - self._stored > _STORE_EVERY:
-            self._stored = now
+        """One turn of the loop; gives whether `write_error` has changed."""
+        if now - self._stored_at > _STORE_EVERY:
+            self._stored_at = now
             self._queue.retry_unstored()
-        if now - self._swept > _SWEEP_EVERY:
-            self._swept = now
-            with suppress(sqlite3.Error):  # the next minute tries again
-                self._sweep()
+        if now - self._deleted_at > _DELETE_EVERY:
+            self._deleted_at = now
+            with suppress(sqlite3.Error):  # retried in a minute
+                self._delete_old()
         before, self.write_error = self.write_error, self._journal.write_error
         if self.write_error is not None and self.write_error != before:
             self._log.error("the journal cannot be written", error=self.write_error)
@@ -61,19 +61,19 @@ class JournalMaintenance:
 
     def delivered(self, token: object) -> None:
         """The broker has a final."""
-        if self._outbound.holds(token):  # it was asked for again meanwhile, and the newest copy is on its way
+        if self._outbound.holds(token):  # the prompt was repeated meanwhile, and its final is on its way again
             return
-        with suppress(sqlite3.Error):  # it is sent again, then
+        with suppress(sqlite3.Error):  # then it is sent again
             self._journal.delivered(int(str(token)))
 
     def resend(self) -> None:
-        """Sends finals that the broker has not confirmed and that are not on their way."""
+        """Send finals that the broker has not acknowledged and that are not on their way."""
         for entry in self._journal.undelivered():
             if entry.final is not None and not self._outbound.holds(entry.seq):
                 self._replies.send_final(entry.job.reply_to, entry.job.id, entry.final, entry.seq)
 
-    def _sweep(self) -> None:
-        sure, remember = self._wall.reliable(), self._config.in_force.settings.limits.remember
-        self._journal.forget(sure - remember, sure - max(remember, SESSION_EXPIRY))
-        self._journal.set_fact("wall_floor", sure)
+    def _delete_old(self) -> None:
+        now, remember = self._wall.reliable(), self._config.in_force.settings.limits.remember
+        self._journal.delete_old(now - remember, now - max(remember, SESSION_EXPIRY))
+        self._journal.set_fact("wall_floor", now)
         self.resend()

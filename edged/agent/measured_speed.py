@@ -1,4 +1,4 @@
-"""How fast answers came lately, for estimates and telemetry. Mutable, owned by the prompt queue."""
+"""Running means of speed and length of finished answers, for estimates and telemetry. Owned by the prompt queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MeasuredSpeed:
     tokens: float | None = None
 
     def add(self, tokens_per_second: float | None, ttft_ms: float | None, tokens: int) -> None:
-        """Count one finished answer in."""
+        """Add one finished answer to the means."""
         self.tokens_per_second = _blend(self.tokens_per_second, tokens_per_second)
         self.ttft_ms = _blend(self.ttft_ms, ttft_ms)
         self.tokens = _blend(self.tokens, float(tokens))

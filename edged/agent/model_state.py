@@ -40,7 +40,7 @@ class EnteredSafe(msgspec.Struct, frozen=True):
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """The worker process ended, `how` says the way; the prompts that it had are lost with it."""
+    """The worker process ended, in the way that `how` names; the prompts that it had must be submitted again."""
 
     how: str
 

@@ -39,7 +39,7 @@ def receipt(
     *,
     throttled: bool | None,
 ) -> wire.Receipt | None:
-    """None where no model was loaded. `revisions` in force stand in where the job does not name its own."""
+    """None where no model was loaded. `revisions` (in force) are used where the job names none."""
     if info is None:
         return None
     return wire.Receipt(

@@ -1,4 +1,4 @@
-"""Where an answer goes out: notices and chunks at QoS 0 as they come, finals at QoS 1 until the broker has them."""
+"""Publishes replies: notices and chunks at QoS 0, finals at QoS 1 until the broker has acknowledged them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Replies:
         self._wall = wall
 
     def send_now(self, to: ReplyTo, payload: bytes) -> None:
-        """A notice or a chunk: sent if the broker is there, lost otherwise; the final heals it."""
+        """Publish a notice or a chunk; without a connection it is lost, and the final carries everything."""
         self._outbound.send_now(to.topic, payload, replies.CONTENT_TYPE, to.correlation)
 
     def send_final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
-        """A final. One that is too large for the broker is replaced by an error that says so."""
+        """Publish a final. One that is too large for the broker is replaced by an error with that reason."""
         correlation = to.correlation
         if not self._outbound.fits(to.topic, payload, correlation):
-            message = f"the answer has {len(payload)} bytes, more than the broker seems to take; ask for fewer tokens"
+            message = f"the answer has {len(payload)} bytes, more than the broker accepts; ask for fewer tokens"
             payload = replies.refusal(prompt_id, "failed", "too_large_for_broker", message, self._wall())
             if not self._outbound.fits(to.topic, payload, correlation):
-                correlation = None  # the correlation data alone is more than the broker takes
+                correlation = None  # the correlation data alone is too large for the broker
         self._outbound.send(Publication(topic=to.topic, payload=payload, correlation=correlation, token=token))

@@ -1,4 +1,4 @@
-"""What the device says about itself: status, health, telemetry, events; each published when it changed or is due.
+"""Publishes what the device reports about itself: status, health, telemetry, events; each on change or when due.
 
 Owned by the agent's main thread.
 """
@@ -17,11 +17,11 @@ from edged.wire.replies import CONTENT_TYPE
 from edged.wire.topics import Topics
 
 HEALTH_EVERY = 300.0
-_EVENT_BURST = 20  # bad requests told one by one; after them one a second, with the count
+_EVENT_BURST = 20  # bad requests reported one by one; after them one a second, with the count
 
 
 class Reporter:
-    """See the module. `state` gives what the documents need at the moment of writing."""
+    """See the module. `state` gives the parts of the documents when one is published."""
 
     def __init__(
         self,
@@ -44,29 +44,29 @@ class Reporter:
         self._health_key: object = None
         self._health_at: float | None = None
         self._status = ""
-        self._up = False  # what is retained is published anew at each connection, so nothing of it waits for one
+        self._up = False  # retained topics are published at each connect, so nothing of them waits for one
         self._tokens = float(_EVENT_BURST)
         self._refilled = 0.0
         self.bad_requests = 0
 
     @property
     def status(self) -> str:
-        """The word that was published last."""
+        """The status that was set last."""
         return self._status
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """The findings that the last health was made of."""
+        """The findings of the last health document."""
         return self._findings
 
-    def set_status(self, word: str) -> None:
-        """Publish the status if it is another."""
-        if word != self._status:
-            self._status = word
+    def set_status(self, status: str) -> None:
+        """Publish the status if it has changed."""
+        if status != self._status:
+            self._status = status
             self.publish_status()
 
     def publish_status(self) -> None:
-        """Publish the status, whatever stands on the topic."""
+        """Publish the status, whatever the topic holds."""
         if not self._up:
             return
         self._outbound.send(
@@ -74,18 +74,18 @@ class Reporter:
         )
 
     def connected(self) -> None:
-        """The connection stands: say who and how we are."""
+        """The connection is ready: publish what is retained."""
         self._up = True
         self.publish_status()
         self._health_key = None
         self.check_health()
 
     def connection_lost(self) -> None:
-        """The connection is gone."""
+        """The connection was lost: retained topics are published at the next one."""
         self._up = False
 
     def publish_reading(self, reading: Reading, findings: tuple[Finding, ...]) -> None:
-        """Publish a reading and look at the health."""
+        """Publish a reading, and the health where that has changed."""
         self._reading = reading
         self.set_findings(findings)
         _, _, queue, speed = self._state()
@@ -93,7 +93,7 @@ class Reporter:
         self._outbound.send_now(self._topics.telemetry, payload, CONTENT_TYPE, None)
 
     def set_findings(self, findings: tuple[Finding, ...]) -> None:
-        """All findings that hold now."""
+        """Set the findings that hold now, and publish the health where they change it."""
         self._findings = findings
         self.check_health()
 
@@ -115,12 +115,12 @@ class Reporter:
         self._outbound.send(Publication(topic=self._topics.health, payload=payload, retain=True))
 
     def event(self, code: str, message: str, **facts: Any) -> None:
-        """Tell one thing; kept and sent later when the broker is away."""
+        """Publish an event; without a connection it is sent later."""
         payload = documents.event(self._frame(), code, message, facts)
         self._outbound.send(Publication(topic=self._topics.event, payload=payload))
 
     def bad_request(self, message: str) -> None:
-        """Count something that gets no reply, and tell it, at a bounded rate."""
+        """Count a message that gets no reply, and publish an event at a bounded rate."""
         self.bad_requests += 1
         now = self._clock()
         self._tokens = min(float(_EVENT_BURST), self._tokens + (now - self._refilled))

@@ -1,4 +1,4 @@
-"""What must hold before the daemon can run: a log, a state folder of its own, one daemon at a time in it."""
+"""Starts the daemon: sets up the log and the state folder, which one daemon at a time may use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(
     logs.configure(settings.log.level, settings.log.format)
     state_dir = Path(settings.state_dir)
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts stand in it
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(
@@ -42,7 +42,7 @@ def run(
         return Daemon(own, device, _boot_id(), pull_arguments, worker_command=worker).run()
     except sqlite3.Error as error:
         raise EdgedError(
-            f"the journal in {state_dir} cannot be written ({error}); make room or mend the disk"
+            f"the journal in {state_dir} cannot be written ({error}); free disk space or repair the disk"
         ) from None
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The telemetry's thread: reads the board every interval and posts the reading. A hanging sensor delays nothing."""
+"""The thread that reads the board at each interval and posts the reading. A sensor that hangs delays nothing else."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class TelemetryThread:
         self.findings: tuple[Finding, ...] = ()
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="telemetry", daemon=True).start()
 
     def stop(self) -> None:
-        """Read no more; a reading that hangs is left behind."""
+        """Stop reading; a reading that hangs is not waited for."""
         self._stopping = True
         self._wake.set()
 
@@ -48,7 +48,7 @@ class TelemetryThread:
             self._wake.set()
 
     def set_worker(self, pid: int | None) -> None:
-        """The worker's process whose memory is read."""
+        """Set the worker process whose memory is read."""
         self._worker_pid = pid
 
     def _run(self) -> None:

@@ -49,7 +49,7 @@ class DesiredConfig:
         """Why the stored layers could not be read; the broker sends those that it retains at the next connect."""
 
     def load(self) -> None:
-        """Put the stored layers in force. Damaged ones are moved away (`damage` says where)."""
+        """Put the stored layers in force. Damaged ones are moved away; `damage` names the file."""
         try:
             stored = layer_store.load(self._path, self._scope)
         except layer_store.DamagedError as error:

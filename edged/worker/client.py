@@ -20,8 +20,8 @@ import msgspec
 
 from edged.worker import frames
 
-_SEND_TIMEOUT = 5  # seconds; a worker that takes no bytes for so long hangs
-_EXIT_DEADLINE = 5  # seconds; a worker that closed its socket is gone by then, or is ended
+_SEND_TIMEOUT = 5  # seconds; a worker that reads nothing for so long hangs
+_EXIT_DEADLINE = 5  # seconds from the end of the socket to that of the process, else it is killed
 
 
 class Exited(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Exited(msgspec.Struct, frozen=True):
 
     @property
     def how(self) -> str:
-        """The end in words."""
+        """The way it ended, as a predicate: `was killed by SIGKILL`, `ended with exit code 3`."""
         if self.code < 0:
             with contextlib.suppress(ValueError):
                 return f"was killed by {signal.Signals(-self.code).name}"
@@ -61,7 +61,7 @@ class WorkerClient:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it was started."""
+        """The process id, once it was started."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
@@ -81,7 +81,7 @@ class WorkerClient:
         self._reader.start()
 
     def send(self, frame: frames.ToWorker) -> None:
-        """Hand a frame over. A worker that does not take it is killed; its death is then posted as any other."""
+        """Send a frame. A worker that does not read it is killed; its exit is then posted as any other."""
         if self._socket is None:
             return
         try:
@@ -90,12 +90,12 @@ class WorkerClient:
             self.kill()
 
     def kill(self) -> None:
-        """End the process now. Its death is posted."""
+        """End the process now. Its exit is posted."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
 
     def join(self, timeout: float) -> None:
-        """Wait until the death was posted."""
+        """Wait until the exit was posted."""
         if self._reader is not None:
             self._reader.join(timeout)
 
@@ -109,7 +109,7 @@ class WorkerClient:
                 for frame in decoder.feed(data):
                     self._post(WorkerEvent(self.generation, frame))
         except (OSError, ValueError, msgspec.MsgspecError):
-            process.kill()  # what it says cannot be understood: it is broken
+            process.kill()  # frames that cannot be decoded: it is broken
         try:
             code = process.wait(_EXIT_DEADLINE)
         except subprocess.TimeoutExpired:

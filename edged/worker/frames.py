@@ -1,4 +1,4 @@
-"""What agent and worker say to each other: msgpack frames with a length before each, validated on both ends.
+"""The frames between agent and worker: msgpack with a length before each, validated on both ends.
 
 A frame is 4 bytes of length (big-endian), then one of the structs below. Nothing is pickled.
 """
@@ -17,7 +17,7 @@ _LENGTH = struct.Struct(">I")
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load this model. `bits` is `auto`, `4` or `8`; `threads` None: the physical cores."""
+    """Load this model. `bits` is `auto`, `4` or `8`; `threads` None: the engine's default."""
 
     source: str
     digest: str | None
@@ -36,26 +36,26 @@ class Add(msgspec.Struct, frozen=True, tag="add"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Stop working on `key`; its `Ended` comes with what was written so far."""
+    """Stop computing `key`; its `Finished` carries the text so far."""
 
     key: str
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Are you making progress?"""
+    """Asks for a `Progress` frame."""
 
 
 ToWorker = Load | Add | Cancel | Ping
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
-    """What the load is doing, for people."""
+    """The present step of the load, for people."""
 
     doing: str
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The model stands."""
+    """The model is loaded, and prompts are accepted."""
 
     info: ModelInfo
 
@@ -68,25 +68,28 @@ class NotLoaded(msgspec.Struct, frozen=True, tag="not_loaded"):
 
 
 class Preparing(msgspec.Struct, frozen=True, tag="preparing"):
-    """`key` is made ready (template, tokens, format) until `Prepared` or `Refused`: meanwhile it is a suspect."""
+    """`key` is being prepared (template, tokens, format) until `Prepared` or `Refused`.
+
+    A worker that ends meanwhile may have been crashed by it.
+    """
 
     key: str
 
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
-    """`key` waits for its turn."""
+    """`key` waits to be scheduled."""
 
     key: str
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """Work on `key` begins now: if the worker dies from here on, this prompt is a suspect."""
+    """The computation of `key` starts: a worker that ends from here on may have been crashed by it."""
 
     key: str
 
 
 class Generated(msgspec.Struct, frozen=True, tag="generated"):
-    """New text of `key`."""
+    """New text of `key`, after the first `at` code points."""
 
     key: str
     at: int
@@ -94,14 +97,14 @@ class Generated(msgspec.Struct, frozen=True, tag="generated"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """`key` is done."""
+    """`key` has its final."""
 
     key: str
     final: Final
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """`key` cannot be run: the final's reason, an error code, a sentence."""
+    """`key` cannot be computed: the final's reason, an error code, a sentence."""
 
     key: str
     reason: str
@@ -110,7 +113,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """The loop went round."""
+    """The loop makes progress."""
 
 
 AboutPrompt = Preparing | Prepared | Started | Generated | Finished | Refused
@@ -121,7 +124,7 @@ _T = TypeVar("_T")
 
 
 class Decoder(Generic[_T]):
-    """Bytes as they come from a socket → whole frames of one side."""
+    """Bytes as they are received from a socket → whole frames of one direction."""
 
     def __init__(self, union: Any) -> None:
         self._decode = msgspec.msgpack.Decoder(union).decode

@@ -1,7 +1,7 @@
 """The worker process: one engine, one loop, one socket to the agent. No network, no files but the model's.
 
 Started as `python -m edged.worker.main FD`. The main thread owns the engine; a reader thread takes frames off the
-socket and ends the process when the agent is gone.
+socket and ends the process when the agent has ended.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from edged.core.prompt import Chunk, Final, Started
 from edged.engine import Model, load_model
 from edged.worker import frames
 
-_PROGRESS_EVERY = 0.5  # seconds
-_DOING_EVERY = 2.0
-_WRITE_EVERY = 0.02  # of one sequence: a frame for each token would cost the agent time that the model needs
+_PROGRESS_EVERY = 0.5  # seconds between two `Progress` frames while the engine steps
+_LOADING_EVERY = 2.0
+_TEXT_EVERY = 0.02  # of one sequence: a frame for each token would cost the agent time that the model needs
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,18 +36,18 @@ class Worker:
         self._channel = channel
         self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
         self._model: Model | None = None
-        self._progressed = 0.0
-        self._said = 0.0
-        self._wrote: dict[str, float] = {}  # when a sequence's text was last handed on
-        self._held: dict[str, Chunk] = {}  # text that waits for its time
+        self._progress_sent_at = 0.0
+        self._loading_sent_at = 0.0
+        self._text_sent_at: dict[str, float] = {}  # by sequence
+        self._unsent: dict[str, Chunk] = {}  # generated text that is not due yet, by sequence
 
     def run(self) -> None:
-        """Serve until the agent goes away."""
+        """Serve until the agent ends."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
-            self._take_frames()
+            self._process_frames()
             if self._model is not None and self._model.engine.busy:
-                if not self._inbox.empty():  # a format was checked, and more is waiting
+                if not self._inbox.empty():  # a format was checked, and more frames wait
                     self._model.engine.interrupt()
                 self._step(self._model)
 
@@ -60,22 +60,22 @@ class Worker:
                 if (model := self._model) is not None:
                     model.engine.interrupt()
         except (OSError, ValueError, msgspec.MsgspecError) as error:
-            print(f"worker: the agent's frames cannot be read: {error}", file=sys.stderr)
-        os._exit(0)  # the agent is gone: whatever runs now has no reader
+            print(f"worker: the agent's frames cannot be decoded, ending: {error}", file=sys.stderr)
+        os._exit(0)  # the agent has ended: nobody reads the answers
 
-    def _take_frames(self) -> None:
+    def _process_frames(self) -> None:
         busy = self._model is not None and self._model.engine.busy
         try:
             frame = self._inbox.get(block=not busy)
             while True:
-                self._take(frame)
+                self._process(frame)
                 if isinstance(frame, frames.Add) and frame.request.format is not None:
-                    return  # checking a format takes a while: one between two steps
+                    return  # checking a format may take long: one between two steps
                 frame = self._inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _take(self, frame: frames.ToWorker) -> None:
+    def _process(self, frame: frames.ToWorker) -> None:
         if isinstance(frame, frames.Load):
             self._load(frame)
         elif isinstance(frame, frames.Add):
@@ -97,7 +97,7 @@ class Worker:
                 digest=order.digest,
                 bits=order.bits,
                 store_root=Path(order.store),
-                on_progress=self._say_doing,
+                on_progress=self._send_loading,
             )
         except ModelError as error:
             self._send(frames.NotLoaded(error.code, str(error)))
@@ -106,10 +106,10 @@ class Worker:
         else:
             self._send(frames.Loaded(self._model.info))
 
-    def _say_doing(self, doing: str) -> None:
+    def _send_loading(self, doing: str) -> None:
         now = time.monotonic()
-        if now - self._said >= _DOING_EVERY:
-            self._said = now
+        if now - self._loading_sent_at >= _LOADING_EVERY:
+            self._loading_sent_at = now
             self._send(frames.Loading(doing))
 
     def _add(self, order: frames.Add) -> None:
@@ -132,28 +132,28 @@ class Worker:
     def _step(self, model: Model) -> None:
         for key, output in model.engine.step():
             if isinstance(output, Chunk):
-                self._hold(key, output)
+                self._add_text(key, output)
             elif isinstance(output, Final):
-                self._held.pop(key, None)  # the final carries it
-                self._wrote.pop(key, None)
+                self._unsent.pop(key, None)  # the final carries it
+                self._text_sent_at.pop(key, None)
                 self._send(frames.Finished(key, output))
             elif isinstance(output, Started):
                 self._send(frames.Started(key))
         now = time.monotonic()
-        self._write(now)
-        if now - self._progressed > _PROGRESS_EVERY:
-            self._progressed = now
+        self._send_due_text(now)
+        if now - self._progress_sent_at > _PROGRESS_EVERY:
+            self._progress_sent_at = now
             self._send(frames.Progress())
 
-    def _hold(self, key: str, chunk: Chunk) -> None:
-        before = self._held.get(key)
-        self._held[key] = chunk if before is None else Chunk(before.at, before.text + chunk.text)
+    def _add_text(self, key: str, chunk: Chunk) -> None:
+        before = self._unsent.get(key)
+        self._unsent[key] = chunk if before is None else Chunk(before.at, before.text + chunk.text)
 
-    def _write(self, now: float) -> None:
-        """Hands on the text whose time has come; a sequence's first at once."""
-        for key in [key for key in self._held if now - self._wrote.get(key, 0.0) >= _WRITE_EVERY]:
-            chunk = self._held.pop(key)
-            self._wrote[key] = now
+    def _send_due_text(self, now: float) -> None:
+        """Send the text that is due; a sequence's first text at once."""
+        for key in [key for key in self._unsent if now - self._text_sent_at.get(key, 0.0) >= _TEXT_EVERY]:
+            chunk = self._unsent.pop(key)
+            self._text_sent_at[key] = now
             self._send(frames.Generated(key, chunk.at, chunk.text))
 
     def _send(self, frame: frames.FromWorker) -> None:
@@ -163,20 +163,28 @@ class Worker:
             os._exit(0)
 
 
-def _be_the_first_to_go() -> None:
-    """End with the agent, even in the middle of a load; be found first by the kernel's out-of-memory killer."""
+def _end_with_the_agent() -> None:
+    """Have the kernel kill this process when its parent ends, even in the middle of a load: prctl(2)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _prefer_for_oom_kill() -> None:
+    """Have the kernel's out-of-memory killer choose this process before the agent: proc(5)."""
     try:
         Path("/proc/self/oom_score_adj").write_text("600", encoding="ascii")
     except OSError:
-        print("worker: cannot raise its own oom_score_adj", file=sys.stderr)
+        print(
+            "worker: oom_score_adj cannot be raised; under memory pressure the agent may be killed first",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
     """Entry of the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the agent decides when we end
-    _be_the_first_to_go()
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the agent ends this process
+    _end_with_the_agent()
+    _prefer_for_oom_kill()
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

@@ -86,7 +86,7 @@ def test_a_retained_prompt_is_invalid(bench: Bench) -> None:
     assert outcome(bench) == [("a", "invalid", "retained")]
 
 
-def test_when_no_prompt_is_taken_it_is_unavailable_and_told_why(bench: Bench) -> None:
+def test_when_no_prompt_is_taken_it_is_unavailable_with_the_reason(bench: Bench) -> None:
     bench.closed = "no usable model: remove it"
     bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": 5}))
     assert outcome(bench) == [("a", "unavailable", "not_now"), ("b", "invalid", "bad_request")]
@@ -102,7 +102,7 @@ def test_max_tokens_beyond_the_limit_is_invalid_and_names_the_limit(bench: Bench
     assert "limits.max_tokens" in bench.replies.finals[0]["error"]["message"]
 
 
-def test_a_full_queue_is_busy_and_says_when_to_ask_again(bench: Bench) -> None:
+def test_a_full_queue_is_busy_with_the_time_to_send_again(bench: Bench) -> None:
     """The limit counts within a batch too."""
     bench.settings = Settings(limits=Limits(queue=2))
     bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(5)))
@@ -233,7 +233,7 @@ def test_p03_the_same_id_of_another_requester_is_another_prompt(bench: Bench) ->
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_p03_a_known_prompt_is_known_even_when_it_would_not_be_taken_any_more(bench: Bench, finished: bool) -> None:
-    """Full, draining, without a model, or over a limit that a push has lowered since: its one final stands."""
+    """Full, draining, without a model, or over a limit that a push has lowered since: its one final remains."""
     body = {"id": "a", "prompt": "x" * 50, "max_tokens": 100}
     bench.arrive(message(body))
     if finished:

@@ -125,7 +125,7 @@ def test_p01_a_thousand_prompts_against_a_queue_of_64(asked: Device, client: Cli
 
 
 @pytest.mark.mosquitto
-def test_what_gets_no_reply_is_counted_and_told(asked: Device, client: Client) -> None:
+def test_what_gets_no_reply_is_counted_and_reported(asked: Device, client: Client) -> None:
     """A requester outside its pattern, cancels that cannot be read: an event `bad_request` each, nothing else."""
     client.publish(f"{asked.root}/prompt/a b", "hello")
     client.publish(f"{asked.root}/cancel/me", "hello")
@@ -146,12 +146,12 @@ def test_300_mutated_layers_are_rejected_and_change_nothing(asked: Device, clien
     client.clear()
     client.publish_all(f"{asked.root}/config", payloads, retain=True)
 
-    def told() -> list[dict[str, Any]]:
+    def events() -> list[dict[str, Any]]:
         return [as_json(m) for m in list(client.messages) if m.topic.endswith("/event")]
 
-    wait_until(lambda: len(told()) >= 300, 60, "an event for each", every=0.3)
-    assert ["config_rejected"] * 300 == [event["code"] for event in told()]
-    assert all(event["message"].removeprefix("device: ") for event in told())
+    wait_until(lambda: len(events()) >= 300, 60, "an event for each", every=0.3)
+    assert ["config_rejected"] * 300 == [event["code"] for event in events()]
+    assert all(event["message"].removeprefix("device: ") for event in events())
     reports = [as_json(m) for m in list(client.messages) if m.topic.endswith("/reported")]
     assert {"rejected"} == {report["phase"] for report in reports}
     assert all({"device": 5} == report["in_force"] for report in reports)
@@ -210,22 +210,22 @@ def mutated(good: dict[str, Any]) -> list[bytes]:
     return bad[:300]
 
 
-def mangled(number: int, chance: random.Random) -> bytes:
+def mangled(number: int, draw: random.Random) -> bytes:
     """A good prompt with a few bytes changed, cut out, doubled or put in."""
     body = {"id": f"m{number}", "messages": [{"role": "user", "content": "é"}], "max_tokens": 5, "stop": ["x"]}
     raw = bytearray(json.dumps(body).encode())
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(raw))
-        piece = bytes(chance.choices(b'{}[]",:\\u0123e-. \x00\xff\xc3', k=chance.randint(1, 4)))
-        end = at + chance.choice([0, 1, len(piece), 20])
-        raw[at:end] = chance.choice([piece, raw[at:end] * 2, b""])
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(raw))
+        piece = bytes(draw.choices(b'{}[]",:\\u0123e-. \x00\xff\xc3', k=draw.randint(1, 4)))
+        end = at + draw.choice([0, 1, len(piece), 20])
+        raw[at:end] = draw.choice([piece, raw[at:end] * 2, b""])
     return bytes(raw)
 
 
 def test_p01_300_mangled_prompts_get_one_answer_each(asked: Device, client: Client) -> None:
     """A final, or the notice of a conflict where the change made two ids the same."""
-    chance = random.Random(7)
-    payloads = [mangled(number, chance) for number in range(300)]
+    draw = random.Random(7)
+    payloads = [mangled(number, draw) for number in range(300)]
     client.publish_all(f"{asked.root}/prompt/me", payloads)
     client.publish_all(f"{asked.root}/cancel/me", payloads[:50])
 

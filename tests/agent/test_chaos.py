@@ -19,11 +19,11 @@ FREED = {"busy", "invalid", "too_long", "unavailable", "expired"}
 class Requesters:
     """Ask, and ask again with the same bytes until there is a final; whatever the broker forgets."""
 
-    def __init__(self, broker: Broker, root: str, count: int, chance: random.Random) -> None:
+    def __init__(self, broker: Broker, root: str, count: int, draw: random.Random) -> None:
         self.broker = broker
         self.topic = f"{root}/prompt/me"
         words = ["a b c", "say:slow wait:50ms say:done", "x", "long"]
-        self.asked = {f"c{i}": {"id": f"c{i}", "prompt": f"{chance.choice(words)} {i}"} for i in range(count)}
+        self.asked = {f"c{i}": {"id": f"c{i}", "prompt": f"{draw.choice(words)} {i}"} for i in range(count)}
         self.finals: dict[str, set[bytes]] = {}
         self.client: Client | None = None
 
@@ -42,13 +42,13 @@ class Requesters:
             if document.get("final") and document["reason"] not in FREED:
                 self.finals.setdefault(document["id"], set()).add(message.payload)
 
-    def ask(self, some: int, chance: random.Random) -> None:
+    def ask(self, some: int, draw: random.Random) -> None:
         """Send some of those that have no final yet; half of them for the second time or more."""
         if self.client is None:
             return
         self.collect()
         waiting = [i for i in self.asked if i not in self.finals]
-        for prompt_id in chance.sample(waiting, min(some, len(waiting))):
+        for prompt_id in draw.sample(waiting, min(some, len(waiting))):
             self.client._client.publish(self.topic, str(self.asked[prompt_id]).replace("'", '"'), qos=1)
 
 
@@ -60,19 +60,19 @@ def wait_until_started(made: Device) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_p01_p02_p03_p11_kills_at_random_end_in_one_final_for_each(tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
+    draw = random.Random(seed)
     broker = Broker(tmp_path, "persistence false\nmax_queued_messages 100000\n").start()
     patches = ("edged.link.connection:BACK_OFF_CAP=0.2", "edged.link.connection:TAKE_OVER_BACK_OFF=(0.1, 0.2)")
     made = Device(tmp_path, broker, {"limits": {"queue": 30}}, patches=patches)
-    requesters = Requesters(broker, made.root, 150, chance)
+    requesters = Requesters(broker, made.root, 150, draw)
     requesters.connect()
     (made.control / "50ms").touch()
     with running(made):
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            requesters.ask(15, chance)
-            time.sleep(chance.uniform(0.05, 0.5))
-            event = chance.choice(["worker", "worker", "agent", "stop", "broker", "nothing", "nothing"])
+            requesters.ask(15, draw)
+            time.sleep(draw.uniform(0.05, 0.5))
+            event = draw.choice(["worker", "worker", "agent", "stop", "broker", "nothing", "nothing"])
             if event == "worker":
                 for pid in made.worker_pids():
                     os.kill(pid, signal.SIGKILL)
@@ -86,12 +86,12 @@ def test_p01_p02_p03_p11_kills_at_random_end_in_one_final_for_each(tmp_path: Pat
             elif event == "broker":
                 requesters.disconnect()
                 broker.stop()
-                time.sleep(chance.uniform(0, 0.3))
+                time.sleep(draw.uniform(0, 0.3))
                 broker.start()
                 requesters.connect()
         until = time.monotonic() + 60
         while len(requesters.finals) < len(requesters.asked) and time.monotonic() < until:
-            requesters.ask(15, chance)
+            requesters.ask(15, draw)
             time.sleep(0.3)
         requesters.collect()
         wait_until_started(made)

@@ -145,7 +145,7 @@ def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
 
 
 def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
-    """An answer, the broker's confirmations and the housekeeping wait until there is room; health says why."""
+    """An answer, the broker's confirmations and the housekeeping wait until there is space; health says why."""
     bench.daemon._supervisor.state = "online"
     bench.turn(up(), arrived(1), arrived(2, {"id": "p2", "prompt": 5}))
     bench.daemon._queue._prompts[1].submitted = True
@@ -219,7 +219,7 @@ def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
 
 
 def test_p09_nor_while_few_answers_of_many_bytes_do(bench: Bench) -> None:
-    """Refusals carry the sender's correlation data, and none may be dropped for want of room."""
+    """Refusals carry the sender's correlation data, and none may be dropped for lack of space."""
     bench.turn(up())
     sent, acknowledged = 0, bench.connection.acknowledged
     while sent < 300 and sent - len(acknowledged) < 100:  # the Receive Maximum
@@ -304,7 +304,7 @@ class RecordingClient:
 
 
 def loaded(bench: Bench) -> RecordingClient:
-    """A worker with a model stands."""
+    """A worker with a loaded model."""
     client = RecordingClient()
     bench.daemon._supervisor._client = client  # type: ignore[assignment]
     bench.turn(WorkerEvent(1, frames.Loaded(ModelInfo("m", "sha256:0", "llama", "q4_1", "torch", 64, 4, 100))))

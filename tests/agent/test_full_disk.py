@@ -1,4 +1,4 @@
-"""The queue while nothing can be stored: answers wait, deaths count, and all is stored once there is room."""
+"""The queue while nothing can be stored: answers wait, crashes count, and all is stored once there is space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_p01_an_answer_that_cannot_be_stored_is_kept_and_goes_out_when_there_is_room(bench: Bench) -> None:
+def test_p01_an_answer_that_cannot_be_stored_is_kept_and_published_when_there_is_space(bench: Bench) -> None:
     """It is not computed again, cannot be cancelled any more, and is published only once it is stored."""
     a, b = bench.accept("a"), bench.accept("b", expires_in=60)
     disk = fill_disk(bench.journal)
@@ -37,7 +37,7 @@ def test_p01_an_answer_that_cannot_be_stored_is_kept_and_goes_out_when_there_is_
     assert (bench.queue.open, len(bench.journal.undelivered())) == (0, 2)
 
 
-def test_p11_a_death_that_cannot_be_stored_still_counts(bench: Bench) -> None:
+def test_p11_a_crash_that_cannot_be_stored_still_counts(bench: Bench) -> None:
     a = bench.accept("a")
     disk = fill_disk(bench.journal)
     for _ in range(2):

@@ -92,7 +92,7 @@ def test_p02_a_transaction_that_breaks_off_leaves_nothing_and_the_journal_goes_o
     assert len(journal.open_entries()) == 1
 
 
-def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_room(journal: Journal) -> None:
+def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_space(journal: Journal) -> None:
     disk = fill_disk(journal)
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -117,7 +117,7 @@ def test_p01_a_final_that_is_asked_for_again_counts_as_undelivered_until_the_bro
     assert journal.undelivered() == []
 
 
-def test_p03_an_id_stands_once_for_a_requester(journal: Journal) -> None:
+def test_p03_an_id_is_unique_for_a_requester(journal: Journal) -> None:
     admit(journal, job("a", "me"), job("a", "you"), job("b", "me"))
     with pytest.raises(sqlite3.IntegrityError):
         admit(journal, job("a", "me"))
@@ -171,7 +171,7 @@ def test_finals_are_forgotten_when_they_are_old_and_delivered(journal: Journal) 
         journal.finish(seq, "stop", b"final", at)
     journal.delivered(old)
     journal.delivered(new)
-    journal.forget(50.0, 0.0)
+    journal.delete_old(50.0, 0.0)
     assert journal.find("me", "old") is None
     assert [e.seq for e in journal.undelivered()] == [undelivered]
     assert journal.find("me", "new") is not None
@@ -181,9 +181,9 @@ def test_finals_are_forgotten_when_they_are_old_and_delivered(journal: Journal) 
 def test_p09_what_no_broker_ever_takes_is_kept_longer_and_not_for_ever(journal: Journal) -> None:
     (seq,) = admit(journal, job())
     journal.finish(seq, "stop", b"final", 10.0)
-    journal.forget(50.0, 9.0)
+    journal.delete_old(50.0, 9.0)
     assert [entry.seq for entry in journal.undelivered()] == [seq]
-    journal.forget(50.0, 11.0)
+    journal.delete_old(50.0, 11.0)
     assert journal.find("me", "a") is None
 
 
@@ -196,7 +196,7 @@ def test_p09_undelivered_finals_are_bounded_too_and_delivered_ones_go_first(
     for seq in seqs[:6]:
         journal.finish(seq, "stop", b"x" * 1000, 1.0)
     journal.delivered(seqs[5])
-    journal.forget(0.0, 0.0)
+    journal.delete_old(0.0, 0.0)
     kept = [bool(journal.find("me", f"{i}")) for i in range(7)]
     assert kept == [False, False, True, True, True, limit == "_MAX_REMEMBERED", True]
 
@@ -207,7 +207,7 @@ def test_p09_what_is_remembered_is_bounded_in_rows(journal: Journal, monkeypatch
     for seq in seqs:
         journal.finish(seq, "stop", b"final", 1.0)
         journal.delivered(seq)
-    journal.forget(0.0, 0.0)
+    journal.delete_old(0.0, 0.0)
     assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
 
 
@@ -217,7 +217,7 @@ def test_p09_what_is_remembered_is_bounded_in_bytes(journal: Journal, monkeypatc
     for seq in seqs:
         journal.finish(seq, "stop", b"x" * 1000, 1.0)
         journal.delivered(seq)
-    journal.forget(0.0, 0.0)
+    journal.delete_old(0.0, 0.0)
     assert [bool(journal.find("me", f"{i}")) for i in range(6)] == [False, False, False, True, True, True]
 
 
@@ -251,7 +251,7 @@ def fill(path: Path, rows: int = 300) -> None:
 
 
 @pytest.mark.parametrize("damage", ["header", "truncated", "middle", "garbage"])
-def test_p02_a_damaged_file_is_set_aside_and_a_new_one_is_begun(path: Path, damage: str) -> None:
+def test_p02_a_damaged_file_is_moved_away_and_a_new_one_is_created(path: Path, damage: str) -> None:
     fill(path)
     whole = path.read_bytes()
     half = len(whole) // 2 // 4096 * 4096
@@ -275,7 +275,7 @@ def test_p02_a_damaged_file_is_set_aside_and_a_new_one_is_begun(path: Path, dama
     journal.close()
 
 
-def test_a_sound_file_is_not_set_aside(path: Path) -> None:
+def test_a_sound_file_is_not_moved_away(path: Path) -> None:
     fill(path, 3)
     journal = Journal(path)
     journal.open()

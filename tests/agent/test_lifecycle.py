@@ -1,4 +1,4 @@
-"""A device's life: starts that go wrong, the broker that comes and goes, a name that is used twice, its appetite."""
+"""A device's life: failing starts, brokers that come and go, a name that is used twice, memory and processor use."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_config_that_cannot_be_used_ends_the_start_with_one_sentence(
     assert "Traceback" not in ended.stderr
 
 
-def test_p02_a_damaged_journal_is_set_aside_and_told(device: Make, client: Client) -> None:
+def test_p02_a_damaged_journal_is_moved_away_and_reported(device: Make, client: Client) -> None:
     made = device()
     client.publish(f"{made.root}/prompt/me", {"id": "a", "prompt": "x"})
     client.final("a")
@@ -82,10 +82,10 @@ def test_sigint_ends_it_as_clean_as_sigterm(device: Make, client: Client) -> Non
 # ---- the model ------------------------------------------------------------------------------------------------------
 
 
-def test_p06_a_device_without_a_usable_model_stays_connected_and_recovers_when_it_is_mended(
+def test_p06_a_device_without_a_usable_model_stays_connected_and_recovers_when_it_is_repaired(
     device: Make, client: Client
 ) -> None:
-    made = device({"model": {"source": "mended"}}, until="safe", patches=QUICK_RETRY)
+    made = device({"model": {"source": "repaired"}}, until="safe", patches=QUICK_RETRY)
     health = client.document("/health", state="failing")
     assert health["model"]["error"] == {"code": "tampered", "message": "the model is broken; remove it"}
     assert [f["code"] for f in health["findings"]] == ["model_tampered"]
@@ -93,14 +93,14 @@ def test_p06_a_device_without_a_usable_model_stays_connected_and_recovers_when_i
     client.publish(f"{made.root}/prompt/me", {"id": "a", "prompt": "x"})
     assert client.final("a")["reason"] == "unavailable"
     client.clear()
-    (made.control / "mended").touch()
+    (made.control / "repaired").touch()
     client.status("online")
     assert client.document("/health", state="ok")["model"]["state"] == "online"
     client.publish(f"{made.root}/prompt/me", {"id": "a", "prompt": "x"})
     client.wait(lambda m: as_json(m).get("id") == "a" and as_json(m).get("reason") == "stop")
 
 
-def test_a_worker_that_dies_while_it_loads_ends_in_safe(device: Make, client: Client) -> None:
+def test_a_worker_that_ends_while_it_loads_ends_in_safe(device: Make, client: Client) -> None:
     patches = ("edged.agent.supervisor:RESTART_WAITS=(0.0, 0.0, 0.0)",)
     device({"model": {"source": "crash"}}, until="safe", patches=patches)
     finding = client.document("/health", state="failing")["findings"][0]
@@ -123,7 +123,7 @@ def test_p09_events_are_kept_while_the_broker_is_away(tmp_path: Path) -> None:
             wait_until(lambda: "not connected" in made.log.read_text(), 10, "the device notices")
             (worker,) = made.worker_pids()
             os.kill(worker, signal.SIGKILL)
-            wait_until(lambda: "the worker process ended" in made.log.read_text(), 10, "the death is noticed")
+            wait_until(lambda: "the worker process ended" in made.log.read_text(), 10, "the exit is noticed")
             with stopped(made):  # the event is not retained: the client must be there before it
                 broker.start()
                 client = Client(broker.port).subscribe("edged/v1/test/#")
@@ -170,7 +170,7 @@ def test_the_will_says_offline_when_the_agent_is_killed(device: Make, client: Cl
     assert [m.retain for m in client.messages if m.topic.endswith("/status")] == [True]
 
 
-def test_a_name_that_is_used_twice_is_told_and_given_up_for_a_while(
+def test_a_name_that_is_used_twice_is_reported_and_given_up_for_a_while(
     device: Make, client: Client, broker: Broker
 ) -> None:
     patches = ("edged.link.connection:TAKE_OVER_BACK_OFF=(0.5, 1.0)", "edged.link.connection:BACK_OFF_CAP=0.1")
@@ -197,7 +197,7 @@ def test_mqtt_url_is_taken_from_the_environment(broker: Broker, tmp_path: Path, 
     client.publish(f"{made.root}/status", b"", retain=True)
 
 
-# ---- its appetite ---------------------------------------------------------------------------------------------------
+# ---- memory and processor time --------------------------------------------------------------------------------------
 
 
 def test_the_agent_alone_stays_below_60_mb_and_imports_no_model_code(device: Make, client: Client) -> None:

@@ -76,7 +76,7 @@ def test_p03_a_duplicate_of_a_running_prompt_gets_the_text_so_far(device: Make, 
     assert 1 == len(finals(client, "run"))
 
 
-def test_p11_the_worker_dies_once_then_twice(device: Make, client: Client) -> None:
+def test_p11_the_worker_crashes_once_then_twice(device: Make, client: Client) -> None:
     """Once: tried again, one final. Twice: `poisoned`. A prompt beside it is not counted, and MQTT stays connected."""
     made = device()
     client.clear()

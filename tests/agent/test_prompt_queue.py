@@ -1,4 +1,4 @@
-"""The queue: who is served when, what goes out meanwhile, and that each prompt ends with exactly one final."""
+"""The queue: who is served when, what is published meanwhile, and that each prompt ends with exactly one final."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_without_a_model_prompts_wait_and_then_go_in_order_of_priority_and_arriv
     assert bench.worker.added == [str(seq) for seq in (zero, five, five_too, nine)]
 
 
-def test_the_worker_holds_a_bounded_number_and_gets_the_next_when_one_ends(
+def test_the_worker_has_a_bounded_number_and_gets_the_next_when_one_ends(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edged.agent.prompt_queue.MAX_SUBMITTED", 2)
@@ -64,7 +64,7 @@ def test_what_runs_already_is_not_counted_in_the_position(bench: Bench) -> None:
     assert bench.replies.documents[-1] == {"id": "b", "accepted": True, "position": 1, "eta_ms": None}
 
 
-def test_the_eta_is_told_once_a_speed_was_measured(bench: Bench) -> None:
+def test_the_eta_is_known_once_a_speed_was_measured(bench: Bench) -> None:
     seq = bench.accept("a")
     bench.started(seq)
     bench.generated(seq, 0, "x")

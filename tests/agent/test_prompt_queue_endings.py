@@ -84,7 +84,7 @@ def test_a_running_prompt_expires_with_what_it_wrote(bench: Bench) -> None:
     assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("expired", "half")]
 
 
-def test_a_prompt_whose_end_was_asked_for_is_not_given_again_when_the_worker_dies(bench: Bench) -> None:
+def test_a_prompt_whose_end_was_asked_for_is_not_submitted_again_when_the_worker_ends(bench: Bench) -> None:
     seq = bench.accept("a")
     bench.started(seq)
     bench.queue.cancel("me", "a")
@@ -136,7 +136,7 @@ def test_p03_the_same_prompt_again_while_it_runs_gets_the_text_so_far_and_what_f
     assert bench.worker.added == ["1"]
 
 
-# ---- the worker dies ------------------------------------------------------------------------------------------------
+# ---- the worker ends ------------------------------------------------------------------------------------------------
 
 
 def test_p11_what_ran_is_tried_once_more_alone_then_poisoned(bench: Bench) -> None:
@@ -174,7 +174,7 @@ def test_p11_what_had_not_begun_is_not_counted(bench: Bench) -> None:
 
 
 def test_p11_what_kills_the_worker_before_it_begins_is_counted_too(bench: Bench) -> None:
-    """A text or a format that takes the worker's memory while it is prepared; what waits beside it is not blamed."""
+    """A text or a format that takes the worker's memory while it is prepared; what waits beside it is not counted."""
     waiting, bad = bench.accept("waiting"), bench.accept("bad")
     for key in (waiting, bad):
         bench.queue.process_frame(frames.Preparing(str(key)))
@@ -205,7 +205,7 @@ def test_p11_a_poisoned_prompt_carries_what_it_had(bench: Bench) -> None:
     assert {"usage", "timing", "receipt", "error"} <= final.keys()
 
 
-def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
+def test_p11_others_wait_until_what_crashed_a_worker_has_finished(bench: Bench) -> None:
     a = bench.accept("a")
     bench.started(a)
     bench.queue.worker_exited("died")
@@ -216,7 +216,7 @@ def test_p11_others_wait_until_the_suspects_are_cleared(bench: Bench) -> None:
     assert bench.worker.added == [str(a), str(a), str(c)]
 
 
-def test_what_comes_while_the_worker_is_replaced_is_given_to_the_next_one(bench: Bench) -> None:
+def test_what_comes_while_the_worker_is_replaced_is_submitted_to_the_next_one(bench: Bench) -> None:
     bench.worker.replaced = True
     seq = bench.accept("a")
     assert bench.worker.added == []
@@ -225,7 +225,7 @@ def test_what_comes_while_the_worker_is_replaced_is_given_to_the_next_one(bench:
     assert bench.worker.added == [str(seq)]
 
 
-def test_after_a_death_the_text_begins_anew(bench: Bench) -> None:
+def test_after_a_crash_the_text_starts_again(bench: Bench) -> None:
     a = bench.accept("a")
     bench.started(a)
     bench.generated(a, 0, "first ")
@@ -240,7 +240,7 @@ def test_after_a_death_the_text_begins_anew(bench: Bench) -> None:
     assert bench.replies.finals[0]["text"] == "second"
 
 
-def test_p11_deaths_count_across_restarts_of_the_agent(bench: Bench) -> None:
+def test_p11_crashes_count_across_restarts_of_the_agent(bench: Bench) -> None:
     a = bench.accept("a")
     bench.started(a)
     bench.queue.worker_exited("died")
@@ -262,7 +262,7 @@ def test_p11_an_agent_that_dies_between_the_count_and_the_final_does_not_try_a_t
     assert [(f["id"], f["reason"]) for f in bench.replies.finals] == [("a", "poisoned")]
 
 
-def test_p02_a_death_of_the_agent_is_no_death_of_the_worker(bench: Bench) -> None:
+def test_p02_an_exit_of_the_agent_is_no_crash_of_the_worker(bench: Bench) -> None:
     for _ in range(5):
         seq = bench.accept("a") if not bench.queue.open else 1
         bench.started(seq)
@@ -306,7 +306,7 @@ def test_p02_draining_lets_what_runs_end_and_keeps_what_waits(bench: Bench) -> N
     assert bench.queue.running == 0
 
 
-def test_without_a_usable_model_everything_is_unavailable_and_told_why(bench: Bench) -> None:
+def test_without_a_usable_model_everything_is_unavailable_with_the_reason(bench: Bench) -> None:
     bench.started(bench.accept("a"))
     bench.worker.info = None
     bench.accept("b")
@@ -316,7 +316,7 @@ def test_without_a_usable_model_everything_is_unavailable_and_told_why(bench: Be
     assert bench.queue.open == 0
 
 
-def test_a_refused_requester_is_told_about_the_time_of_one_answer(bench: Bench) -> None:
+def test_retry_after_is_about_the_time_of_one_answer(bench: Bench) -> None:
     assert bench.queue.retry_after_ms() == 5000
     bench.finished(bench.accept("a"), tokens=101, ms=10_000.0)  # ten tokens a second
     assert bench.queue.retry_after_ms() == 10_100
@@ -329,31 +329,31 @@ def test_a_refused_requester_is_told_about_the_time_of_one_answer(bench: Bench) 
 
 @given(st.lists(st.sampled_from(["accept", "begin", "write", "end", "die", "cancel", "wait", "restart"])), st.randoms())
 def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901  - a branch a kind of step
-    steps: list[str], chance: random.Random
+    steps: list[str], draw: random.Random
 ) -> None:
     bench = Bench()
     asked: list[str] = []
     held: set[str] = set()
     for step in steps:
-        given_now = bench.worker.added
-        held = held & {str(e.seq) for e in bench.journal.open_entries()} | set(given_now)
-        key = chance.choice(sorted(held)) if held else "0"
+        added_now = bench.worker.added
+        held = held & {str(e.seq) for e in bench.journal.open_entries()} | set(added_now)
+        key = draw.choice(sorted(held)) if held else "0"
         if step == "accept":
             asked.append(f"id{len(asked)}")
-            bench.accept(asked[-1], priority=chance.randrange(10), expires_in=chance.choice([None, 0.5, 5]))
+            bench.accept(asked[-1], priority=draw.randrange(10), expires_in=draw.choice([None, 0.5, 5]))
         elif step == "begin":
             bench.queue.process_frame(frames.Started(key))
         elif step == "write":
             bench.queue.process_frame(frames.Generated(key, 0, "x"))
         elif step == "end":
-            bench.finished(int(key), reason=chance.choice(["stop", "length", "cancelled"]))
+            bench.finished(int(key), reason=draw.choice(["stop", "length", "cancelled"]))
         elif step == "die":
             bench.queue.worker_exited("died")
             bench.queue.submit_waiting()
         elif step == "cancel":
-            bench.queue.cancel("me", chance.choice([None, *asked]))
+            bench.queue.cancel("me", draw.choice([None, *asked]))
         elif step == "wait":
-            bench.clock.wait(chance.random())
+            bench.clock.wait(draw.random())
             bench.queue.expire()
         else:
             bench.make_queue()

@@ -1,4 +1,4 @@
-"""What the device says about itself: when it changed, when it is due, and never too often."""
+"""What the device reports about itself: when it changed, when it is due, and never too often."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bench() -> Bench:
     return made
 
 
-def test_a_birth_says_the_status_first_and_then_the_health() -> None:
+def test_a_connect_publishes_the_status_first_and_then_the_health() -> None:
     bench = Bench()
     bench.reporter.set_status("starting")
     assert bench.sent == []
@@ -105,7 +105,7 @@ def test_health_is_published_on_change_and_at_least_every_five_minutes(bench: Be
     assert len(bench.on("health")) == 2
 
 
-def test_a_finding_that_begins_gets_worse_and_ends_is_told_each_time(bench: Bench) -> None:
+def test_a_finding_that_begins_gets_worse_and_ends_is_reported_each_time(bench: Bench) -> None:
     worse = Finding("too_hot", 10.0, 99.0, 80.0, "cool it", "failing")
     for findings in ((HOT,), (HOT,), (worse,), (HOT,), ()):
         bench.reporter.set_findings(findings)
@@ -121,14 +121,14 @@ def test_a_new_value_alone_is_no_change(bench: Bench) -> None:
     assert bench.sent == []
 
 
-def test_a_reading_is_telemetry_and_tells_whether_the_clock_is_set(bench: Bench) -> None:
+def test_a_reading_is_telemetry_and_shows_whether_the_clock_is_set(bench: Bench) -> None:
     bench.reporter.publish_reading(Reading(at=1.0, uptime_s=2.0, clock_synced=False), ())
     assert bench.readings[0]["clock_synced"] is False
     bench.reporter.event("x", "y")
     assert bench.on("event")[-1]["clock_synced"] is False
 
 
-def test_a_flood_of_bad_requests_is_counted_and_told_at_a_bounded_rate(bench: Bench) -> None:
+def test_a_flood_of_bad_requests_is_counted_and_reported_at_a_bounded_rate(bench: Bench) -> None:
     for _ in range(1000):
         bench.reporter.bad_request("nonsense")
     events = bench.on("event")

@@ -130,7 +130,7 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_started_and_told_what_to_load(bench: Bench) -> None:
+def test_a_worker_is_started_and_gets_the_load_order(bench: Bench) -> None:
     assert bench.worker.sent == [ORDER]
     assert bench.supervisor.state == "starting"
     bench.says(frames.Loading("reading weights"))
@@ -141,7 +141,7 @@ def test_a_worker_is_started_and_told_what_to_load(bench: Bench) -> None:
     assert bench.supervisor.pid == bench.worker.pid
 
 
-def test_no_prompt_is_sent_before_the_model_stands(bench: Bench) -> None:
+def test_no_prompt_is_sent_before_the_model_is_loaded(bench: Bench) -> None:
     bench.supervisor.send(frames.Cancel("1"))
     assert bench.worker.sent == [ORDER]
     bench.says(frames.Loaded(INFO))
@@ -177,7 +177,7 @@ def test_p06_a_model_that_cannot_be_used_makes_the_device_safe_and_is_tried_agai
     assert bench.lost == []
 
 
-def test_a_worker_that_dies_three_times_while_it_loads_makes_the_device_safe(bench: Bench) -> None:
+def test_a_worker_that_ends_three_times_while_it_loads_makes_the_device_safe(bench: Bench) -> None:
     for _ in range(2):
         bench.says(Exited(3))
         bench.wait(1.1)
@@ -213,10 +213,10 @@ def test_a_process_that_cannot_be_started_makes_the_device_safe(bench: Bench) ->
     assert bench.supervisor.state == "online"
 
 
-# ---- deaths and hangs -----------------------------------------------------------------------------------------------
+# ---- exits and hangs ------------------------------------------------------------------------------------------------
 
 
-def test_p11_a_worker_that_dies_is_replaced_at_once_and_then_ever_more_slowly(bench: Bench) -> None:
+def test_p11_a_worker_that_ends_is_replaced_at_once_and_then_ever_more_slowly(bench: Bench) -> None:
     for wait in [0.0, 1.0, 5.0, 15.0, 60.0, 60.0]:
         bench.says(frames.Loaded(INFO))
         bench.says(KILLED)
@@ -232,7 +232,7 @@ def test_p11_a_worker_that_dies_is_replaced_at_once_and_then_ever_more_slowly(be
 
 
 @pytest.mark.parametrize("good", ["lived for a minute", "answered a prompt"])
-def test_a_worker_that_did_well_makes_earlier_deaths_forgotten(bench: Bench, good: str) -> None:
+def test_earlier_exits_no_longer_count_after_a_worker_that_did_well(bench: Bench, good: str) -> None:
     for _ in range(4):
         bench.says(frames.Loaded(INFO))
         bench.says(KILLED)
@@ -250,7 +250,7 @@ def test_a_worker_that_did_well_makes_earlier_deaths_forgotten(bench: Bench, goo
     assert len(RecordingClient.made) == made + 1
 
 
-def test_p10_a_worker_is_asked_for_a_sign_of_life_and_ended_when_it_gives_none(bench: Bench) -> None:
+def test_p10_a_worker_is_pinged_and_killed_when_it_does_not_answer(bench: Bench) -> None:
     bench.says(frames.Loaded(INFO))
     bench.wait(module.HANG_DEADLINE - 0.1)
     assert bench.worker.sent.count(frames.Ping()) == 3
@@ -261,7 +261,7 @@ def test_p10_a_worker_is_asked_for_a_sign_of_life_and_ended_when_it_gives_none(b
     assert bench.lost == ["made no progress and was killed"]
 
 
-def test_p10_an_agent_that_stood_still_itself_does_not_judge_the_worker_by_it(bench: Bench) -> None:
+def test_p10_an_agent_that_stalled_itself_does_not_kill_the_worker_for_it(bench: Bench) -> None:
     """A slow disk holds the agent up; what the worker said meanwhile lies unread. After that it is judged as before."""
     bench.says(frames.Loaded(INFO))
     bench.wait(1)
@@ -272,7 +272,7 @@ def test_p10_an_agent_that_stood_still_itself_does_not_judge_the_worker_by_it(be
     assert bench.worker.kills > 0
 
 
-def test_p10_any_frame_is_a_sign_of_life(bench: Bench) -> None:
+def test_p10_any_frame_counts_as_progress(bench: Bench) -> None:
     bench.says(frames.Loaded(INFO))
     for _ in range(10):
         bench.wait(module.HANG_DEADLINE - 1)
@@ -280,7 +280,7 @@ def test_p10_any_frame_is_a_sign_of_life(bench: Bench) -> None:
     assert bench.worker.kills == 0
 
 
-def test_after_stop_nothing_is_started_or_told(bench: Bench) -> None:
+def test_after_stop_nothing_is_started_or_returned(bench: Bench) -> None:
     bench.says(frames.Loaded(INFO))
     worker = bench.worker
     bench.supervisor.stop()
@@ -366,7 +366,7 @@ def test_the_end_of_an_older_fetch_counts_for_nothing(bench: Bench, pulls: list[
 @pytest.mark.parametrize(
     ("output", "failure"),
     [
-        (b'{"error":{"code":"no_disk","message":"make room"}}', ModelFailure("no_disk", "make room")),
+        (b'{"error":{"code":"no_disk","message":"free space"}}', ModelFailure("no_disk", "free space")),
         (b"", ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
         (b"[]", ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),
         (b'{"error":5}', ModelFailure("pull_failed", "the model could not be fetched (exit code 1); see the log")),

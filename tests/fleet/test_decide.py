@@ -163,15 +163,15 @@ def test_layers_in_any_order_end_in_the_same_state(pushes: list[Push]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(ORDER), st.lists(PAYLOADS, max_size=4)), st.randoms())
-def test_repeats_and_interleavings_end_in_the_same_state(queues: dict[str, list[bytes]], chance: random.Random) -> None:
+def test_repeats_and_interleavings_end_in_the_same_state(queues: dict[str, list[bytes]], draw: random.Random) -> None:
     """Each topic keeps its order (MQTT does); everything else may be late, repeated or mixed."""
     tidy = [(name, payload) for name in ORDER for payload in queues.get(name, [])]
     waiting = {name: list(payloads) for name, payloads in queues.items() if payloads}
     mixed: list[Push] = []
     while waiting:
-        name = chance.choice(sorted(waiting))
+        name = draw.choice(sorted(waiting))
         payload = waiting[name].pop(0)
-        mixed += [(name, payload)] * chance.choice([1, 1, 2])
+        mixed += [(name, payload)] * draw.choice([1, 1, 2])
         waiting = {n: p for n, p in waiting.items() if p}
     kept, reported = after(mixed)
     expected, expected_report = after(tidy)

@@ -1,4 +1,4 @@
-"""What systemd hears, on a real datagram socket as sd_notify(3) describes it."""
+"""What systemd receives, on a real datagram socket as sd_notify(3) describes it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Systemd:
 
 
 class Clock:
-    """Monotonic seconds that pass when told to."""
+    """Monotonic seconds, set by the test."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -67,7 +67,7 @@ def test_ready_and_stopping(systemd: Systemd, clock: Clock) -> None:
     assert ["READY=1", "STOPPING=1"] == systemd.received()
 
 
-def test_a_status_is_told_once(systemd: Systemd, clock: Clock) -> None:
+def test_a_status_is_sent_once(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
     for words in ("model starting", "model starting", "model online"):
         notifier.status(words)
@@ -125,12 +125,12 @@ def test_without_systemd_nothing_happens(clock: Clock) -> None:
     assert notifier.keep_alive(FINE) is None
 
 
-def test_a_systemd_that_is_away_is_no_trouble(tmp_path: Path, clock: Clock) -> None:
+def test_a_systemd_that_is_away_is_no_error(tmp_path: Path, clock: Clock) -> None:
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}, clock).ready()
 
 
 def test_a_systemd_that_does_not_read_delays_only_a_little(tmp_path: Path, clock: Clock) -> None:
-    """Its queue is short; the loop must not stand still for good when it is full."""
+    """Its queue is short; the loop must not block for good when it is full."""
     silent = Systemd(str(tmp_path / "notify"))
     notifier = Notifier(silent.environment, clock)
     queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text(encoding="ascii"))

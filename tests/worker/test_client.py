@@ -49,7 +49,7 @@ def start(posted: Posted, tmp_path: Path) -> Iterator[Callable[[str], WorkerClie
         client.join(5)
 
 
-def take(posted: Posted) -> object:
+def next_event(posted: Posted) -> object:
     posted_event = posted.get(timeout=20 * SECONDS)
     assert posted_event.generation == 7
     return posted_event.event
@@ -57,29 +57,29 @@ def take(posted: Posted) -> object:
 
 def test_frames_are_posted_and_then_the_end(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     start("say(packed(type='started', key='1')); sys.exit(3)")
-    assert take(posted) == frames.Started("1")
-    death = take(posted)
-    assert death == Exited(3)
-    assert isinstance(death, Exited)
-    assert death.how == "ended with exit code 3"
+    assert next_event(posted) == frames.Started("1")
+    exited = next_event(posted)
+    assert exited == Exited(3)
+    assert isinstance(exited, Exited)
+    assert exited.how == "ended with exit code 3"
 
 
 def test_a_killed_process_is_told_by_its_signal(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     start("os.kill(os.getpid(), signal.SIGSEGV)")
-    death = take(posted)
-    assert isinstance(death, Exited)
-    assert death.how == "was killed by SIGSEGV"
+    exited = next_event(posted)
+    assert isinstance(exited, Exited)
+    assert exited.how == "was killed by SIGSEGV"
 
 
 def test_what_the_worker_gets_it_can_read(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     client = start("channel.recv(4, socket.MSG_WAITALL); say(packed(type='progress')); time.sleep(60)")
     client.send(frames.Ping())
-    assert take(posted) == frames.Progress()
+    assert next_event(posted) == frames.Progress()
 
 
 def test_p11_a_worker_that_speaks_nonsense_is_ended(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     start("say(b'nonsense'); time.sleep(60)")
-    assert take(posted) == Exited(-9)
+    assert next_event(posted) == Exited(-9)
 
 
 def test_a_worker_that_closes_its_socket_but_stays_is_ended(
@@ -87,7 +87,7 @@ def test_a_worker_that_closes_its_socket_but_stays_is_ended(
 ) -> None:
     monkeypatch.setattr(worker_client, "_EXIT_DEADLINE", 0.2)
     start("channel.close(); time.sleep(60)")
-    assert take(posted) == Exited(-9)
+    assert next_event(posted) == Exited(-9)
 
 
 def test_a_worker_that_takes_no_bytes_is_ended(
@@ -97,12 +97,12 @@ def test_a_worker_that_takes_no_bytes_is_ended(
     client = start("time.sleep(60)")
     while posted.empty():
         client.send(frames.Loading("x" * 500_000))  # type: ignore[arg-type]
-    assert take(posted) == Exited(-9)
+    assert next_event(posted) == Exited(-9)
 
 
 def test_sending_to_a_process_that_is_gone_raises_nothing(start: Callable[[str], WorkerClient], posted: Posted) -> None:
     client = start("sys.exit(0)")
-    assert take(posted) == Exited(0)
+    assert next_event(posted) == Exited(0)
     client.send(frames.Ping())
     client.kill()
 
@@ -115,7 +115,7 @@ def test_the_worker_does_not_inherit_our_variables(
     monkeypatch.setenv("NOTIFY_SOCKET", "x")
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     start("say(packed(type='loading', doing=str([k for k in os.environ if k[:5] in ('EDGED', 'NOTIF', 'WATCH')])))")
-    assert take(posted) == frames.Loading("[]")
+    assert next_event(posted) == frames.Loading("[]")
 
 
 def test_a_command_that_is_not_there_cannot_be_started() -> None:

@@ -62,7 +62,7 @@ def test_frames_come_out_whole_however_the_bytes_are_split(sent: list[frames.Fro
         b"garbage",
         msgspec.msgpack.encode({"type": "started"}),
         msgspec.msgpack.encode({"type": "started", "key": 5}),
-        msgspec.msgpack.encode({"type": "unheard", "key": "1"}),
+        msgspec.msgpack.encode({"type": "unknown", "key": "1"}),
         msgspec.msgpack.encode({"key": "1"}),
         msgspec.msgpack.encode({"type": "load", "source": "a frame of the other direction"}),
         msgspec.msgpack.encode(["started", "1"]),

@@ -40,7 +40,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_a_model_that_is_not_there_is_told_and_prompts_are_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_reported_and_prompts_are_refused(tmp_path: Path) -> None:
     posted: queue.Queue[object] = queue.Queue()
     client = WorkerClient(1, lambda event: posted.put(event.event))
     client.start()
@@ -86,7 +86,7 @@ class _Engine:
 
 
 def test_formats_are_checked_one_between_two_steps() -> None:
-    """Checking one takes a while: running replies go on in between, and the agent hears that the worker lives."""
+    """Checking one takes a while: running replies go on in between, and the agent gets frames."""
     ours, theirs = socket.socketpair()
     worker, engine = Worker(theirs), _Engine()
     worker._model = SimpleNamespace(engine=engine)  # type: ignore[assignment]
@@ -96,7 +96,7 @@ def test_formats_are_checked_one_between_two_steps() -> None:
     worker._inbox.put(frames.Add("plain too", Request(raw="x")))
     seen = []
     while not worker._inbox.empty():
-        worker._take_frames()
+        worker._process_frames()
         seen.append(list(engine.added))
     assert seen[:3] == [["f0"], ["f0", "f1"], ["f0", "f1", "f2"]]
     assert seen[3][3:] == ["plain", "plain too"]
@@ -112,20 +112,20 @@ def said(ours: socket.socket) -> list[frames.FromWorker]:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason", "code"),
+    ("error", "reason", "code"),
     [(MemoryError(), "failed", "no_memory"), (PromptRefused("too_long", "too_long", "m"), "too_long", "too_long")],
 )
-def test_p11_what_is_being_prepared_is_named_before(trouble: Exception, reason: str, code: str) -> None:
+def test_p11_what_is_being_prepared_is_named_before(error: Exception, reason: str, code: str) -> None:
     """If that ends the process it is known whose it was; what merely cannot be prepared is refused."""
     ours, theirs = socket.socketpair()
     worker, named = Worker(theirs), []
 
     def add(key: str, _request: Request) -> None:
         named.append(said(ours))
-        raise trouble
+        raise error
 
     worker._model = SimpleNamespace(engine=SimpleNamespace(add=add))  # type: ignore[assignment]
-    worker._take(frames.Add("a", Request(raw="x")))
+    worker._process(frames.Add("a", Request(raw="x")))
     assert named == [[frames.Preparing("a")]]
     (refused,) = said(ours)
     assert isinstance(refused, frames.Refused)
