@@ -62,8 +62,8 @@ def test_files_that_are_not_there_are_told_beside_a_good_config(
     captured = capsys.readouterr()
     assert yaml.safe_load(captured.out)["mqtt"]["ca"] == f"{tmp_path}/ca.pem"
     first, second = captured.err.splitlines()
-    assert first.startswith(f"edged: warning: mqtt.ca: {tmp_path}/ca.pem is not to be seen here")
-    assert second.startswith(f"edged: warning: model.source: {tmp_path}/model.gguf is not to be seen here")
+    assert first.startswith(f"edged: warning: mqtt.ca: there is no {tmp_path}/ca.pem here")
+    assert second.startswith(f"edged: warning: model.source: there is no {tmp_path}/model.gguf here")
 
 
 def test_a_device_without_a_name_is_shown_the_one_it_will_have(
