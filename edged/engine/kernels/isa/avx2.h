@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../table.h"
+#include "kernels.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../half.h"
+#include "isa/half.h"
 
 namespace {
 using edged::float_to_half;

@@ -6,7 +6,7 @@
 //   at a time where that is faster (kStrips);
 //   many rows: a pair of tiles is unpacked into the first-level cache and visited by all rows, a few at a time.
 #pragma once
-#include "table.h"
+#include "kernels.h"
 
 namespace {
 using namespace edged;
