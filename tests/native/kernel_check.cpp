@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "half.h"
+#include "isa/half.h"
+#include "kernels.h"
 #include "model.h"
-#include "shares.h"
-#include "table.h"
+#include "threads/shares.h"
 
 using namespace edged;
 

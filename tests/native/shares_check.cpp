@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "isa/portable.h"
-#include "matmul.h"
-#include "shares.h"
-#include "threads.h"
+#include "ops/matmul.h"
+#include "threads/shares.h"
+#include "threads/threads.h"
 
 namespace {
 

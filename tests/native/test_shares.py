@@ -16,7 +16,7 @@ def test_each_tile_is_computed_once_by_any_number_of_threads(tmp_path: Path) -> 
     except BuildError as error:
         pytest.skip(str(error))
     program = tmp_path / "shares_check"
-    sources = [Path(__file__).with_name("shares_check.cpp"), HERE / "threads.cpp"]
+    sources = [Path(__file__).with_name("shares_check.cpp"), HERE / "threads/threads.cpp"]
     subprocess.run(
         [*command, "-std=c++17", "-O1", "-pthread", f"-I{HERE}", *map(str, sources), "-o", str(program)], check=True
     )

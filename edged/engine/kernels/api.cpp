@@ -5,10 +5,10 @@
 #include <exception>
 #include <stdexcept>
 
-#include "choose.h"
+#include "benchmark.h"
 #include "engine.h"
-#include "merges.h"
-#include "probe.h"
+#include "ops/bpe.h"
+#include "ops/choose.h"
 
 struct EdgedEngine {
   edged::Engine engine;

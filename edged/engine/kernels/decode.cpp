@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "choose.h"
 #include "engine.h"
+#include "ops/choose.h"
 
 namespace edged {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "buffers.h"
 #include "model.h"
-#include "shares.h"
-#include "threads.h"
+#include "threads/shares.h"
+#include "threads/threads.h"
 
 namespace edged {
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "half.h"
+#include "isa/half.h"
 
 namespace edged {
 namespace {

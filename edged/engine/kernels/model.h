@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "api.h"
-#include "table.h"
+#include "kernels.h"
 
 namespace edged {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../table.h"
+#include "kernels.h"
 
 namespace {
 
@@ -101,7 +101,6 @@ inline A4 load_a(const int8_t* group, int k) {
 }
 
 constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
-constexpr int kStripsAhead = 192;  // bytes behind a group; 128 to 320 within 1 %, 512 and 1024 0.82 and 0.85 x: the first level is full then
 constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
 constexpr int kAloneVectors = 8;  // of values beside a single lane: with 4 its sums wait for each other
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
@@ -147,7 +146,5 @@ inline I8 rows8(Sum8 s) { return {s}; }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 // Into the second-level cache: what is read a few microseconds later must not fill the first level's few slots for misses.
 inline void prefetch_next(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
-// For what is read once: past the outer caches.
-inline void prefetch_once(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_NTA); }
 
 }  // namespace

@@ -84,7 +84,6 @@ inline int8x16_t high_nibbles(int8x16_t w) { return vreinterpretq_s8_u8(vshrq_n_
 inline W32 high_nibbles(W32 w) { return {high_nibbles(w.a), high_nibbles(w.b)}; }
 
 constexpr int kStrips = 1;  // several streams at once were never measured on Arm
-constexpr int kStripsAhead = 0;
 // Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row, tile and group of 32 k: A72 56
 // with 4 and 38 with 2, A76 22 and 14).
 constexpr int kBlockRows = 2;
@@ -155,6 +154,5 @@ inline I8 rows4(Sum4 s, int32_t offset) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 // Into the second-level cache.
 inline void prefetch_next(const void* p) { __builtin_prefetch(p, 0, 2); }
-inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
 
 }  // namespace

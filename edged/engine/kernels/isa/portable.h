@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../half.h"
+#include "isa/half.h"
 
 namespace {
 using edged::float_to_half;
@@ -154,7 +154,6 @@ inline W32 high_nibbles(W32 w) {
 inline A4 load_a(const int8_t* group, int k) { return {{group[k], group[k + 1], group[k + 2], group[k + 3]}}; }
 
 constexpr int kStrips = 1;  // one stream from memory
-constexpr int kStripsAhead = 0;
 constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
 constexpr int kAloneVectors = 4;  // of values beside a single lane
 constexpr int kBlockRows = 4;  // rows of activations beside two tiles' sums in registers
@@ -173,7 +172,6 @@ inline I8 rows4(I8 s, int32_t offset) { return add(s, splat_int(offset)); }
 inline I8 rows8(I8 s) { return s; }
 inline void prefetch(const void*) {}
 inline void prefetch_next(const void*) {}
-inline void prefetch_once(const void*) {}
 #undef EDGED_LANES
 
 }  // namespace

@@ -7,7 +7,7 @@
 #pragma once
 #include <type_traits>
 
-#include "table.h"
+#include "kernels.h"
 
 namespace {
 using namespace edged;

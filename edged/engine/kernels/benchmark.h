@@ -1,7 +1,7 @@
 // Measurements and single products, for tests and `edged bench`.
 #pragma once
 #include "api.h"
-#include "table.h"
+#include "kernels.h"
 
 namespace edged {
 

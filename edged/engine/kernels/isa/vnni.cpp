@@ -1,11 +1,11 @@
-// The kernels for: vnni. build.py gives this file its compiler flags; on other processors it is empty.
-#include "table.h"
+// The table of kernels for vnni; empty on other families of processors. build.py gives this file its compiler flags.
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #define EDGED_VNNI
 #include "isa/avx2.h"
-// The vector words must stand before the kernels.
-#include "all_kernels.h"
+// After the vector operations, which the kernels use.
+#include "ops/all_ops.h"
 
 namespace edged {
 const Kernels* vnni_kernels() {

@@ -1,10 +1,10 @@
-// The kernels for: neon. build.py gives this file its compiler flags; on other processors it is empty.
-#include "table.h"
+// The table of kernels for neon; empty on other families of processors. build.py gives this file its compiler flags.
+#include "kernels.h"
 
 #if defined(__aarch64__)
 #include "isa/neon.h"
-// The vector words must stand before the kernels.
-#include "all_kernels.h"
+// After the vector operations, which the kernels use.
+#include "ops/all_ops.h"
 
 namespace edged {
 const Kernels* neon_kernels() {

@@ -1,4 +1,4 @@
-#include "probe.h"
+#include "benchmark.h"
 
 #include <algorithm>
 #include <chrono>

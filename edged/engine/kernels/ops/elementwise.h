@@ -1,6 +1,6 @@
 // Everything of a layer that is neither a matrix product nor attention. Included once by each instruction set's file.
 #pragma once
-#include "table.h"
+#include "kernels.h"
 
 namespace {
 using namespace edged;

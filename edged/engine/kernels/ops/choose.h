@@ -1,7 +1,7 @@
 // From logits to a token: the same steps as `edged/engine/choose_plain.py`, which says what they are, without a pass too many.
 #pragma once
 #include "api.h"
-#include "table.h"
+#include "kernels.h"
 
 namespace edged {
 

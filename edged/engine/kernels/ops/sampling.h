@@ -3,7 +3,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "elementwise.h"
+#include "ops/elementwise.h"
 
 namespace {
 using namespace edged;

@@ -1,7 +1,7 @@
 // Chooses the kernels that this processor runs, at run time.
 #include <cstring>
 
-#include "table.h"
+#include "kernels.h"
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif

@@ -1,11 +1,11 @@
-// The kernels for: dotprod. build.py gives this file its compiler flags; on other processors it is empty.
-#include "table.h"
+// The table of kernels for dotprod; empty on other families of processors. build.py gives this file its compiler flags.
+#include "kernels.h"
 
 #if defined(__aarch64__)
 #define EDGED_DOTPROD
 #include "isa/neon.h"
-// The vector words must stand before the kernels.
-#include "all_kernels.h"
+// After the vector operations, which the kernels use.
+#include "ops/all_ops.h"
 
 namespace edged {
 const Kernels* dotprod_kernels() {

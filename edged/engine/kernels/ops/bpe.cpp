@@ -1,4 +1,4 @@
-#include "merges.h"
+#include "ops/bpe.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "choose.h"
+#include "ops/choose.h"
 
 #include <algorithm>
 #include <cfloat>
