@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edged.models.formats.families import Shape
+from edged.models.formats.shape import Shape
 from edged.models.packing.shapes import RandomSource
 
 

@@ -240,7 +240,7 @@ def rewrite(
         writer.kv_data[0].pop(key, None)
         within = kinds[type(value[0])] if isinstance(value, list) else None
         writer.add_key_value(key, value, kinds[type(value)], sub_type=within)
-    for tensor in file:
+    for tensor in file.tensors.values():
         raw = file.raw(tensor.name)
         rows = raw.view(np.float32) if tensor.type == "F32" else raw.reshape(tensor.shape[0], -1)
         writer.add_tensor(

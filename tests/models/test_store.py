@@ -321,4 +321,4 @@ def test_the_catalog() -> None:
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", entry.digest)
         assert entry.size > 0
         assert entry.licence
-    assert fetch.catalog is not None
+    assert catalog is fetch.catalog

@@ -44,7 +44,7 @@ class Part:
 def block_bytes(packed: PackedModel) -> int:
     """What one block of the cache takes: 32 tokens' keys and values over all layers, float16."""
     shape = packed.manifest.shape
-    return 2 * 2 * BLOCK * shape.layers * shape.kv_heads * shape.head_dim
+    return 2 * BLOCK * shape.cache_values
 
 
 class NativeModel:

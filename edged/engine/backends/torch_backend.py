@@ -16,10 +16,11 @@ import torch
 
 from edged.core.errors import ModelError
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
-from edged.engine.backends.llama_shape import llama_shape, weight_count
 from edged.engine.backends.torch_gguf import read_network
 from edged.engine.memory import admit
 from edged.models.formats.gguf import GgufFile, open_gguf
+from edged.models.formats.gguf_shape import shape_from_gguf, sliding_window
+from edged.models.formats.shape import Shape
 from edged.models.store.locate import LocatedModel
 
 SMALL: Final = 64_000_000  # bytes of float32 weights that caches hold: bfloat16 would gain nothing there
@@ -142,11 +143,11 @@ def _llama(
     available: Callable[[], int],
     exact: bool,
 ) -> TorchBackend | None:
-    shape = llama_shape(file, context)
+    shape = _written_out(file, context)
     if shape is None:
         return None
     context = min(context or shape.context, shape.context)
-    count = weight_count(file)
+    count = file.weight_count()
     dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
     width = dtype.itemsize
     room = admit(count * width, shape.cache_values * width * context, available())
@@ -154,6 +155,18 @@ def _llama(
     precision = "float32" if width == 4 else "bfloat16"
     quantization = f"{precision} (from {file.quantization()})"
     return TorchBackend(network, quantization, shape.vocabulary, context, room.slots, count * width, device)
+
+
+def _written_out(file: GgufFile, context: int | None) -> Shape | None:
+    """The shape of a model that `torch_llama` computes; None where transformers' classes are needed."""
+    try:
+        shape = shape_from_gguf(file)
+    except ModelError as error:
+        if error.code != "unsupported":
+            raise
+        return None
+    window = sliding_window(file, shape.architecture)
+    return None if 0 < window < min(shape.context, context or shape.context) else shape
 
 
 def physical_cores() -> int:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from edged.core.errors import ModelError
-from edged.engine.backends.llama_shape import LlamaShape
 from edged.engine.backends.torch_llama import Layer, LlamaNetwork, Weights
 from edged.models.formats.gguf import GgufFile
+from edged.models.formats.shape import Shape
 
 
 def read_network(
-    file: GgufFile, shape: LlamaShape, context: int, dtype: Any, device: str, progress: Callable[[str], None]
+    file: GgufFile, shape: Shape, context: int, dtype: Any, device: str, progress: Callable[[str], None]
 ) -> LlamaNetwork:
     """The network with its weights in `dtype` (norms and biases in float32). Raises ModelError `bad_model`."""
     reader = _Reader(file, shape, dtype, device)
@@ -31,7 +31,7 @@ def read_network(
 
 
 class _Reader:
-    def __init__(self, file: GgufFile, shape: LlamaShape, dtype: Any, device: str) -> None:
+    def __init__(self, file: GgufFile, shape: Shape, dtype: Any, device: str) -> None:
         self.file = file
         self.shape = shape
         self.dtype = dtype
@@ -39,7 +39,7 @@ class _Reader:
 
     def layer(self, prefix: str) -> Layer:
         shape = self.shape
-        query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         biased = f"{prefix}attn_q.bias" in self.file.tensors
         normed = f"{prefix}attn_q_norm.weight" in self.file.tensors
         bias = None
@@ -53,22 +53,22 @@ class _Reader:
             attention_norm=self.vector(f"{prefix}attn_norm", shape.width),
             qkv=qkv,
             qkv_bias=bias,
-            query_norm=self.vector(f"{prefix}attn_q_norm", shape.head_size) if normed else None,
-            key_norm=self.vector(f"{prefix}attn_k_norm", shape.head_size) if normed else None,
+            query_norm=self.vector(f"{prefix}attn_q_norm", shape.head_dim) if normed else None,
+            key_norm=self.vector(f"{prefix}attn_k_norm", shape.head_dim) if normed else None,
             out=self.matrix(f"{prefix}attn_output", shape.width, query),
             ffn_norm=self.vector(f"{prefix}ffn_norm", shape.width),
             gate_up=gate_up,
             down=self.matrix(f"{prefix}ffn_down", shape.width, shape.ffn),
         )
 
-    def matrix(self, name: str, rows: int, columns: int, turned: bool = False) -> Any:
-        values = self._values(f"{name}.weight", (rows, columns), turned)
+    def matrix(self, name: str, rows: int, columns: int, permuted: bool = False) -> Any:
+        values = self._values(f"{name}.weight", (rows, columns), permuted)
         return values.to(self.device, self.dtype)
 
-    def vector(self, name: str, size: int, kind: str = "weight", turned: bool = False) -> Any:
-        return self._values(f"{name}.{kind}", (size,), turned).to(self.device)
+    def vector(self, name: str, size: int, kind: str = "weight", permuted: bool = False) -> Any:
+        return self._values(f"{name}.{kind}", (size,), permuted).to(self.device)
 
-    def _values(self, name: str, expected: tuple[int, ...], turned: bool) -> Any:
+    def _values(self, name: str, expected: tuple[int, ...], permuted: bool) -> Any:
         values = torch.from_numpy(self.file.dequantize(name))
         if tuple(values.shape) != expected:
             raise ModelError(
@@ -76,7 +76,7 @@ class _Reader:
                 f"Tensor {name} of {self.file.path.name} has the shape {tuple(values.shape)}, "
                 f"not {expected}; fetch the model again.",
             )
-        if turned and self.shape.interleaved:  # rows of a head: (E/2, 2) in the file, (2, E/2) here
-            halves = values.view(-1, self.shape.head_size // 2, 2, *expected[1:])
+        if permuted and self.shape.family.permuted:  # rows of a head: (E/2, 2) in the file, (2, E/2) here
+            halves = values.view(-1, self.shape.head_dim // 2, 2, *expected[1:])
             values = halves.transpose(1, 2).reshape(expected)
         return values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from math import prod
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
     if model.format == "gguf":
         file = open_gguf(model.path)
         where, source = model.path.parent, {"gguf_file": model.path.name}
-        count = sum(_product(tensor.shape) for tensor in file)
+        count = file.weight_count()
     else:
         where, source, count = model.path, {}, _safetensors_weights(model)
     try:
@@ -146,7 +147,7 @@ def _cache_values(config: Any) -> int:
 def _safetensors_weights(model: LocatedModel) -> int:
     from edged.models.formats.checkpoint import read_headers
 
-    return sum(_product(shape) for shape in read_headers(model.path).values())
+    return sum(prod(shape) for shape in read_headers(model.path).values())
 
 
 def _tensors(network: Any) -> list[Any]:
@@ -159,13 +160,6 @@ def _bytes(tensor: Any) -> int:
         scale = tensor._scale  # noqa: SLF001 quanto has no public name for it
         return int(inner.numel() * inner.element_size() + scale.numel() * scale.element_size())
     return int(tensor.numel() * tensor.element_size())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _line(error: Exception) -> str:

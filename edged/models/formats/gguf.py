@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -105,8 +104,9 @@ class GgufFile:
             weight[tensor.type] = weight.get(tensor.type, 0) + prod(tensor.shape)
         return max(weight, key=lambda kind: weight[kind]).lower() if weight else "none"
 
-    def __iter__(self) -> Iterator[GgufTensor]:
-        return iter(self.tensors.values())
+    def weight_count(self) -> int:
+        """The number of weights in all tensors."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     def _tensor(self, name: str) -> GgufTensor:
         tensor = self.tensors.get(name)

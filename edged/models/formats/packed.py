@@ -22,7 +22,7 @@ import msgspec
 
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
-from edged.models.formats.families import FAMILIES, Shape, check_shape
+from edged.models.formats.shape import FAMILIES, Shape, check_native
 from edged.models.formats.tiles import GROUPS, Kind, packed_bytes
 
 FORMAT: Final = 5  # written; 4 had fewer kinds
@@ -255,7 +255,7 @@ def _read_manifest(path: Path) -> Manifest:
     files = msgspec.convert(document["files"], dict[str, str])
     if WEIGHTS not in files or any(Path(name).name != name for name in files):
         raise ValueError("its list of files is wrong")
-    return Manifest(texts[0], texts[1], texts[2], files, check_shape(shape), tensors)
+    return Manifest(texts[0], texts[1], texts[2], files, check_native(shape), tensors)
 
 
 def read_header(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import ModelError
-from edged.models.formats.families import Shape, shape_from_config
+from edged.models.formats.config_shape import native_shape_from_config
+from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
 from edged.models.packing.sources import copy_texts, slabs
 
@@ -61,7 +62,7 @@ class RandomSource:
         if texts and not (texts / "tokenizer.json").is_file():
             raise ModelError("missing", f"{texts} has no tokenizer.json; name the folder that holds one.")
         self._texts = texts
-        self.shape: Shape = shape_from_config(_CONFIGS[name])
+        self.shape: Shape = native_shape_from_config(_CONFIGS[name])
 
     def kind(self, name: str) -> Kind:
         del name

@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import ModelError
-from edged.models.formats.families import Shape, shape_from_config, shape_from_gguf
+from edged.models.formats.config_shape import native_shape_from_config
 from edged.models.formats.gguf import GgufFile
+from edged.models.formats.gguf_shape import native_shape_from_gguf
 from edged.models.formats.packed import GGUF_TOKENIZER, matrix_names, vector_names
+from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
 
 Array = npt.NDArray[Any]
@@ -89,7 +91,7 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self.name = file.path.name
-        self.shape = shape_from_gguf(file)
+        self.shape = native_shape_from_gguf(file)
         self.tied = "output.weight" not in file.tensors
         self._file = file
         self._check_names()
@@ -162,7 +164,7 @@ class GgufSource:
 
     def _order(self, name: str, rows: int) -> Array | None:
         """Row indices that undo the converter's reordering of a head's rows from (2, E/2) to (E/2, 2)."""
-        if not self.shape.family.turned or name.rsplit(".", 1)[-1] not in {"query", "key", "query_bias", "key_bias"}:
+        if not self.shape.family.permuted or name.rsplit(".", 1)[-1] not in {"query", "key", "query_bias", "key_bias"}:
             return None
         pairs: Array = np.arange(rows).reshape(-1, self.shape.head_dim // 2, 2)
         return np.asarray(pairs.transpose(0, 2, 1).reshape(-1))
@@ -233,7 +235,7 @@ class CheckpointSource:
             raise ModelError(
                 "bad_model", f"The checkpoint {folder} cannot be read ({error}); fetch it again."
             ) from error
-        self.shape = shape_from_config(config)
+        self.shape = native_shape_from_config(config)
         self.tied = "lm_head.weight" not in self._stored or bool(config.get("tie_word_embeddings"))
         if any(name.endswith(".o_proj.bias") for name in self._stored):
             raise ModelError(
