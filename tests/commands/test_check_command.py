@@ -70,7 +70,7 @@ def test_a_device_without_a_name_is_shown_the_one_it_will_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Raspberry Pi")
-    monkeypatch.setattr("edged.config.file.machine_id", lambda: "beef0000")
+    monkeypatch.setattr("edged.commands.configured.machine_id", lambda: "beef0000")
     main(["check", "--json", "--config", written(tmp_path, "")])
     assert json.loads(capsys.readouterr().out)["identity"]["device"] == "raspberry-pi-beef"
 

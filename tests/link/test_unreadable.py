@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.config.schema import check_file
+from edged.config.keys import check_file
 from edged.core.errors import BadValue
 from edged.link import connection as module
 from edged.link.connection import Arrived, Down, Subscription, Up
