@@ -18,7 +18,7 @@ from edged.agent.replies import Replies
 from edged.config.schema import Settings
 from edged.core.errors import BadValue, PromptRefused
 from edged.core.prompt import Request, Turn, Usage
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.wire import prompts
 from edged.wire import replies as wire
 from edged.wire.topics import REQUESTER, Topics

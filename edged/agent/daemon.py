@@ -36,7 +36,9 @@ from edged.core.health import Finding
 from edged.core.reading import Reading
 from edged.device.clock import clock_state
 from edged.fleet.desired import DesiredConfig
-from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up, Will
+from edged.link.attempt import Subscription, Will
+from edged.link.connection import Connection
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import Outbound
 from edged.wire import documents
 from edged.wire.topics import Inbound, Topics
@@ -161,7 +163,7 @@ class Daemon:
         self._supervisor.tick(stalled=stood_still)
         if not stood_still and self._outbound.overdue():
             self._connection.restart("the broker does not confirm what we publish")
-        while self._acks and not self._outbound.crowded:  # the broker sends no more than we acknowledge
+        while self._acks and not self._outbound.congested:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
         if self._keeper.turn(now):
             self._look_at_findings()
@@ -303,7 +305,7 @@ class Daemon:
     def _went_down(self, event: Down) -> None:
         self._link_down = event.reason
         self._reporter.cut_off()
-        self._outbound.down(hung_up=event.hung_up)
+        self._outbound.down(closed_by_broker=event.closed_by_broker)
         self._log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
         if event.taken_over:
             self._reporter.event("name_taken", event.reason)

@@ -15,7 +15,7 @@ from edged.agent.journal import Journal
 from edged.agent.prompt_queue import Desk
 from edged.agent.replies import Replies
 from edged.agent.wall_clock import WallClock
-from edged.link.connection import SESSION_EXPIRY
+from edged.link.attempt import SESSION_EXPIRY
 from edged.link.outbound import Outbound
 
 _SWEEP_EVERY = 60.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 
 LIMIT = 5000  # events beyond which messages at QoS 0 are dropped and counted
 MAX_BYTES = 32_000_000  # of payloads, likewise

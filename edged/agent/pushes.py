@@ -8,7 +8,8 @@ from edged.agent import logs
 from edged.agent.reporter import Reporter
 from edged.config.schema import Settings
 from edged.fleet.desired import DesiredConfig
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire.layers import reported
 
 

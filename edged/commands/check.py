@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), end="")
     for key, path in _named_files(settings):
         if not _exists(path):
-            print(f"edged: warning: {key}: there is no {path} here, and the daemon will need it", file=sys.stderr)
+            print(f"edged: warning: {key}: {path} cannot be found here; the daemon needs it", file=sys.stderr)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edged.command_line import reason, text_or_input
 from edged.commands.configured import configured, store_folder
 from edged.commands.model import fetch_missing
-from edged.config.schema import SAMPLING
+from edged.config.keys import SAMPLING
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
 from edged.engine import load_model

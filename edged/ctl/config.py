@@ -15,7 +15,7 @@ from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 from edged.wire.layers import parse_layer

@@ -12,9 +12,11 @@ from typing import Any
 
 from edged import __version__
 from edged.command_line import Parser, WrongUsage, reason, text_or_input, utf8
-from edged.config import checks as f
+from edged.config import checks
 from edged.config import file as config_file
-from edged.config.schema import OWNER, SAMPLING, Settings, build, merge
+from edged.config.environment import from_environment
+from edged.config.keys import OWNER, SAMPLING
+from edged.config.schema import Settings, build, merge
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.link.session import TimedOut, default_requester
 from edged.wire.topics import REQUESTER
@@ -153,7 +155,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     try:
         values = config_file.load(arguments.config, os.environ)
     except config_file.Unreadable as error:
-        values = config_file.from_environment(os.environ)
+        values = from_environment(os.environ)
         said = merge(values, given)
         if "url" not in said.get("mqtt", {}) or "fleet" not in said.get("identity", {}):
             raise ConfigError(f"{error}, or broker and fleet with --url and --fleet") from None
@@ -165,9 +167,9 @@ def _prompt(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     requester = arguments.requester or default_requester()
-    f.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
+    checks.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
     if arguments.device is not None:
-        f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")("--device", arguments.device)
+        checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")("--device", arguments.device)
     body: dict[str, Any] = {"prompt": text_or_input("TEXT", arguments.text)}
     utf8("--system", arguments.system or "")
     for key in ("system", "max_tokens", "temperature", "seed", "priority"):
@@ -192,7 +194,7 @@ def _push(arguments: argparse.Namespace) -> int:
         raise ConfigError("give a FILE to push, or --remove to take the layer away")
     for word in ("group", "device"):
         if getattr(arguments, word) is not None:
-            f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{word}", getattr(arguments, word))
+            checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{word}", getattr(arguments, word))
     settings = settings_of(arguments)
     target = Target(settings.identity.fleet, arguments.group, arguments.device)
     return push(settings.mqtt, target, arguments.file, arguments.wait, arguments.json)

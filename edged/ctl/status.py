@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edged.config.schema import Mqtt
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker hands over what it keeps

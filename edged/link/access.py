@@ -1,4 +1,4 @@
-"""How a broker is reached: its address, who we are to it, and why it cannot be reached, in words."""
+"""How a broker is reached: its address, credentials and TLS, and why it cannot be reached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
 
 
 def in_words(error: Exception) -> str:
-    """Why a broker cannot be reached, for people."""
+    """Why a broker cannot be reached: one sentence for people."""
     if isinstance(error, BrokerError):
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -1,4 +1,4 @@
-"""A paho client that goes on after a message which it cannot read."""
+"""A paho client that continues after a message which it cannot read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CANNOT_READ = (MQTTException, ValueError, IndexError, KeyError, struct.error)  
 
 
 class UnreadableMessage(mqtt.MQTTMessage):
-    """Stands for a message that could not be read, so that it takes the road of all others up to `on_message`."""
+    """A message that could not be read. It is handed to `on_message` like any other; `why` says what is wrong."""
 
     why: str
 
@@ -20,9 +20,9 @@ class UnreadableMessage(mqtt.MQTTMessage):
 class TolerantClient(mqtt.Client):
     """Hands an `UnreadableMessage` to `on_message`, to be acknowledged there like any other.
 
-    paho ends the connection at a string that it does not like (U+FEFF, which brokers let through). Nobody acknowledges
-    the message then, so the broker brings it again after each reconnect: one message, retained where a whole fleet
-    listens, keeps every board off the broker.
+    paho ends the connection at a string that it refuses (U+FEFF, which brokers accept). The message is then never
+    acknowledged, so the broker sends it again after each reconnect: one such message, retained on a topic of the whole
+    fleet, would keep every board off the broker.
     """
 
     def _handle_publish(self) -> MQTTErrorCode:

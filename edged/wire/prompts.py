@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from edged.config import checks as f
-from edged.config.schema import SAMPLING
+from edged.config import checks
+from edged.config.keys import SAMPLING
 from edged.core.errors import BadValue, EdgedError
 from edged.core.prompt import DEFAULT_PRIORITY, Format, Turn
 from edged.wire import strict_json
@@ -102,7 +102,7 @@ def _readable(payload: bytes) -> dict[str, Any]:
     except BadValue as error:
         raise BadValue("", f"the payload {error.sentence}") from None
     if not isinstance(document, dict):
-        raise BadValue("", f"the payload must be one JSON object, not {f.shown(document)}")
+        raise BadValue("", f"the payload must be one JSON object, not {checks.shown(document)}")
     return document
 
 
@@ -115,17 +115,17 @@ def _not_blank(path: str, value: object) -> str:
 
 def _any_text(path: str, value: object) -> str:
     if not isinstance(value, str):
-        raise BadValue(path, f"must be text, not {f.shown(value)}")
+        raise BadValue(path, f"must be text, not {checks.shown(value)}")
     return value
 
 
 def _turn(path: str, value: object) -> Turn:
-    known = {"role": f.one_of("system", "user", "assistant"), "content": _any_text}
-    return Turn(**f.record(path, value, known, required=("role", "content")))
+    known = {"role": checks.one_of("system", "user", "assistant"), "content": _any_text}
+    return Turn(**checks.record(path, value, known, required=("role", "content")))
 
 
 def _turns(path: str, value: object) -> tuple[Turn, ...]:
-    turns: tuple[Turn, ...] = f.list_of(_turn, high=4096)(path, value)
+    turns: tuple[Turn, ...] = checks.list_of(_turn, high=4096)(path, value)
     if not any(turn.content.strip() for turn in turns):
         raise BadValue(path, "is empty; send at least one turn with text")
     return turns
@@ -139,29 +139,29 @@ def timestamp(path: str, value: object) -> float:
             raise ValueError
         moment = datetime.strptime(match[1] + "Z", "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     except ValueError:
-        raise BadValue(path, f"must be a UTC time such as 2026-11-24T08:00:00Z, not {f.shown(value)}") from None
+        raise BadValue(path, f"must be a UTC time such as 2026-11-24T08:00:00Z, not {checks.shown(value)}") from None
     return moment.timestamp() + float(match[2] or 0)
 
 
-_PROMPT_KEYS: dict[str, f.Check] = {
-    "id": f.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
+_PROMPT_KEYS: dict[str, checks.Check] = {
+    "id": checks.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
     "prompt": _not_blank,
     "messages": _turns,
     "system": _any_text,
     **SAMPLING,
-    "stream": f.boolean,
-    "priority": f.integer(0, 9),
-    "deadline_ms": f.integer(1),
+    "stream": checks.boolean,
+    "priority": checks.integer(0, 9),
+    "deadline_ms": checks.integer(1),
     "expires_at": timestamp,
     "format": check_format,
-    "supersede": f.not_yet("replace waiting prompts (supersede)"),
-    "model": f.not_yet("choose a model per prompt (model)"),
-    "privacy": f.not_yet("take privacy marks"),
+    "supersede": checks.not_yet("replace waiting prompts (supersede)"),
+    "model": checks.not_yet("choose a model per prompt (model)"),
+    "privacy": checks.not_yet("take privacy marks"),
 }
 
 
 def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
-    checked = f.record("", document, _PROMPT_KEYS)
+    checked = checks.record("", document, _PROMPT_KEYS)
     if ("prompt" in checked) == ("messages" in checked):
         found = "both are there" if "prompt" in checked else "neither is there"
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
@@ -206,8 +206,8 @@ def parse_cancel(payload: bytes) -> Cancel:
     """`{"id":…}` or `{"all":true}`. Raises BadValue."""
     if len(payload) > _SEARCHED:
         raise BadValue("", f"a cancel has {len(payload)} bytes, above {_SEARCHED}")
-    known = {"id": _PROMPT_KEYS["id"], "all": f.boolean}
-    checked = f.record("", _readable(payload), known)
+    known = {"id": _PROMPT_KEYS["id"], "all": checks.boolean}
+    checked = checks.record("", _readable(payload), known)
     if len(checked) != 1 or checked.get("all") is False:
         raise BadValue("", 'a cancel is {"id":"…"} or {"all":true}')
     return Cancel(checked.get("id"))

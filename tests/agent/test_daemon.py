@@ -12,7 +12,7 @@ import pytest
 
 from edged.agent.daemon import Daemon, Stop
 from edged.core.prompt import Final, ModelInfo, Usage
-from edged.link.connection import Acked, Arrived, Down, Up
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import ACK_DEADLINE
 from edged.worker import frames
 from tests.agent.bench import fill_disk
@@ -193,7 +193,7 @@ def test_damaged_layers_on_disk_are_set_aside_and_told(tmp_path: Path) -> None:
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edged.link.outbound.CROWD", 10)
+    monkeypatch.setattr("edged.link.outbound.CONGESTED_AT", 10)
     bench.turn(up())
     bench.turn(*(arrived(i, {"id": f"p{i}", "prompt": 5}) for i in range(1, 30)))
     bench.turn(arrived(30))

@@ -52,7 +52,7 @@ def test_json_prints_one_document_and_nothing_else(tmp_path: Path, capsys: pytes
     assert captured.err == ""
 
 
-def test_files_that_are_not_there_are_told_beside_a_good_config(
+def test_a_warning_names_files_that_are_not_there_beside_a_good_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "password").write_text("secret")
@@ -62,15 +62,17 @@ def test_files_that_are_not_there_are_told_beside_a_good_config(
     captured = capsys.readouterr()
     assert yaml.safe_load(captured.out)["mqtt"]["ca"] == f"{tmp_path}/ca.pem"
     first, second = captured.err.splitlines()
-    assert first.startswith(f"edged: warning: mqtt.ca: there is no {tmp_path}/ca.pem here")
-    assert second.startswith(f"edged: warning: model.source: there is no {tmp_path}/model.gguf here")
+    assert first.startswith(f"edged: warning: mqtt.ca: {tmp_path}/ca.pem cannot be found here; the daemon needs it")
+    assert second.startswith(
+        f"edged: warning: model.source: {tmp_path}/model.gguf cannot be found here; the daemon needs it"
+    )
 
 
 def test_a_device_without_a_name_is_shown_the_one_it_will_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Raspberry Pi")
-    monkeypatch.setattr("edged.config.file.machine_id", lambda: "beef0000")
+    monkeypatch.setattr("edged.commands.configured.machine_id", lambda: "beef0000")
     main(["check", "--json", "--config", written(tmp_path, "")])
     assert json.loads(capsys.readouterr().out)["identity"]["device"] == "raspberry-pi-beef"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edged.config import keys
 from edged.config import schema as s
 from edged.core.errors import BadValue
 
@@ -15,7 +16,7 @@ DIGEST = "sha256:" + "a" * 64
 def file_refusal(document: object) -> str:
     """What `check_file` or `build` says about a document that it refuses."""
     with pytest.raises(BadValue) as caught:
-        s.build(s.check_file(document))
+        s.build(keys.check_file(document))
     return str(caught.value)
 
 
@@ -62,7 +63,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         "log": {"level": "info", "format": "auto"},
         "golden": [],
     }
-    settings = s.build(s.check_file(document))
+    settings = s.build(keys.check_file(document))
     assert settings.generation.system == "Be brief."
     assert settings.mqtt.username == "pi-1"
     assert settings.model.digest == DIGEST
@@ -130,7 +131,7 @@ def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
     section: str, key: str, good: list[Any], bad: list[Any]
 ) -> None:
     for value in good:
-        s.build(s.check_file({section: {key: value}}))
+        s.build(keys.check_file({section: {key: value}}))
     for value in bad:
         assert file_refusal({section: {key: value}}).startswith(f"{section}.{key}"), value
 
@@ -148,7 +149,7 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         "mqtt.cert",
         "mqtt.key",
     }
-    assert set(s.known_keys()) == paths
+    assert set(keys.known_keys()) == paths
 
 
 @pytest.mark.parametrize(
@@ -172,11 +173,11 @@ def test_a_bad_file_is_refused_with_the_key_and_a_sentence(document: object, say
 @pytest.mark.parametrize("key", ["identity", "mqtt", "trust", "state_dir"])
 def test_p04_a_layer_may_not_touch_what_is_the_owners(key: str) -> None:
     with pytest.raises(BadValue, match=f"{key}: is the owner's: it can only be set in the device's own file"):
-        s.check_layer({key: {}})
+        keys.check_layer({key: {}})
 
 
 def test_a_layer_takes_the_fleets_keys() -> None:
-    assert s.check_layer({"generation": {"max_tokens": 64}}) == {"generation": {"max_tokens": 64}}
+    assert keys.check_layer({"generation": {"max_tokens": 64}}) == {"generation": {"max_tokens": 64}}
 
 
 def test_mappings_merge_by_key_while_lists_and_scalars_replace() -> None:
@@ -203,10 +204,10 @@ def test_shown_settings_are_a_file_that_means_the_same() -> None:
         "model": {"threads": 2},
     }
     for document in ({}, changed):
-        settings = s.build(s.check_file(document))
+        settings = s.build(keys.check_file(document))
         shown = s.show(settings)
         listed = {
             k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v
             for k, v in shown.items()
         }
-        assert s.build(s.check_file(listed)) == settings
+        assert s.build(keys.check_file(listed)) == settings

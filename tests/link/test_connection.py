@@ -7,13 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from edged.link.access import broker_address
-from edged.link.connection import (
-    Acked,
-    Arrived,
-    Down,
-    Subscription,
-    Up,
-)
+from edged.link.attempt import Subscription
+from edged.link.events import Acked, Arrived, Down, Up
 from tests.link.conftest import CONFIG, PROMPTS, ROOT, STATUS, Line
 from tests.support import Broker, Client
 

@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from edged.link import connection as module
-from edged.link.connection import (
-    Acked,
-    Arrived,
-    Down,
-    Subscription,
-    Up,
-)
+from edged.link import attempt
+from edged.link.attempt import Subscription
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.tolerant_client import TolerantClient
 from tests.link.conftest import (
     CONNACK_BAD_VERSION,
@@ -67,7 +62,7 @@ def test_with_version_5_demanded_there_is_no_fall_back(
 def test_a_broker_that_answers_no_connect_of_version_5_is_spoken_to_in_3_1_1_after_three(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CONNACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "CONNACK_DEADLINE", 0.1)
     there = server(None, None, None, CONNACK_OK_311)
     made = line(url=there.url)
     for _ in range(3):
@@ -79,7 +74,7 @@ def test_a_broker_that_answers_no_connect_of_version_5_is_spoken_to_in_3_1_1_aft
 def test_a_broker_that_has_accepted_version_5_since_the_start_is_never_asked_for_less(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CONNACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "CONNACK_DEADLINE", 0.1)
     there = server(CONNACK_OK, None, None, None, None, CONNACK_OK)
     made = line(url=there.url)
     assert made.next(Up).version == "5"
@@ -164,7 +159,7 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
     there = server(CONNACK_OK + DISCONNECT_TAKEN_OVER)
     down = line(url=there.url).next(Down)
     assert down.taken_over
-    assert not down.hung_up
+    assert not down.closed_by_broker
     assert down.retry_in == 300.0
     assert down.reason == "another board uses this name; give each board its own identity.device"
 
@@ -198,7 +193,9 @@ def test_p10_a_network_thread_that_stands_still_shows_no_progress(
     there, made, now = at_a_set_time(line, server)
     made.open.clear()
     there.close()
-    wait_until(lambda: made.connection._up_since is None, 10, "the connection ended")
+    attempt = made.connection._attempt
+    assert attempt is not None
+    wait_until(lambda: attempt._client is None, 10, "the connection ended")
     now[0] += 100
     assert made.connection.idle_for() == 100
     made.open.set()
@@ -209,12 +206,12 @@ def test_p10_a_network_thread_that_stands_still_shows_no_progress(
 def test_a_broker_that_never_answers_subscribe_is_left_and_tried_again(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SUBACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "SUBACK_DEADLINE", 0.1)
     there = server(*[CONNACK_OK] * 3)
     made = line(Subscription(PROMPTS, retained=False), url=there.url)
     for _ in range(2):
         down = made.next(Down)
-        assert (down.reason, down.hung_up) == ("the broker does not answer SUBSCRIBE", False)
+        assert (down.reason, down.closed_by_broker) == ("the broker does not answer SUBSCRIBE", False)
     assert set(there.versions) == {5}
 
 
@@ -230,17 +227,17 @@ def test_a_subscription_that_is_confirmed_in_time_has_no_deadline_after_it(
     assert made.next(Down).reason == "a test"
 
 
-def test_only_an_end_that_the_other_side_made_counts_as_hung_up(
+def test_only_an_end_that_the_other_side_made_counts_as_closed_by_broker(
     line: Callable[..., Line], server: Callable[..., Server]
 ) -> None:
     there = server(CONNACK_OK, CONNACK_OK + DISCONNECT_UNSPECIFIED, CONNACK_NOT_AUTHORIZED)
     made = line(url=there.url)
     made.next(Up)
     made.connection.restart("a test")
-    assert not made.next(Down).hung_up
+    assert not made.next(Down).closed_by_broker
     made.next(Up)
-    assert made.next(Down).hung_up
-    assert not made.next(Down).hung_up
+    assert made.next(Down).closed_by_broker
+    assert not made.next(Down).closed_by_broker
 
 
 def test_a_stop_in_the_middle_of_connecting_ends_the_thread(

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.link import outbound
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 
 
 class Taker:
@@ -194,7 +195,7 @@ def test_chunks_are_sent_now_or_never(bench: Bench) -> None:
 
 
 def test_p09_chunks_that_the_socket_does_not_take_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "MAX_FLEETING_BYTES", 100)
+    monkeypatch.setattr(outbound, "MAX_QOS0_BYTES", 100)
     bench.out.up(1, 20, None)
     assert bench.out.send_now("t", b"x" * 60, None, None)
     assert not bench.out.send_now("t", b"x" * 60, None, None)
@@ -230,7 +231,7 @@ def test_p09_nothing_is_lost_whatever_happens_to_the_connection(steps: list[str]
             bench.out.down()
         elif step == "late":
             bench.now += 6
-            bench.out.down(hung_up=True)
+            bench.out.down(closed_by_broker=True)
         else:
             confirmed += 1
             bench.out.acked(session, confirmed)

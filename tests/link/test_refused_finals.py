@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.link.connection import Acked, Down
-from edged.link.outbound import ASIDE_FOR
+from edged.link.events import Acked, Down
+from edged.link.suspect import SET_ASIDE_FOR
 from tests.agent.test_daemon import CANCEL, Bench, arrived, up
 
 
@@ -47,13 +47,13 @@ def test_p09_one_that_the_broker_hangs_up_on_is_set_aside_told_and_tried_again_l
     for mid in range(1, mid_of_final(bench)):
         bench.turn(Acked(1, mid))
     for session in (2, 3, 4):
-        bench.turn(Down("hung up", 0.0, taken_over=False, hung_up=True), up(session))
+        bench.turn(Down("closed", 0.0, taken_over=False, closed_by_broker=True), up(session))
     assert [f.code for f in bench.daemon._findings()] == ["publish_refused"]
     assert len(bench.finals()) == 3
     bench.now += 61
     bench.turn()
     assert (len(bench.finals()), len(bench.daemon._journal.undelivered())) == (3, 1)
-    bench.now += ASIDE_FOR
+    bench.now += SET_ASIDE_FOR
     bench.turn()
     assert len(bench.finals()) == 4
     bench.turn(Acked(4, mid_of_final(bench)))

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edged.config.schema import check_file
+from edged.config.keys import check_file
 from edged.core.errors import BadValue
-from edged.link import connection as module
-from edged.link.connection import Arrived, Down, Subscription, Up
+from edged.link import attempt
+from edged.link.attempt import Subscription
+from edged.link.events import Arrived, Down, Up
 from tests.link.conftest import CONFIG, PROMPTS, ROOT, Line, Wire
 from tests.support import Broker, Client, Device, running
 
@@ -60,7 +61,7 @@ def test_one_without_even_a_topic_and_a_packet_id_ends_the_connection(wired: tup
     wire.send(packet)
     down = made.next(Down)
     assert down.reason
-    assert not down.hung_up
+    assert not down.closed_by_broker
 
 
 @pytest.mark.broker
@@ -133,7 +134,7 @@ def test_the_largest_packet_is_above_the_largest_prompt_that_can_be_set_and_not_
     assert check_file({"limits": {"prompt_bytes": f"{largest}B"}})["limits"]["prompt_bytes"] == largest
     with pytest.raises(BadValue):
         check_file({"limits": {"prompt_bytes": f"{largest + 1}B"}})
-    assert largest + 500_000 < module.MAX_PACKET < largest + 2_000_000
+    assert largest + 500_000 < attempt.MAX_PACKET < largest + 2_000_000
 
 
 @pytest.mark.broker
@@ -141,7 +142,7 @@ def test_the_largest_packet_is_above_the_largest_prompt_that_can_be_set_and_not_
 def test_the_broker_keeps_back_what_is_larger_than_any_setting_takes(
     line: Callable[..., Line], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_PACKET", 2000)
+    monkeypatch.setattr(attempt, "MAX_PACKET", 2000)
     made = line(Subscription(PROMPTS, retained=False))
     made.next(Up)
     client.publish(f"{ROOT}/prompt/me", b"x" * 2100)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.config import checks
 from edged.core.errors import BadValue
 from edged.core.prompt import Turn
 from edged.wire import prompts
@@ -228,7 +229,7 @@ def test_a_bad_body_is_answered_under_its_own_id_with_a_sentence(payload: Any, s
 def test_json_that_is_no_object_is_refused(payload: bytes) -> None:
     assert refusal(payload, "application/json") == (
         "made-up",
-        f"the payload must be one JSON object, not {prompts.f.shown(json.loads(payload))}",
+        f"the payload must be one JSON object, not {checks.shown(json.loads(payload))}",
     )
 
 
