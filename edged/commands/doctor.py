@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         console = Console(highlight=False)
         for fact in advice:
             console.print(f"{marks[fact.status]} {escape(fact.fact)}")
-            if fact.mend:
-                console.print(f"     [dim]→[/] {escape(fact.mend)}")
+            if fact.fix:
+                console.print(f"     [dim]→[/] {escape(fact.fix)}")
     return 1 if any(fact.status == "fail" for fact in advice) else 0
 
 
@@ -75,10 +75,10 @@ def _engine(kernels: str | None, why: str) -> Advice:
             "the torch backend is installed for what it cannot run" if torch else "the torch backend is not installed"
         )
         return Advice("engine", "ok", f"the native engine computes with its {kernels} kernels; {other}")
-    mend = "Install a C++ compiler (apt-get install g++) and edged again: the native engine is several times faster."
+    fix = "Install a C++ compiler (apt-get install g++) and edged again: the native engine is several times faster."
     if torch:
-        return Advice("engine", "warn", f"the torch backend computes: {why}", mend)
-    return Advice("engine", "fail", f"nothing can compute: {why}, and the torch backend is not installed", mend)
+        return Advice("engine", "warn", f"the torch backend computes: {why}", fix)
+    return Advice("engine", "fail", f"nothing can compute: {why}, and the torch backend is not installed", fix)
 
 
 def _state_dir(path: Path) -> Advice:
@@ -96,7 +96,7 @@ def _broker(settings: Settings, device: str) -> Advice:
             return Advice("broker", "ok", f"the broker at {settings.mqtt.url} answers with MQTT {session.version}")
     except BrokerError as error:
         return Advice(
-            "broker", "fail", str(error), "Start the broker, or mend mqtt.url, user, password or certificate."
+            "broker", "fail", str(error), "Start the broker, or correct mqtt.url, user, password or certificate."
         )
 
 
