@@ -29,7 +29,7 @@ class Advice(msgspec.Struct, frozen=True):
     fix: str | None = None
 
 
-def doctor(
+def examine_board(
     board: Board, reading: Reading, *, limits: Limits | None = None, model_bytes: int | None = None
 ) -> list[Advice]:
     """The facts in the order to show them. `model_bytes` is the size of the configured model's file, where known."""

@@ -5,8 +5,8 @@ Sources: Raspberry Pi documentation, `vcgencmd get_throttled` (bits 0 to 3 now, 
 kernel drivers/hwmon/raspberrypi-hwmon.c (chip `rpi_volt`); Documentation/driver-api/thermal/sysfs-api.rst (cooling
 devices); Documentation/admin-guide/thermal/intel_thermal_throttle.rst (counters).
 
-The kernel's `rpi_volt` driver asks the firmware every 2 s and clears the sticky bits by that, so "since boot" may be lost
-between two of our readings. The sampler therefore keeps the flags that it has read.
+The kernel's `rpi_volt` driver asks the firmware every 2 s and clears the sticky bits by that, so "since boot" may be
+lost between two of our readings. The sampler therefore keeps the flags that it has read.
 """
 
 from __future__ import annotations

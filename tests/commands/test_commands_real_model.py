@@ -36,7 +36,7 @@ def test_a_model_is_pulled_listed_shown_and_removed(tmp_path: Path) -> None:
     assert [] == json.loads(edged(state, "model", "list", "--json").stdout)["models"]
     missing = edged(state, "model", "remove", "tiny.gguf")
     assert 1 == missing.returncode
-    assert "no model tiny.gguf is kept here" in missing.stderr
+    assert "no model tiny.gguf is in the store" in missing.stderr
 
 
 def test_doctor_says_what_to_fix(tmp_path: Path) -> None:

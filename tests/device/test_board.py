@@ -10,7 +10,7 @@ import pytest
 
 from edged.core.reading import Disk, Memory, ProcessMemory, Reading, Throttle
 from edged.device.board import Board, describe, limits_for, memory_cgroup
-from edged.device.board_facts import Advice, doctor
+from edged.device.board_facts import Advice, examine_board
 from tests.device.boards import GARBAGE, JETSON, PC, PI, Tree
 
 GB = 10**9
@@ -88,13 +88,15 @@ def test_memory_cgroup(tree: Tree, files: dict[str, str], expected: bool | None)
 
 
 def _advice(code: str, board: Board = BOARD, model_bytes: int | None = None, **fields: Any) -> Advice:
-    found = doctor(board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes)
+    found = examine_board(
+        board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes
+    )
     return next(advice for advice in found if advice.code == code)
 
 
 def test_a_board_that_is_well() -> None:
     """All facts are good, none asks for anything."""
-    found = doctor(BOARD, WELL, model_bytes=GB)
+    found = examine_board(BOARD, WELL, model_bytes=GB)
     assert {advice.status for advice in found} == {"ok"}
     assert all(advice.fix is None for advice in found)
     assert len({advice.code for advice in found}) == len(found)
