@@ -1,4 +1,4 @@
-"""What every command needs of the owner's config: checked values, settings, the device's name, the store's folder."""
+"""What every command needs of the config: checked values, settings, the device's name, the store's folder."""
 
 from __future__ import annotations
 

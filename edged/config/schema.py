@@ -48,7 +48,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """What a prompt gets where it says nothing itself. `limits.max_tokens` bounds `max_tokens` where it is lower."""
+    """The values for what a prompt does not set itself. `limits.max_tokens` bounds `max_tokens` where it is lower."""
 
     max_tokens: int = 256
     temperature: float = 0.7

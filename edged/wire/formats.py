@@ -1,4 +1,4 @@
-"""The `format` of a prompt: what its output must obey. JSON → words, or BadValue with the path of what is wrong.
+"""The `format` of a prompt: what its output must obey. JSON → types, or BadValue with the path of what is wrong.
 
 A schema is checked keyword by keyword, because JSON Schema itself ignores keywords it does not know: a constraint with
 a slip in its spelling would then constrain nothing.
@@ -23,15 +23,15 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _REF = re.compile(r"#(?:/(?:\$defs|definitions)/[^/]+)?\Z")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 _LOOSE_BACKSLASH = re.compile(r"(?:[^\\]|\A)(?:\\\\)*\\\Z")
-# Keywords by what stands below them: one schema, a list of schemas, schemas by name, a value that the engine checks.
+# Keywords by what their value is: one schema, a list of schemas, schemas by name, a value that the engine checks.
 _SCHEMA = ("additionalProperties", "items")
 _SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _SIZES = ("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _VALUES = ("type", "enum", "const", "required", "pattern", "format", "$ref", *_SIZES, *_NUMBERS)
-_NOTES = ("title", "description", "default", "examples", "deprecated", "$comment", "$schema")
-_KNOWN = frozenset({*_SCHEMA, *_SCHEMAS, *_NAMED, *_VALUES, *_NOTES})
+_ANNOTATIONS = ("title", "description", "default", "examples", "deprecated", "$comment", "$schema")
+_KNOWN = frozenset({*_SCHEMA, *_SCHEMAS, *_NAMED, *_VALUES, *_ANNOTATIONS})
 
 
 def check_format(path: str, value: object) -> Format:
@@ -81,7 +81,7 @@ def _schema(path: str, value: object) -> JsonSchema:
 
 
 def _walk(path: str, schema: object) -> None:
-    """Every keyword of a schema and of those inside it is one that the engine enforces, or a mere note."""
+    """Every keyword of a schema and of those inside it is one that the engine enforces, or an annotation."""
     if isinstance(schema, bool):
         return
     for key, entry in _as(dict, path, schema).items():

@@ -1,4 +1,4 @@
-"""Config layers and the reported state: bytes ↔ words."""
+"""Config layers and the reported state: bytes ↔ types."""
 
 from __future__ import annotations
 

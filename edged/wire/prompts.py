@@ -1,4 +1,4 @@
-"""Incoming prompts and cancels: bytes → words. What cannot be read becomes `BadPrompt`, with an id to answer under."""
+"""Incoming prompts and cancels: bytes → types. What cannot be read becomes `BadPrompt`, with an id to answer under."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A prompt as it was asked. `sampling` holds only what the prompt sets itself.
+    """A prompt as it was sent. `sampling` holds only what the prompt sets itself.
 
-    `stream` None: not said, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is a Unix time.
+    `stream` None: not given, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is Unix time.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class BadPrompt(EdgedError):
-    """A body that cannot be a prompt. `id` is the one to answer under, `stream` as far as it could be read."""
+    """A body that cannot be a prompt. `id` is the one to answer under."""
 
     def __init__(self, prompt_id: str, message: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Ca
 
 
 def id_of(payload: bytes, cap: int, make_id: Callable[[], str]) -> str:
-    """The id to answer under, of a body that is refused whatever it says; a made-up one where none is found."""
+    """The id to answer under, of a body that is refused unread; a made-up one where none is found."""
     try:
         found = _own_id(_readable(payload)) if len(payload) <= cap else _first_id(payload)
     except BadValue:
@@ -82,12 +82,12 @@ def id_of(payload: bytes, cap: int, make_id: Callable[[], str]) -> str:
 
 def _plain(payload: bytes, made_id: str) -> Prompt:
     try:
-        words = strict_json.utf8(payload)
+        text = strict_json.utf8(payload)
     except BadValue as error:
         raise BadValue("", f"the payload {error.sentence}") from None
-    if not words.strip():
+    if not text.strip():
         raise BadValue("prompt", "is empty; send the text of a prompt")
-    return Prompt(id=made_id, named=False, turns=(Turn("user", words),), sampling={})
+    return Prompt(id=made_id, named=False, turns=(Turn("user", text),), sampling={})
 
 
 def _own_id(document: dict[str, Any]) -> str | None:
@@ -107,10 +107,10 @@ def _readable(payload: bytes) -> dict[str, Any]:
 
 
 def _not_blank(path: str, value: object) -> str:
-    words = _any_text(path, value)
-    if not words.strip():
+    text = _any_text(path, value)
+    if not text.strip():
         raise BadValue(path, "is empty; send the text of a prompt")
-    return words
+    return text
 
 
 def _any_text(path: str, value: object) -> str:
@@ -167,7 +167,7 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
     turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
     if "format" in checked and checked.get("stop"):
-        raise BadValue("stop", "cannot stand beside format, which says itself where the output ends; leave one out")
+        raise BadValue("stop", "cannot be combined with format, which determines where the output ends; leave one out")
     if "system" in checked:
         turns = (Turn("system", checked["system"]), *turns)
     return Prompt(

@@ -34,7 +34,7 @@ def loads(payload: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact UTF-8 JSON. NaN and infinity are a defect of ours and raise ValueError."""
+    """Compact UTF-8 JSON. NaN and infinity raise ValueError."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 

@@ -97,12 +97,12 @@ def test_a_bad_variable_is_exit_2_and_named(
     ("words", "says"),
     [
         (["chekc"], "'chekc'"),
-        ([], "COMMAND; edged --help"),
+        ([], "COMMAND; see edged --help"),
         (["check", "--no-such-word"], "--no-such-word"),
         (["run", "extra"], "extra"),
-        (["model"], "VERB; edged model --help"),
+        (["model"], "VERB; see edged model --help"),
         (["generate", "x", "y", "--max-tokens", "many"], "--max-tokens: invalid int value: 'many'"),
-        (["bench", "x", "--threads", "0"], "--threads: '0' is not a number from 1 on"),
+        (["bench", "x", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 1000000"),
     ],
 )
 def test_wrong_words_are_exit_2_and_one_sentence(

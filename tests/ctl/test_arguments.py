@@ -63,10 +63,10 @@ def test_p08_a_reserved_command_is_refused_and_says_so(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "COMMAND; edgectl --help"),
+        ((), "COMMAND; see edgectl --help"),
         (("propmt", "x"), "'propmt'"),
-        (("config",), "VERB; edgectl config --help"),
-        (("prompt",), "TEXT; edgectl prompt --help"),
+        (("config",), "VERB; see edgectl config --help"),
+        (("prompt",), "TEXT; see edgectl prompt --help"),
         (("prompt", "x", "--seed", "one"), "--seed: invalid int value: 'one'"),
         (("prompt", "x", "--timeout", "inf"), "--timeout: inf is not a number of seconds"),
         (("status", "--wait", "-1"), "--wait: -1 is not a number of seconds"),
@@ -97,7 +97,7 @@ def test_a_default_file_that_cannot_be_read_is_told_with_what_to_do(
     for words in ((), ("--url", "mqtt://h"), ("--fleet", "home")):
         said = refused(capsys, "status", *words)
         assert f"{unreadable}: cannot be read (" in said
-        assert "--url and --fleet" in said
+        assert "give the broker with --url and the fleet with --fleet" in said
 
 
 def test_broker_and_fleet_as_options_or_variables_need_no_file(

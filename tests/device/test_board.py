@@ -10,7 +10,7 @@ import pytest
 
 from edged.core.reading import Disk, Memory, ProcessMemory, Reading, Throttle
 from edged.device.board import Board, describe, limits_for, memory_cgroup
-from edged.device.board_facts import Advice, doctor
+from edged.device.board_facts import Advice, examine_board
 from tests.device.boards import GARBAGE, JETSON, PC, PI, Tree
 
 GB = 10**9
@@ -88,15 +88,17 @@ def test_memory_cgroup(tree: Tree, files: dict[str, str], expected: bool | None)
 
 
 def _advice(code: str, board: Board = BOARD, model_bytes: int | None = None, **fields: Any) -> Advice:
-    found = doctor(board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes)
+    found = examine_board(
+        board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes
+    )
     return next(advice for advice in found if advice.code == code)
 
 
 def test_a_board_that_is_well() -> None:
     """All facts are good, none asks for anything."""
-    found = doctor(BOARD, WELL, model_bytes=GB)
+    found = examine_board(BOARD, WELL, model_bytes=GB)
     assert {advice.status for advice in found} == {"ok"}
-    assert all(advice.mend is None for advice in found)
+    assert all(advice.fix is None for advice in found)
     assert len({advice.code for advice in found}) == len(found)
 
 
@@ -116,7 +118,7 @@ def test_a_board_that_is_well() -> None:
         ("throttled", "warn", {"throttle": Throttle(("throttled",), ("throttled",))}, "now by throttling"),
         ("throttled_since_boot", "warn", {"throttle": Throttle((), ("under_voltage",))}, "too low a voltage"),
         ("throttled", "warn", {"throttle": None}, "cannot be read"),
-        ("sensors", "warn", {"broken": ("gpu",), "stuck": ("disk",)}, "nonsense from: gpu; no answer from: disk"),
+        ("sensors", "warn", {"broken": ("gpu",), "stuck": ("disk",)}, "wrong values from: gpu; no answer from: disk"),
     ],
 )
 def test_each_trouble_has_a_fact_and_what_to_do(code: str, status: str, fields: dict[str, Any], words: str) -> None:
@@ -124,16 +126,16 @@ def test_each_trouble_has_a_fact_and_what_to_do(code: str, status: str, fields: 
     advice = _advice(code, **fields)
     assert advice.status == status
     assert words in advice.fact
-    assert advice.mend is not None
-    assert advice.mend.endswith(".")
+    assert advice.fix is not None
+    assert advice.fix.endswith(".")
 
 
 def test_memory_cgroup_off_names_the_kernels_command_line() -> None:
     """Raspberry Pi OS boots with it off."""
     advice = _advice("memory_cgroup", msgspec.structs.replace(BOARD, memory_cgroup=False))
     assert advice.status == "warn"
-    assert "cgroup_enable=memory" in str(advice.mend)
-    assert "cmdline.txt" in str(advice.mend)
+    assert "cgroup_enable=memory" in str(advice.fix)
+    assert "cmdline.txt" in str(advice.fix)
 
 
 @pytest.mark.parametrize(

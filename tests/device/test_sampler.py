@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from edged.core.reading import Network, ProcessMemory, Reading, Stall, Throttle
-from edged.device import probe_runner as lanes
-from edged.device import probes
+from edged.device import probe_runner, probes
 from edged.device.sampler import Sampler
 from tests.device.boards import CPUFREQ, GARBAGE, JETSON, KERNEL, PC, PI, STAT, Tree
 
@@ -198,16 +197,16 @@ def test_all_sensors_hang(tree: Tree) -> None:
     assert _until(lambda: subject.read().stuck == ())
 
 
-def test_a_hung_lane_gives_up_its_late_answer() -> None:
-    """What a probe says after it was left behind belongs to no reading."""
-    gate, runs = threading.Event(), lanes.Lanes(deadline_s=0.02)
+def test_the_late_result_of_a_probe_that_hung_is_dropped() -> None:
+    """What a probe returns after its thread was abandoned belongs to no reading."""
+    gate, runs = threading.Event(), probe_runner.ProbeRunner(deadline_s=0.02)
 
     def slow() -> str:
         gate.wait()
         return "late"
 
     threads: list[str] = []
-    jobs: list[lanes.Job] = [
+    jobs: list[probe_runner.Job] = [
         ("first", lambda: 1),
         ("slow", slow),
         ("last", lambda: threads.append(str(threading.get_ident()))),
@@ -215,9 +214,9 @@ def test_a_hung_lane_gives_up_its_late_answer() -> None:
     assert set(runs.run(jobs)) == {"first", "last"}
     assert set(runs.run(jobs)) == {"first", "last"}
     gate.set()
-    lane_ended = _until(lambda: "slow" in runs.run([("slow", lambda: 2)]))
-    assert lane_ended
-    assert len(threads) == 2  # the lane that was let go did not run what another had taken over
+    ended = _until(lambda: "slow" in runs.run([("slow", lambda: 2)]))
+    assert ended
+    assert len(threads) == 2  # the abandoned thread did not run what the next one had run
 
 
 def test_a_probe_that_raises_anything_is_broken() -> None:
@@ -226,8 +225,8 @@ def test_a_probe_that_raises_anything_is_broken() -> None:
     def bug() -> object:
         raise ZeroDivisionError("division by zero")
 
-    found = lanes.Lanes(deadline_s=5.0).run([("bug", bug), ("good", lambda: 1)])
-    assert found["bug"] == lanes.Outcome("broken", why="ZeroDivisionError: division by zero")
+    found = probe_runner.ProbeRunner(deadline_s=5.0).run([("bug", bug), ("good", lambda: 1)])
+    assert found["bug"] == probe_runner.Outcome("broken", why="ZeroDivisionError: division by zero")
     assert found["good"].value == 1
 
 
@@ -248,7 +247,7 @@ def test_what_a_sensor_may_raise(error: OSError, verdict: str) -> None:
     def probe() -> object:
         raise error
 
-    assert lanes.attempt(probe).verdict == verdict
+    assert probe_runner.attempt(probe).verdict == verdict
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +257,7 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert lanes.Lanes(deadline_s=5.0).run([("any", lambda: 1)]) == {}
+    assert probe_runner.ProbeRunner(deadline_s=5.0).run([("any", lambda: 1)]) == {}
 
 
 def test_a_missing_source_costs_nothing(tree: Tree) -> None:

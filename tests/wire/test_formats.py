@@ -108,7 +108,7 @@ def test_a_prompt_carries_its_format_and_no_stop_beside_it() -> None:
     body: dict[str, Any] = {"id": "a", "prompt": "x", "format": {"type": "choice", "choices": ["yes", "no"]}}
     assert parse_prompt(json.dumps(body).encode(), None, 1000, str).format == Choice(("yes", "no"))
     assert parse_prompt(json.dumps({**body, "stop": []}).encode(), None, 1000, str).format is not None
-    with pytest.raises(BadPrompt, match="stop: cannot stand beside format"):
+    with pytest.raises(BadPrompt, match="stop: cannot be combined with format"):
         parse_prompt(json.dumps({**body, "stop": ["."]}).encode(), None, 1000, str)
 
 
