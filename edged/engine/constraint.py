@@ -36,6 +36,8 @@ _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_s
 _NEEDS_ESCAPES: Final = re.compile(r'"pattern|\\u00[01]|\x7f')
 _PLAIN_ESCAPES: Final = 'nrbtf\\"'
 _STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
+_CAUSE: Final = re.compile(r"invalid regex (.{1,80}?) \(in regex\)", re.DOTALL)
+_ERROR: Final = re.compile(r"\nerror: ([^\n]+)")
 _TOO_COMPLEX: Final = (
     "it is too complex to be enforced; use shorter patterns, smaller counts and fewer conditions that must hold at once"
 )
@@ -220,7 +222,8 @@ def _first_line(words: str) -> str:
     """What the library says, without the place in a grammar that is not the requester's and without its long tail."""
     if words.startswith("NoExtension"):
         return "there is no text that obeys it"
-    if cause := re.search(r"invalid regex (.{1,80}?) \(in regex\).*?\nerror: ([^\n]+)", words, re.DOTALL):
-        return f"the regex {cause[1]} has an error: {cause[2][:200]}"
+    # Two searches: one for both would begin anew at each of a thousand causes that a requester's pattern may quote.
+    if (cause := _CAUSE.search(words)) and (error := _ERROR.search(words, cause.end())):
+        return f"the regex {cause[1]} has an error: {error[1][:200]}"
     first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", words).partition("\n")[0]
     return first if len(first) <= 200 else first[:199] + "…"

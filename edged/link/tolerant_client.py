@@ -8,6 +8,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MQTTException
 
+from edged.link.inbound_properties import without_repeatable
+
 _CANNOT_READ = (MQTTException, ValueError, IndexError, KeyError, struct.error)  # paho 2.1 lets all of these through
 
 
@@ -27,6 +29,9 @@ class TolerantClient(mqtt.Client):
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:
+            if self._protocol == mqtt.MQTTv5:
+                received = self._in_packet
+                received["packet"] = without_repeatable(received["command"], received["packet"])
             return super()._handle_publish()
         except _CANNOT_READ as error:
             message = _unreadable(self._in_packet["command"], bytes(self._in_packet["packet"]), str(error))

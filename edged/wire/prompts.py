@@ -20,6 +20,8 @@ from edged.wire.topics import PROMPT_ID
 
 _SEARCHED = 4096  # bytes in which the id of a broken body is looked for
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z", re.ASCII)
+# The lone quote begins a text that nothing ends: it is tried last, so every byte is read at most twice.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
 _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
@@ -184,16 +186,20 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
 
 
 def _first_id(payload: bytes) -> str | None:
-    """The first top-level string `id` in the first 4 KB of a body that does not parse, if it is a valid id."""
+    """The first top-level string `id` in the first 4 KB of a body that does not parse, if it is a valid id.
+
+    Takes time in proportion to what is searched.
+    """
     source = payload[:_SEARCHED].decode("utf-8", "replace")
-    depth, position = 0, 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', source, re.DOTALL):
-        position = token.end()
+    depth = 0
+    for token in _TOKEN.finditer(source):
         if token[0] in "{[":
             depth += 1
         elif token[0] in "}]":
             depth -= 1
-        elif depth == 1 and token[0] == '"id"' and (value := _FIRST_ID.match(source, position)):
+        elif token[0] == '"':
+            return None  # this text does not end, and so none that begins after it ends either
+        elif depth == 1 and token[0] == '"id"' and (value := _FIRST_ID.match(source, token.end())):
             try:
                 found = json.loads(value[1])
             except ValueError:

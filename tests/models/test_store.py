@@ -40,6 +40,7 @@ class Web(ThreadingHTTPServer):
         self.cuts: list[int] = []
         self.ranges: list[str | None] = []
         self.whole_only = False
+        self.length: str | None = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -59,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("Content-Length", web.length or str(len(data) - start))
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:8]}"')
         self.end_headers()
         body = data[start:]
@@ -98,6 +99,14 @@ def test_a_cut_connection_is_taken_up_again(web: Web, tmp_path: Path) -> None:
     get(Remote(f"{web.url}/m", "m", len(DATA), hashlib.sha256(DATA).hexdigest()), tmp_path / "part")
     assert DATA == (tmp_path / "part").read_bytes()
     assert [None, "bytes=100000-", "bytes=400000-"] == web.ranges
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", "1 1"])
+def test_a_length_that_is_no_number_is_not_used(web: Web, tmp_path: Path, length: str) -> None:
+    """Python's `isdigit` takes the first, and `int` refuses to read the second."""
+    web.files["/m"], web.length = DATA, length
+    get(Remote(f"{web.url}/m", "m", len(DATA), hashlib.sha256(DATA).hexdigest()), tmp_path / "part")
+    assert DATA == (tmp_path / "part").read_bytes()
 
 
 def test_a_broken_off_download_goes_on_next_time(web: Web, store: Store) -> None:

@@ -6,6 +6,7 @@ import base64
 import errno
 import http.client
 import json
+import re
 import ssl
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from edged.models.digest import file_sha256
 Progress = Callable[[int, int | None, str], None]
 """Gets bytes done, bytes in all (None where unknown) and what is being done."""
 _BLOCK: Final = 1 << 18
+_LENGTH: Final = re.compile("[0-9]{1,18}")  # Python refuses to read thousands of digits; `²` is one to str.isdigit
 _TRIES: Final = 5  # in a row without a new byte
 _TIMEOUT: Final = 60.0  # seconds without an answer or a byte
 _MAX_JSON: Final = 64_000_000
@@ -101,7 +103,7 @@ def _attempt(remote: Remote, part: Path, progress: Progress) -> int:
     with _ask(remote, part, at) as answer:
         at = _first_byte(answer, at)
         length = answer.headers.get("Content-Length", "")
-        total = at + int(length) if length.isdigit() else None
+        total = at + int(length) if _LENGTH.fullmatch(length) else None
         if remote.room and total is not None:
             remote.room(total - at)
         if tag := answer.headers.get("ETag", ""):

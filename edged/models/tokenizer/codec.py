@@ -14,9 +14,10 @@ from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
-from edged.core.errors import PromptRefused
+from edged.core.errors import ModelError, PromptRefused
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
+_MAX_PARTS: Final = 10_000_000  # characters of all beginnings of control tokens, which grow with the square of a name
 _MAX_DEPTH: Final = 40  # of an expression; a file's tokens could nest deeper than `re` can
 
 
@@ -44,7 +45,8 @@ class TextCodec:
 
     `splitter` turns text into ids and never obeys control tokens. `token_bytes` is what each id writes. `control` maps
     control tokens to ids. `bos` is the id that begins every prompt (None: nothing is put in front), `stops` are the ids
-    that end an answer. `names` gives a template the texts of special tokens (`bos_token`, `eos_token`).
+    that end an answer. `names` gives a template the texts of special tokens (`bos_token`, `eos_token`). Raises
+    ModelError `bad_model`.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class TextCodec:
         self._control_ids = frozenset(control.values())
         # A single letter cannot be told from text, so it is never obeyed.
         longer = [name for name in control if len(name) > 1]
+        if sum(len(name) ** 2 for name in longer) // 2 > _MAX_PARTS:
+            raise ModelError("bad_model", "The names of the control tokens are far too long; that is no tokenizer.")
         either = longest_of(longer)
         self._control = re.compile(f"({either})")
         self._control_start = re.compile(f"(?={either})")

@@ -16,6 +16,7 @@ from edged.models.tokenizer.pretokenizers import IGNORE_MERGES, pre_tokenizer
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
 
 MAX_TOKENIZER_JSON: Final = 100_000_000
+MAX_TOKEN: Final = 2_000  # characters; the work for a token grows with the square of its length
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 # Tokens that end a turn by their name, whatever the metadata calls the end of a sequence.
 _TURN_ENDS: Final = frozenset(
@@ -42,6 +43,8 @@ def codec_from_gguf(file: GgufFile) -> TextCodec:
     types: list[int] = _list(file, "tokenizer.ggml.token_type", int, default=[1] * len(tokens))
     if len(types) != len(tokens):
         raise ModelError("bad_model", f"{file.path.name} lists {len(tokens)} tokens but {len(types)} token types.")
+    if (longest := max(map(len, tokens))) > MAX_TOKEN:
+        raise ModelError("bad_model", f"{file.path.name} has a token of {longest:,} characters; that is no tokenizer.")
     control = {token: index for index, token in enumerate(tokens) if types[index] in {_CONTROL, _UNKNOWN} and token}
     whole = [token for index, token in enumerate(tokens) if types[index] == _USER_DEFINED and token]
     if kind == "gpt2":
