@@ -1,4 +1,4 @@
-"""From logits to a token, in numpy: what `kernels/choose.cpp` is tested against, and what serves without a compiler.
+"""From logits to a token, in numpy: the reference of `kernels/ops/choose.cpp`, and used without a compiler.
 
 In this order: repetition penalty (Keskar et al. 2019) over the prompt and what was written, temperature, top-k, top-p
 (Holtzman et al. 2020), min-p, then one draw. Everything has a fixed order: the lower id first among equals.

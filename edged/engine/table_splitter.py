@@ -69,7 +69,7 @@ class TableSplitter:
             ) from None
         lengths = np.fromiter(map(len, words), np.int32, len(words))
         ids = np.empty(len(spelled), np.int32)
-        count = self._library.merge(self._merges, spelled, lengths.ctypes.data, len(words), ids.ctypes.data)
+        count = self._library.bpe_encode(self._merges, spelled, lengths.ctypes.data, len(words), ids.ctypes.data)
         return list(ids[:count].tolist())
 
 

@@ -154,7 +154,7 @@ class NativeModel:
             call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
             call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
-            call.chances = one.chances.buffer_info()[0]
+            call.uniforms = one.chances.buffer_info()[0]
             if one.past is not None:
                 call.past, call.past_count = one.past.buffer_info()
             call.chosen = row.ctypes.data

@@ -1,5 +1,5 @@
 """Weights as the kernels want them: groupwise codes, 8 rows interleaved in a tile. The layout is written down in
-`kernels/table.h`.
+`kernels/ops/matrix.h`.
 
 Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 stand for −8…7); `q4_min`,
 `q8_min`: code · scale + minimum. Scales and minima are float16, as GGUF files have them. `q4_byte` and `q4_byte_min`

@@ -1,4 +1,5 @@
-// The table of kernels for avx2; empty on other families of processors. build.py gives this file its compiler flags.
+// The table of kernels for avx2; empty on other families of processors. build.py gives this file its compiler
+// flags.
 #include "kernels.h"
 
 #if defined(__x86_64__)

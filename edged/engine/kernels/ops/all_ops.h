@@ -1,4 +1,5 @@
-// Every kernel, in the order they need each other, and the table of them. Included once by each instruction set's file, after its words.
+// All kernels, in the order of their dependences, and the table of them. Included once by each instruction
+// set's file, after its vector operations.
 #pragma once
 #include "ops/elementwise.h"
 // The powers of two of elementwise.h serve attention and sampling.
@@ -6,5 +7,6 @@
 #include "ops/matmul.h"
 #include "ops/sampling.h"
 
-#define EDGED_TABLE(name) \
-  { name, rms_norm, quantize, matmul, kStrips, rotate, swiglu, add_to, scale_by, store_kv, attend, merge, finite, largest, weigh }
+#define EDGED_TABLE(name)                                                                        \
+  {name,     rms_norm, quantize, matmul,         kStrips,    apply_rope, swiglu,         add_to, \
+   scale_by, write_kv, attend,   merge_partials, all_finite, max_logit,  softmax_weights}

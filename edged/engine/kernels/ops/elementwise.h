@@ -1,12 +1,13 @@
-// Everything of a layer that is neither a matrix product nor attention. Included once by each instruction set's file.
+// Everything of a layer that is neither a matrix product nor attention. Included once by each instruction
+// set's file.
 #pragma once
 #include "kernels.h"
 
 namespace {
 using namespace edged;
 
-// 2^f for |f| ≤ ½, exactly 1 for 0: the polynomial of degree 5 with the least relative error, 1e-7, among those that begin with 1 (fitted by
-// reweighted least squares).
+// 2^f for |f| ≤ ½, exactly 1 for 0: the polynomial of degree 5 with the least relative error, 1e-7, among
+// those that begin with 1 (fitted by reweighted least squares).
 inline F8 exp2_of_fraction(F8 f) {
   F8 p = splat(1.3264727e-3f);
   p = fma(p, f, splat(9.6715127e-3f));
@@ -78,7 +79,7 @@ void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, in
   }
 }
 
-void rotate(float* x, const float* cosine, const float* sine, int half) {
+void apply_rope(float* x, const float* cosine, const float* sine, int half) {
   int i = 0;
   for (; i + 8 <= half; i += 8) {
     const F8 a = load(x + i), b = load(x + half + i), c = load(cosine + i), s = load(sine + i);
@@ -92,7 +93,7 @@ void rotate(float* x, const float* cosine, const float* sine, int half) {
   }
 }
 
-inline F8 silu(F8 x) { return divide(x, add(splat(1.f), exp2(mul(x, splat(-1.4426950408889634f))))); }
+inline F8 silu(F8 x) { return divide(x, add(splat(1.f), exp2(mul(x, splat(-(float)kLog2e))))); }
 
 // n is a multiple of 8.
 void swiglu(const float* gate, const float* up, int n, float* out) {
@@ -111,7 +112,7 @@ void scale_by(float* x, float factor, int n) {
 // fp16 with a limit: an infinity in the cache would turn masked tokens into NaN.
 inline F8 within_half(F8 x) { return max(min(x, splat(65504.f)), splat(-65504.f)); }
 
-void store_kv(const float* key, const float* value, int dim, uint16_t* block, int slot) {
+void write_kv(const float* key, const float* value, int dim, uint16_t* block, int slot) {
   uint16_t half[8];
   for (int i = 0; i < dim; i += 8) {
     store_f16(half, within_half(load(key + i)));
@@ -121,7 +122,7 @@ void store_kv(const float* key, const float* value, int dim, uint16_t* block, in
   for (int i = 0; i < dim; i += 8) store_f16(values + i, within_half(load(value + i)));
 }
 
-bool finite(const float* x, int n) {
+bool all_finite(const float* x, int n) {
   F8 sum = zero();
   int i = 0;
   for (; i + 8 <= n; i += 8) {

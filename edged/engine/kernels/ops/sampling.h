@@ -1,4 +1,5 @@
-// Sampling's passes over all of a vocabulary: its best, then what each token weighs. Included once by each instruction set's file.
+// Sampling's passes over a whole vocabulary: the largest logit, then each token's weight. Included once by
+// each instruction set's file.
 #pragma once
 #include <cfloat>
 #include <cmath>
@@ -15,8 +16,9 @@ inline F8 load_some(const float* x, int count) {
   return load(lanes);
 }
 
-// The largest of n values; NaN where one is NaN or infinite (minus infinity counts as a number: it is how a mask says never).
-float largest(const float* x, int n) {
+// The largest of n values; NaN where one is NaN or infinite (minus infinity counts as a number: masked tokens
+// have it).
+float max_logit(const float* x, int n) {
   F8 top = splat(-INFINITY), check = zero();
   for (int i = 0; i < n; i += 8) {
     const F8 v = n - i >= 8 ? load(x + i) : load_some(x + i, n - i);
@@ -26,9 +28,11 @@ float largest(const float* x, int n) {
   return sum_lanes(check) == 0.f ? max_lanes(top) : NAN;
 }
 
-// out = 2^((x − best) · factor) for n values that are at most `best`, exactly 0 for minus infinity; their sum, in 8 lanes.
-float weigh(const float* x, int n, float best, float factor, float* out) {
-  const F8 from = splat(best), factors = splat(factor), least = splat(1.17549435e-38f);  // exp2 never gives less than 2⁻¹²⁶
+// out = 2^((x − best) · factor) for n values that are at most `best`, exactly 0 for minus infinity; their
+// sum, in 8 lanes.
+float softmax_weights(const float* x, int n, float best, float factor, float* out) {
+  const F8 from = splat(best), factors = splat(factor),
+           least = splat(1.17549435e-38f);  // exp2 never gives less than 2⁻¹²⁶
   F8 sum = zero();
   for (int i = 0; i < n; i += 8) {
     const bool whole = n - i >= 8;
