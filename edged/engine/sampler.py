@@ -79,7 +79,7 @@ class Sampler:
         if self._library is None:
             return choose_plain.choose(logits, self._sampling, np.array(self.ids, np.int32), chance)
         self._call.seen, self._call.seen_count = self.ids.buffer_info()
-        self._call.chance = chance
+        self._call.uniform = chance
         return self._library.choose(logits.ctypes.data, len(logits), self._call)
 
 
