@@ -39,7 +39,7 @@ def test_an_integer_refuses_what_is_no_whole_number_in_range(value: object) -> N
 
 
 def test_the_largest_integer_is_the_largest_that_json_readers_keep() -> None:
-    assert checks.integer(0)("key", 2**53 - 1) == 2**53 - 1
+    assert 2**53 - 1 == checks.integer(0)("key", 2**53 - 1)
     assert "between 0 and 9007199254740991" in refusal(checks.integer(0), 2**53)
 
 
@@ -57,26 +57,26 @@ def test_a_number_refuses_what_is_not_finite_or_out_of_range(value: object) -> N
 
 def test_a_truth_value_is_not_a_number() -> None:
     assert checks.boolean("key", True) is True
-    assert refusal(checks.boolean, 1) == "key: must be true or false, not 1"
+    assert "key: must be true or false, not 1" == refusal(checks.boolean, 1)
 
 
 def test_text_has_a_length_a_pattern_and_no_nul() -> None:
     check = checks.text(high=3, pattern=re.compile("[a-c]+"), like="letters a to c")
-    assert check("key", "abc") == "abc"
-    assert refusal(check, "") == "key: must have 1 to 3 characters, not 0"
-    assert refusal(check, "abca") == "key: must have 1 to 3 characters, not 4"
-    assert refusal(check, "xyz") == "key: must be letters a to c, not 'xyz'"
-    assert refusal(checks.text(), "a\0b") == "key: must not contain a NUL character"
+    assert "abc" == check("key", "abc")
+    assert "key: must have 1 to 3 characters, not 0" == refusal(check, "")
+    assert "key: must have 1 to 3 characters, not 4" == refusal(check, "abca")
+    assert "key: must be letters a to c, not 'xyz'" == refusal(check, "xyz")
+    assert "key: must not contain a NUL character" == refusal(checks.text(), "a\0b")
 
 
 def test_a_number_where_text_is_wanted_is_told_to_stand_in_quotes() -> None:
-    assert refusal(checks.text(), 5) == "key: must be text, not 5; put it in quotes"
+    assert "key: must be text, not 5; put it in quotes" == refusal(checks.text(), 5)
 
 
 def test_text_that_only_must_not_be_empty_takes_any_length_and_nul() -> None:
-    assert checks.not_empty("key", "\0" * 100_000) == "\0" * 100_000
-    assert refusal(checks.not_empty, "") == "key: must not be empty"
-    assert refusal(checks.not_empty, 5) == "key: must be text, not 5; put it in quotes"
+    assert "\0" * 100_000 == checks.not_empty("key", "\0" * 100_000)
+    assert "key: must not be empty" == refusal(checks.not_empty, "")
+    assert "key: must be text, not 5; put it in quotes" == refusal(checks.not_empty, 5)
     assert "surrogate" in refusal(checks.not_empty, "\ud800")
 
 
@@ -87,10 +87,10 @@ def test_text_with_a_lone_surrogate_is_refused_since_nothing_can_encode_it(value
 
 def test_one_of_takes_a_number_as_its_spelling_and_suggests_the_nearest_word() -> None:
     check = checks.one_of("auto", "native", "torch", "5")
-    assert check("key", 5) == "5"
-    assert check("key", "torch") == "torch"
-    assert (
-        refusal(check, "nativ") == "key: must be one of auto, native, torch, 5, not 'nativ' (did you mean \"native\"?)"
+    assert "5" == check("key", 5)
+    assert "torch" == check("key", "torch")
+    assert "key: must be one of auto, native, torch, 5, not 'nativ' (did you mean \"native\"?)" == refusal(
+        check, "nativ"
     )
     assert "did you mean" not in refusal(check, "zzzzzz")
     assert "must be one of" in refusal(checks.one_of("True"), True)
@@ -150,29 +150,29 @@ def test_bounds_are_told_as_people_write_them() -> None:
 def test_integer_or_takes_its_word_for_none() -> None:
     check = checks.integer_or("auto", 1, 8)
     assert check("key", "auto") is None
-    assert check("key", 4) == 4
-    assert refusal(check, "4") == "key: must be auto or a whole number, not '4'"
+    assert 4 == check("key", 4)
+    assert "key: must be auto or a whole number, not '4'" == refusal(check, "4")
     assert refusal(check, True).startswith("key: must be a whole number")
 
 
 def test_a_list_checks_each_entry_and_names_the_bad_one() -> None:
     check = checks.list_of(checks.integer(0, 9), high=3, distinct=True)
-    assert check("key", [1, 2]) == (1, 2)
-    assert refusal(check, [1, 99]) == "key[1]: must be between 0 and 9, not 99"
-    assert refusal(check, [1, 1]) == "key: must not name the same entry twice"
-    assert refusal(check, [1, 2, 3, 4]) == "key: must have at most 3 entries, not 4"
-    assert refusal(check, "abc") == "key: must be a list, not 'abc'"
+    assert (1, 2) == check("key", [1, 2])
+    assert "key[1]: must be between 0 and 9, not 99" == refusal(check, [1, 99])
+    assert "key: must not name the same entry twice" == refusal(check, [1, 1])
+    assert "key: must have at most 3 entries, not 4" == refusal(check, [1, 2, 3, 4])
+    assert "key: must be a list, not 'abc'" == refusal(check, "abc")
 
 
 def test_p08_a_reserved_key_is_refused_and_never_ignored() -> None:
     check = checks.not_yet("dance", allowed=[])
-    assert check("key", []) == []
-    assert refusal(check, ["waltz"]) == "key: this version does not dance yet"
+    assert [] == check("key", [])
+    assert "key: this version does not dance yet" == refusal(check, ["waltz"])
 
 
 @pytest.mark.parametrize("value", [0, 0.0, "false", None, []])
 def test_p08_a_reserved_key_takes_no_value_of_another_type(value: object) -> None:
-    assert refusal(checks.not_yet("dance", allowed=False), value) == "key: this version does not dance yet"
+    assert "key: this version does not dance yet" == refusal(checks.not_yet("dance", allowed=False), value)
     assert refusal(checks.not_yet("dance", allowed=False, kind=checks.boolean), value).startswith(
         "key: must be true or false"
     )
@@ -180,7 +180,7 @@ def test_p08_a_reserved_key_takes_no_value_of_another_type(value: object) -> Non
 
 def test_a_record_names_the_unknown_key_and_the_nearest_known_one() -> None:
     known = {"max_tokens": checks.integer(1), "temperature": checks.number(0, 5)}
-    assert checks.record("", {"max_tokens": 3}, known) == {"max_tokens": 3}
+    assert {"max_tokens": 3} == checks.record("", {"max_tokens": 3}, known)
     with pytest.raises(BadValue, match=r'generation\.max_token: unknown key \(did you mean "max_tokens"\?\)'):
         checks.record("generation", {"max_token": 3}, known)
     with pytest.raises(BadValue, match=r"max_tokens: must not be null; leave the key out instead"):
@@ -200,9 +200,9 @@ def test_a_key_that_cannot_be_shown_as_it_is_does_not_break_the_message(key: obj
 
 
 def test_shown_is_short_and_on_one_line() -> None:
-    assert checks.shown("a\nb") == "'a\\nb'"
+    assert "'a\\nb'" == checks.shown("a\nb")
     assert len(checks.shown("x" * 1000)) < 70
-    assert checks.shown({"a": 1}) == "{…}"
+    assert "{…}" == checks.shown({"a": 1})
     assert len(checks.shown(10**5000)) < 70
 
 

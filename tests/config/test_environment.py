@@ -36,7 +36,7 @@ def test_a_variable_is_read_as_its_key_wants_it(name: str, written: str, section
 
 
 def test_state_dir_has_a_variable_and_other_variables_are_left_alone() -> None:
-    assert from_environment({"EDGED_STATE_DIR": "/x", "PATH": "/bin"}) == {"state_dir": "/x"}
+    assert {"state_dir": "/x"} == from_environment({"EDGED_STATE_DIR": "/x", "PATH": "/bin"})
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_answers_and_comes_back_after_a_kill_and_leaves_nothing_behind(service: 
     final = ask(client, "one")
     assert final["reason"] in {"stop", "length"}
     assert final["text"]
-    assert final["receipt"]["backend"] == "native"
+    assert "native" == final["receipt"]["backend"]
     # A schema is tried in a process of its own, which the unit's walls must allow.
     schema = {"type": "json_schema", "schema": {"type": "boolean"}}
     client.publish(f"{ROOT}/prompt/me", {"id": "format", "prompt": "Yes?", "format": schema})

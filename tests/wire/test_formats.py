@@ -34,7 +34,7 @@ def test_the_three_kinds() -> None:
     wanted = {"type": "object", "properties": {"b": {"const": None}, "a": {"enum": ["ä", 1.5]}}, "title": "t"}
     found = check_format("format", schema(wanted))
     assert isinstance(found, JsonSchema)
-    assert list(json.loads(found.text)["properties"]) == ["b", "a"]  # the order of the answer's keys
+    assert ["b", "a"] == list(json.loads(found.text)["properties"])  # the order of the answer's keys
     assert json.loads(found.text) == wanted
 
 

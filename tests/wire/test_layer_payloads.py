@@ -23,7 +23,7 @@ def refusal(payload: Any) -> tuple[int | None, str]:
 def test_a_layer_has_a_revision_and_checked_settings() -> None:
     payload = b'{"revision":12,"settings":{"limits":{"prompt_bytes":"1KB"}}}'
     assert layers.parse_layer(payload) == Layer(12, {"limits": {"prompt_bytes": 1000}})
-    assert layers.parse_layer(b'{"revision":9007199254740991,"settings":{}}').revision == 2**53 - 1
+    assert 2**53 - 1 == layers.parse_layer(b'{"revision":9007199254740991,"settings":{}}').revision
 
 
 @pytest.mark.parametrize(

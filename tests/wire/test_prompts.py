@@ -108,8 +108,8 @@ def test_messages_are_chat_turns_and_system_goes_first() -> None:
 
 def test_what_a_body_leaves_out_has_the_contracts_default() -> None:
     prompt = parse({"prompt": "x"})
-    assert (prompt.id, prompt.named, prompt.priority) == ("made-up", False, 5)
-    assert (prompt.stream, prompt.deadline_ms, prompt.expires_at, prompt.sampling) == (None, None, None, {})
+    assert ("made-up", False, 5) == (prompt.id, prompt.named, prompt.priority)
+    assert (None, None, None, {}) == (prompt.stream, prompt.deadline_ms, prompt.expires_at, prompt.sampling)
 
 
 def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
@@ -221,16 +221,16 @@ def test_bad_chat_turns_are_named(messages: Any, says: str) -> None:
 )
 def test_a_bad_body_is_answered_under_its_own_id_with_a_sentence(payload: Any, says: str) -> None:
     answered_under, sentence = refusal(payload)
-    assert answered_under == "a"
+    assert "a" == answered_under
     assert sentence.startswith(says)
 
 
 @pytest.mark.parametrize("payload", [b"[1]", b'"x"', b"5", b"null", b"[{" + b'"id":"a"}]'])
 def test_json_that_is_no_object_is_refused(payload: bytes) -> None:
-    assert refusal(payload, "application/json") == (
+    assert (
         "made-up",
         f"the payload must be one JSON object, not {checks.shown(json.loads(payload))}",
-    )
+    ) == refusal(payload, "application/json")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_no_body_raises_anything_but_a_bad_prompt(body: dict[str, Any]) -> None:
 
 
 def test_a_cancel_names_one_prompt_or_all() -> None:
-    assert prompts.parse_cancel(b'{"id":"a"}').id == "a"
+    assert "a" == prompts.parse_cancel(b'{"id":"a"}').id
     assert prompts.parse_cancel(b'{"all":true}').id is None
 
 
