@@ -42,7 +42,7 @@ def test_what_is_shown_is_a_file_that_means_the_same(tmp_path: Path, capsys: pyt
     main(["check", "--config", file])
     first = capsys.readouterr().out
     assert 0 == main(["check", "--config", written(tmp_path, first)])
-    assert capsys.readouterr().out == first
+    assert first == capsys.readouterr().out
 
 
 def test_json_prints_one_document_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def failed(capsys: pytest.CaptureFixture[str], *words: str, code: int = 1) -> tuple[str, Any]:
     """The sentence of a command that fails, and its one document."""
     capsys.readouterr()
-    assert main([*words, "--json"]) == code
+    assert code == main([*words, "--json"])
     captured = capsys.readouterr()
     (said,) = [line for line in captured.err.splitlines() if line.startswith("edged: ")]
     assert captured.err.endswith(f"{said}\n")

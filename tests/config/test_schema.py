@@ -22,16 +22,16 @@ def file_refusal(document: object) -> str:
 
 def test_the_defaults_are_those_of_the_contract() -> None:
     settings = s.build({})
-    assert settings.identity == s.Identity(fleet="home", device=None, groups=())
+    assert s.Identity(fleet="home", device=None, groups=()) == settings.identity
     assert "mqtt://127.0.0.1:1883" == settings.mqtt.url
     assert "auto" == settings.mqtt.version
     assert "/var/lib/edged" == settings.state_dir
-    assert settings.model == s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever")
+    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever") == settings.model
     assert 256 == settings.generation.max_tokens
     assert 0.7 == settings.generation.temperature
-    assert settings.limits == s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400)
+    assert s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400) == settings.limits
     assert 10 == settings.telemetry.interval
-    assert settings.log == s.Log("info", "auto")
+    assert s.Log("info", "auto") == settings.log
 
 
 def test_the_contracts_example_file_is_taken() -> None:
@@ -149,7 +149,7 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         "mqtt.cert",
         "mqtt.key",
     }
-    assert set(keys.known_keys()) == paths
+    assert paths == set(keys.known_keys())
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_shown_settings_are_a_file_that_means_the_same() -> None:
             k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v
             for k, v in shown.items()
         }
-        assert s.build(keys.check_file(listed)) == settings
+        assert settings == s.build(keys.check_file(listed))

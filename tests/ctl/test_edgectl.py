@@ -272,4 +272,4 @@ def test_an_answer_is_printed_as_it_grows(chunks: list[tuple[int, str]], final: 
     for at, text in chunks:
         printer.chunk(at, text)
     printer.final(final)
-    assert screen.text == shown
+    assert shown == screen.text

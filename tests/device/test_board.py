@@ -124,7 +124,7 @@ def test_a_board_that_is_well() -> None:
 def test_each_trouble_has_a_fact_and_what_to_do(code: str, status: str, fields: dict[str, Any], words: str) -> None:
     """One line a fact, one sentence what to do."""
     advice = _advice(code, **fields)
-    assert advice.status == status
+    assert status == advice.status
     assert words in advice.fact
     assert advice.fix is not None
     assert advice.fix.endswith(".")
@@ -143,7 +143,7 @@ def test_memory_cgroup_off_names_the_kernels_command_line() -> None:
 )
 def test_dot_products(features: tuple[str, ...], status: str) -> None:
     """A Raspberry Pi 4 has none; AVX2 comes near them."""
-    assert _advice("cpu_features", msgspec.structs.replace(BOARD, features=features)).status == status
+    assert status == _advice("cpu_features", msgspec.structs.replace(BOARD, features=features)).status
 
 
 @pytest.mark.parametrize(
@@ -158,4 +158,4 @@ def test_dot_products(features: tuple[str, ...], status: str) -> None:
 def test_a_model_larger_than_memory(size: int, worker: ProcessMemory | None, status: str, words: str) -> None:
     """Against the board, then against what is free; the worker's own memory comes free when the model changes."""
     advice = _advice("model_memory", model_bytes=size, worker=worker)
-    assert (advice.status, words in advice.fact) == (status, True)
+    assert (status, True) == (advice.status, words in advice.fact)

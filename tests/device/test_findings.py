@@ -82,7 +82,7 @@ def test_each_finding_comes_and_goes_once(code: str, bad: dict[str, Any], good: 
     subject = Judge()
     standing = [subject.update(reading(t, **(bad if t < 600 else good))) for t in range(0, 1200, 10)]
     seen = [[finding.code for finding in findings] for findings in standing]
-    assert seen[59] == [code]
+    assert [code] == seen[59]
     assert [] == seen[-1]
     assert sum(a != b for a, b in pairwise(seen)) <= 2
     (finding,) = standing[59]
@@ -104,8 +104,8 @@ def test_severity(fields: dict[str, Any], severity: str) -> None:
     """What soon stops the work is failing."""
     subject = Judge()
     findings = [subject.update(reading(t, **fields)) for t in range(0, 60, 10)][-1]
-    assert [finding.severity for finding in findings] == [severity]
-    assert health_of(findings).state == severity
+    assert [severity] == [finding.severity for finding in findings]
+    assert severity == health_of(findings).state
 
 
 def test_disk_shows_bytes() -> None:
@@ -132,7 +132,7 @@ def test_one_bad_line_is_no_finding() -> None:
 def test_nothing_measured_is_nothing_found() -> None:
     """A board without sensors is well."""
     assert [] == codes(Judge(), *(reading(t) for t in range(0, 1000, 10)))
-    assert health_of(()) == Health("ok")
+    assert Health("ok") == health_of(())
 
 
 def test_a_clock_that_was_never_set() -> None:
@@ -149,8 +149,8 @@ def test_a_clock_that_jumps(jump: float) -> None:
     subject = Judge()
     subject.update(reading(0, throttled=True))
     throttled, jumped = subject.update(msgspec.structs.replace(reading(10, throttled=True), at=EPOCH + 10 + jump))
-    assert (throttled.code, throttled.since) == ("throttled", EPOCH + jump)
-    assert (jumped.code, jumped.since, jumped.value) == ("clock_jumped", EPOCH + 10 + jump, round(jump, 1))
+    assert ("throttled", EPOCH + jump) == (throttled.code, throttled.since)
+    assert ("clock_jumped", EPOCH + 10 + jump, round(jump, 1)) == (jumped.code, jumped.since, jumped.value)
     for t in range(20, int(JUMP_HOLD_S) + 10, 10):
         assert "clock_jumped" in codes(subject, msgspec.structs.replace(reading(t), at=EPOCH + t + jump))
     end = JUMP_HOLD_S + 10
@@ -227,7 +227,7 @@ def test_any_readings_give_a_lawful_health(many: list[dict[str, Any]]) -> None:
         found = [finding.code for finding in health.findings]
         assert len(found) == len(set(found))
         assert (health.state == "failing") == any(one.severity == "failing" for one in health.findings)
-        assert msgspec.json.decode(msgspec.json.encode(health), type=Health) == health
+        assert health == msgspec.json.decode(msgspec.json.encode(health), type=Health)
 
 
 def test_the_judge_is_pure() -> None:
@@ -235,7 +235,7 @@ def test_the_judge_is_pure() -> None:
     state, _ = judge(JudgeState(), reading(0, throttled=True), PI)
     first, second = (judge(state, reading(10, throttled=True), PI) for _ in range(2))
     assert first == second
-    assert replace(state) == state
+    assert state == replace(state)
 
 
 def test_thresholds_leave_room_between_them() -> None:
@@ -254,6 +254,6 @@ def test_health_sorts_and_compares() -> None:
     new = Finding("memory_low", 20.0, 3.0, 10, "Stop it.", "failing")
     before, after = health_of([old]), health_of([old, new])
     assert ["memory_low", "throttled"] == [finding.code for finding in after.findings]
-    assert changes(before, after) == (Change("began", new),)
-    assert changes(after, before) == (Change("ended", new),)
+    assert (Change("began", new),) == changes(before, after)
+    assert (Change("ended", new),) == changes(after, before)
     assert () == changes(after, health_of([old, msgspec.structs.replace(new, value=2.0)]))

@@ -29,12 +29,12 @@ def test_cpu_percent_is_of_the_time_between() -> None:
 
 def test_cpu_clock_is_the_fastest_policy(tree: Tree) -> None:
     """Documentation/admin-guide/pm/cpufreq.rst: scaling_cur_freq is in kHz."""
-    assert cpu.clock(cpu.find_clocks(tree(JETSON))) == cpu.CpuClock(1510)
+    assert cpu.CpuClock(1510) == cpu.clock(cpu.find_clocks(tree(JETSON)))
 
 
 def test_cpu_clock_from_cpuinfo(tree: Tree) -> None:
     """x86 without cpufreq has `cpu MHz`."""
-    assert cpu.clock_from_cpuinfo(tree(PC)) == cpu.CpuClock(800)
+    assert cpu.CpuClock(800) == cpu.clock_from_cpuinfo(tree(PC))
 
 
 def test_load(tree: Tree) -> None:
@@ -67,14 +67,14 @@ def test_memory_of_an_old_kernel(tree: Tree) -> None:
 )
 def test_stall(tree: Tree, text: str, expected: Stall) -> None:
     """Documentation/accounting/psi.rst, with and without the line `full`."""
-    assert memory.stall(tree({"proc/pressure/memory": text}), "memory").stall == expected
+    assert expected == memory.stall(tree({"proc/pressure/memory": text}), "memory").stall
 
 
 def test_zones_of_a_jetson(tree: Tree) -> None:
     """Sensors on what computes come first; the PMIC's constant 100 °C is left out."""
     zones = thermal.find_zones(tree(JETSON))
     assert ["cpu-thermal", "gpu-thermal", "fan-est"] == [zone.name for zone in zones]
-    assert thermal.zone_temperature(zones[1]) == thermal.ZoneTemperature("gpu-thermal", 50.7)
+    assert thermal.ZoneTemperature("gpu-thermal", 50.7) == thermal.zone_temperature(zones[1])
 
 
 def test_zones_of_a_pc(tree: Tree) -> None:
@@ -103,7 +103,7 @@ def test_zones_keep_the_kernels_order(tree: Tree) -> None:
 )
 def test_hottest(zones: dict[str, float], expected: float | None) -> None:
     """Sensors on what computes count before all others."""
-    assert thermal.hottest(zones) == expected
+    assert expected == thermal.hottest(zones)
 
 
 def test_firmware_bits(tree: Tree) -> None:
@@ -112,7 +112,7 @@ def test_firmware_bits(tree: Tree) -> None:
     assert {"under_voltage", "throttled"} == sample.now
     assert {"under_voltage", "throttled"} == sample.since_boot
     assert {"frequency_capped", "soft_temp_limit"} == power.decode(0xA0000).since_boot
-    assert power.decode(0xA0000).now == frozenset()
+    assert frozenset() == power.decode(0xA0000).now
 
 
 def test_mailbox_asks_as_documented(tree: Tree) -> None:
@@ -128,7 +128,7 @@ def test_mailbox_asks_as_documented(tree: Tree) -> None:
 
     assert {"under_voltage", "throttled"} == power.mailbox(device, ioctl).since_boot
     request, message = asked[0]
-    assert request == 0xC0006400 | struct.calcsize("P") << 16
+    assert 0xC0006400 | struct.calcsize("P") << 16 == request
     assert (32, 0, 0x00030046, 4, 0, 0, 0, 0) == struct.unpack("=8I", message)
 
 
@@ -149,7 +149,7 @@ def test_voltage_alarm(tree: Tree) -> None:
     """drivers/hwmon/raspberrypi-hwmon.c: the alarm knows about the voltage and nothing else."""
     root = tree(PI)
     path = str(power.find_voltage_alarm(root))
-    assert power.voltage_alarm(path).now == frozenset()
+    assert frozenset() == power.voltage_alarm(path).now
     Path(path).write_text("1\n")
     assert {"under_voltage"} == power.voltage_alarm(path).now
     assert {"under_voltage"} == power.voltage_alarm(path).knows
@@ -160,14 +160,14 @@ def test_cooling_devices(tree: Tree) -> None:
     root = tree(JETSON)
     paths = power.find_cooling(root)
     assert 1 == len(paths)
-    assert power.cooling(paths).now == frozenset()
+    assert frozenset() == power.cooling(paths).now
     Path(paths[0]).write_text("2\n")
     assert {"frequency_capped", "throttled"} == power.cooling(paths).now
 
 
 def test_throttle_counters(tree: Tree) -> None:
     """intel_thermal_throttle.rst: the package's counter is the same for each core and counted once."""
-    assert power.throttle_count(power.find_throttle_counts(tree(PC))) == power.ThrottleCount(8)
+    assert power.ThrottleCount(8) == power.throttle_count(power.find_throttle_counts(tree(PC)))
 
 
 def test_network_counts_the_default_route(tree: Tree) -> None:
@@ -223,7 +223,7 @@ def test_clock_of_this_machine() -> None:
 def test_process_memory(tree: Tree) -> None:
     """proc(5): pages in statm, kB in smaps_rollup; a process that is gone, or dying, has none."""
     root = tree({**KERNEL, "proc/300/smaps_rollup": ""})
-    assert processes.rss_bytes(root, 100) == 11008 * os.sysconf("SC_PAGE_SIZE")
+    assert 11008 * os.sysconf("SC_PAGE_SIZE") == processes.rss_bytes(root, 100)
     assert 30000 * 1024 == processes.pss_bytes(root, 100)
     assert processes.rss_bytes(root, 999) is None
     assert processes.pss_bytes(root, 999) is None

@@ -69,12 +69,12 @@ def test_a_raspberry_pi(tree: Tree) -> None:
     assert 52.1 == second.temperature_c
     assert {"cpu-thermal": 52.1} == second.zones
     assert second.throttled is True
-    assert second.throttle == Throttle(("under_voltage", "throttled"), ("under_voltage", "throttled"))
+    assert Throttle(("under_voltage", "throttled"), ("under_voltage", "throttled")) == second.throttle
     assert second.pressure is not None
-    assert second.pressure.memory == Stall(1.5, 0.5)
-    assert second.network == Network("eth0", 11194221, 204468)
-    assert second.agent == ProcessMemory(11008 * PAGE, 30000 * 1024)
-    assert second.worker == ProcessMemory(250000 * PAGE, 30000 * 1024)
+    assert Stall(1.5, 0.5) == second.pressure.memory
+    assert Network("eth0", 11194221, 204468) == second.network
+    assert ProcessMemory(11008 * PAGE, 30000 * 1024) == second.agent
+    assert ProcessMemory(250000 * PAGE, 30000 * 1024) == second.worker
     assert second.gpu is None
     assert ((), ()) == (second.broken, second.stuck)
     assert (1_800_000_000.0, 1000.0) == (second.at, second.uptime_s)
@@ -92,16 +92,16 @@ def test_a_jetson(tree: Tree) -> None:
     assert 50.7 == reading.temperature_c
     assert reading.throttled is True
     tree({"sys/class/thermal/cooling_device0/cur_state": "0\n"})
-    assert subject.read().throttle == Throttle((), ("frequency_capped", "throttled"))
+    assert Throttle((), ("frequency_capped", "throttled")) == subject.read().throttle
 
 
 def test_a_pc_whose_throttle_counters_grow(tree: Tree) -> None:
     """A counter that grew between two readings says now; what it had before only says since boot."""
     subject = sampler(tree(PC))
-    assert subject.read().throttle == Throttle((), ("throttled",))
+    assert Throttle((), ("throttled",)) == subject.read().throttle
     tree({"sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count": "3\n"})
     reading = subject.read()
-    assert reading.throttle == Throttle(("throttled",), ("throttled",))
+    assert Throttle(("throttled",), ("throttled",)) == reading.throttle
     assert reading.throttled is True
     assert subject.read().throttled is False
     assert 61.0 == reading.temperature_c
@@ -120,7 +120,7 @@ def test_the_firmwares_memory_is_kept(tree: Tree) -> None:
     subject.read()
     tree({"sys/devices/platform/soc/soc:firmware/get_throttled": "0\n"})
     reading = subject.read()
-    assert reading.throttle == Throttle((), ("under_voltage", "throttled"))
+    assert Throttle((), ("under_voltage", "throttled")) == reading.throttle
     assert reading.throttled is False
 
 
@@ -131,7 +131,7 @@ def test_only_the_voltage_alarm(tree: Tree) -> None:
     tree({"sys/class/hwmon/hwmon2/in0_lcrit_alarm": "1\n"})
     reading = sampler(root).read()
     assert reading.throttled is None
-    assert reading.throttle == Throttle(("under_voltage",), ("under_voltage",))
+    assert Throttle(("under_voltage",), ("under_voltage",)) == reading.throttle
 
 
 SENSORS = {
@@ -152,7 +152,7 @@ def test_garbage_is_named_and_the_rest_goes_on(tree: Tree, name: str, content: b
     """Exactly the sensor that gives nonsense is called broken; the next good reading has it back."""
     subject = sampler(tree({**PI, SENSORS[name]: content}))
     reading = subject.read()
-    assert reading.broken == (name,)
+    assert (name,) == reading.broken
     assert reading.disk is not None
     assert (reading.memory is None) == (name == "memory")
     tree(PI)
@@ -226,7 +226,7 @@ def test_a_probe_that_raises_anything_is_broken() -> None:
         raise ZeroDivisionError("division by zero")
 
     found = probe_runner.ProbeRunner(deadline_s=5.0).run([("bug", bug), ("good", lambda: 1)])
-    assert found["bug"] == probe_runner.Outcome("broken", why="ZeroDivisionError: division by zero")
+    assert probe_runner.Outcome("broken", why="ZeroDivisionError: division by zero") == found["bug"]
     assert 1 == found["good"].value
 
 
@@ -247,7 +247,7 @@ def test_what_a_sensor_may_raise(error: OSError, verdict: str) -> None:
     def probe() -> object:
         raise error
 
-    assert probe_runner.attempt(probe).verdict == verdict
+    assert verdict == probe_runner.attempt(probe).verdict
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +289,14 @@ def test_pss_is_read_rarely_and_anew_for_another_worker(tree: Tree) -> None:
     """The dear figure stands for a minute; a new process has its own at once; a dead one has none."""
     root, uptime = tree(KERNEL), Clock()
     subject = sampler(root, uptime, pss_every_s=60.0)
-    assert subject.read(worker_pid=200).worker == ProcessMemory(250000 * PAGE, 30000 * 1024)
+    assert ProcessMemory(250000 * PAGE, 30000 * 1024) == subject.read(worker_pid=200).worker
     tree({"proc/200/smaps_rollup": "Pss: 31000 kB\n", "proc/200/statm": "1 2 3\n"})
     uptime.now += 59
-    assert subject.read(worker_pid=200).worker == ProcessMemory(2 * PAGE, 30000 * 1024)
+    assert ProcessMemory(2 * PAGE, 30000 * 1024) == subject.read(worker_pid=200).worker
     uptime.now += 1
-    assert subject.read(worker_pid=200).worker == ProcessMemory(2 * PAGE, 31000 * 1024)
+    assert ProcessMemory(2 * PAGE, 31000 * 1024) == subject.read(worker_pid=200).worker
     tree({"proc/201/smaps_rollup": "Pss: 5 kB\n", "proc/201/statm": "1 1 1\n"})
-    assert subject.read(worker_pid=201).worker == ProcessMemory(PAGE, 5 * 1024)
+    assert ProcessMemory(PAGE, 5 * 1024) == subject.read(worker_pid=201).worker
     assert subject.read(worker_pid=999).worker is None
     assert subject.read().worker is None
 

@@ -25,7 +25,7 @@ from tests.support import Broker, Client
     ],
 )
 def test_a_url_names_host_and_port(url: str, address: tuple[str, int]) -> None:
-    assert broker_address(url) == address
+    assert address == broker_address(url)
 
 
 # ---- a real broker --------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_a_publish_is_confirmed_on_its_session_and_impossible_on_another(
     assert publish(up.session - 1, f"{ROOT}/reply", b"x", qos=1) is None
     mid = publish(up.session, f"{ROOT}/reply", b"y", qos=1, content_type="application/json", correlation=b"\0")
     assert mid is not None
-    assert made.next(Acked) == Acked(up.session, mid)
+    assert Acked(up.session, mid) == made.next(Acked)
     message = client.wait(lambda m: m.topic == f"{ROOT}/reply" and m)
     assert (b"y", b"\0") == (message.payload, message.properties.CorrelationData)
     assert "application/json" == message.properties.ContentType

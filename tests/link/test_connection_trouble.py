@@ -289,4 +289,4 @@ def test_a_refusal_says_whether_it_may_pass(
     mid = made.connection.publish(1, "t", b"x", qos=1)
     assert mid is not None
     wire.send(b"\x40\x03" + mid.to_bytes(2, "big") + bytes([code]))
-    assert made.next(Acked) == Acked(1, mid, words, temporary=temporary)
+    assert Acked(1, mid, words, temporary=temporary) == made.next(Acked)

@@ -32,7 +32,7 @@ def test_a_string_that_paho_does_not_like_makes_one_unreadable_message(
     made, wire = wired
     wire.send(publish_packet(qos, text) + publish_packet(1, b"good", mid=8))
     bad, good = made.next(Arrived), made.next(Arrived)
-    assert (bad.topic, bad.qos, bad.payload) == ("t", qos, b"")
+    assert ("t", qos, b"") == (bad.topic, bad.qos, bad.payload)
     assert bad.unreadable
     assert (b"payload", "good", None) == (good.payload, good.content_type, good.unreadable)
     made.connection.acknowledge(bad)
@@ -131,7 +131,7 @@ def test_a_device_answers_reports_or_counts_one_and_keeps_its_config(broker: Bro
 
 def test_the_largest_packet_is_above_the_largest_prompt_that_can_be_set_and_not_far() -> None:
     largest = 16_000_000
-    assert check_file({"limits": {"prompt_bytes": f"{largest}B"}})["limits"]["prompt_bytes"] == largest
+    assert largest == check_file({"limits": {"prompt_bytes": f"{largest}B"}})["limits"]["prompt_bytes"]
     with pytest.raises(BadValue):
         check_file({"limits": {"prompt_bytes": f"{largest + 1}B"}})
     assert largest + 500_000 < attempt.MAX_PACKET < largest + 2_000_000

@@ -35,7 +35,7 @@ def test_the_three_kinds() -> None:
     found = check_format("format", schema(wanted))
     assert isinstance(found, JsonSchema)
     assert ["b", "a"] == list(json.loads(found.text)["properties"])  # the order of the answer's keys
-    assert json.loads(found.text) == wanted
+    assert wanted == json.loads(found.text)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_stands_at_the_bounds_is_taken() -> None:
 
 def test_a_prompt_carries_its_format_and_no_stop_beside_it() -> None:
     body: dict[str, Any] = {"id": "a", "prompt": "x", "format": {"type": "choice", "choices": ["yes", "no"]}}
-    assert parse_prompt(json.dumps(body).encode(), None, 1000, str).format == Choice(("yes", "no"))
+    assert Choice(("yes", "no")) == parse_prompt(json.dumps(body).encode(), None, 1000, str).format
     assert parse_prompt(json.dumps({**body, "stop": []}).encode(), None, 1000, str).format is not None
     with pytest.raises(BadPrompt, match="stop: cannot be combined with format"):
         parse_prompt(json.dumps({**body, "stop": ["."]}).encode(), None, 1000, str)
@@ -125,7 +125,7 @@ def test_a_format_goes_through_the_frames(wanted: Format | None) -> None:
     frame = frames.Add("1", Request(raw="x", format=wanted))
     assert [frame] == frames.Decoder[frames.ToWorker](frames.ToWorker).feed(frames.encode(frame))
     old = msgspec.msgpack.encode({"turns": [], "raw": "x"})  # a journal of an earlier version
-    assert msgspec.msgpack.decode(old, type=Request) == Request(raw="x")
+    assert Request(raw="x") == msgspec.msgpack.decode(old, type=Request)
 
 
 values = st.recursive(
@@ -147,6 +147,6 @@ def test_anything_is_a_format_or_a_sentence(value: Any) -> None:
         path, sentence = error.path, error.sentence
     else:
         path, sentence = "format", "taken"
-        assert not isinstance(found, JsonSchema) or json.loads(found.text) == value["schema"]
+        assert not isinstance(found, JsonSchema) or value["schema"] == json.loads(found.text)
     assert path.startswith("format")
     assert sentence

@@ -28,7 +28,7 @@ def test_the_notice_of_a_conflict() -> None:
 
 
 def test_a_chunk() -> None:
-    assert replies.chunk("a", 2, 7, "hällo") == '{"id":"a","seq":2,"at":7,"text":"hällo"}'.encode()
+    assert '{"id":"a","seq":2,"at":7,"text":"hällo"}'.encode() == replies.chunk("a", 2, 7, "hällo")
 
 
 def test_a_final_with_everything() -> None:

@@ -52,7 +52,7 @@ def test_layers_stand_in_the_order_fleet_groups_device() -> None:
     ],
 )
 def test_an_incoming_topic_is_taken_apart(topic: str, inbound: Inbound | None) -> None:
-    assert TOPICS.parse(topic) == inbound
+    assert inbound == TOPICS.parse(topic)
 
 
 @pytest.mark.parametrize("name", ["me", "A-1_z", "x" * 64])
