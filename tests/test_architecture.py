@@ -1,4 +1,4 @@
-"""The shape of the program: imports point down, and the agent stays free of what it must not load."""
+"""The architecture: imports point down, and no process loads what it does not need."""
 
 from __future__ import annotations
 
