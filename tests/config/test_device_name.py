@@ -19,8 +19,8 @@ from edged.config.keys import check_file
     ],
 )
 def test_the_default_device_is_the_host_name_made_to_fit_and_four_digits(host: str, machine: str, name: str) -> None:
-    assert device_name(host, machine) == name
-    assert check_file({"identity": {"device": name}}) == {"identity": {"device": name}}
+    assert name == device_name(host, machine)
+    assert {"identity": {"device": name}} == check_file({"identity": {"device": name}})
 
 
 def test_without_a_machine_id_the_four_digits_come_from_the_host_name() -> None:

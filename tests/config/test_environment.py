@@ -32,11 +32,11 @@ def variable_refusal(name: str, value: str) -> str:
     ],
 )
 def test_a_variable_is_read_as_its_key_wants_it(name: str, written: str, section: str, key: str, value: object) -> None:
-    assert from_environment({name: written}) == {section: {key: value}}
+    assert {section: {key: value}} == from_environment({name: written})
 
 
 def test_state_dir_has_a_variable_and_other_variables_are_left_alone() -> None:
-    assert from_environment({"EDGED_STATE_DIR": "/x", "PATH": "/bin"}) == {"state_dir": "/x"}
+    assert {"state_dir": "/x"} == from_environment({"EDGED_STATE_DIR": "/x", "PATH": "/bin"})
 
 
 @pytest.mark.parametrize(

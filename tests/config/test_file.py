@@ -22,13 +22,13 @@ def refusal(source: str) -> str:
 
 
 def test_an_empty_file_means_the_defaults() -> None:
-    assert config_file.parse("", "f") == {}
-    assert config_file.parse("# nothing\n", "f") == {}
+    assert {} == config_file.parse("", "f")
+    assert {} == config_file.parse("# nothing\n", "f")
 
 
 def test_values_are_checked_and_converted() -> None:
     values = config_file.parse("limits: {prompt_bytes: 1KB, remember: 2h}\nmodel: {bits: 4}\n", "f")
-    assert values == {"limits": {"prompt_bytes": 1000, "remember": 7200.0}, "model": {"bits": "4"}}
+    assert {"limits": {"prompt_bytes": 1000, "remember": 7200.0}, "model": {"bits": "4"}} == values
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_bad_value_is_named_by_file_line_and_key(source: str, says: str) -> No
 
 def test_a_key_that_is_set_twice_is_refused_with_both_lines() -> None:
     source = "limits:\n  queue: 5\n  queue: 6\n"
-    assert refusal(source) == "edged.yaml:3: limits.queue: is set twice (first in line 2); keep one"
+    assert "edged.yaml:3: limits.queue: is set twice (first in line 2); keep one" == refusal(source)
     assert refusal("log: {}\nmodel: {}\nlog: {}\n").startswith("edged.yaml:3: log: is set twice (first in line 1)")
 
 
@@ -151,11 +151,11 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
 
 def test_the_default_file_may_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml")
-    assert config_file.load(None, {}) == {}
+    assert {} == config_file.load(None, {})
     (tmp_path / "edged.yaml").write_text("limits: {queue: 3}\n")
-    assert config_file.load(None, {}) == {"limits": {"queue": 3}}
+    assert {"limits": {"queue": 3}} == config_file.load(None, {})
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml" / "below-a-file")
-    assert config_file.load(None, {}) == {}
+    assert {} == config_file.load(None, {})
 
 
 def test_a_default_file_that_may_not_be_read_is_not_taken_as_absent(
@@ -170,7 +170,7 @@ def test_a_default_file_that_may_not_be_read_is_not_taken_as_absent(
 def test_a_variable_overrides_a_single_key_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "edged.yaml"
     path.write_text("limits: {queue: 3, max_tokens: 9}\n")
-    assert config_file.load(path, {"EDGED_LIMITS_QUEUE": "7"}) == {"limits": {"queue": 7, "max_tokens": 9}}
+    assert {"limits": {"queue": 7, "max_tokens": 9}} == config_file.load(path, {"EDGED_LIMITS_QUEUE": "7"})
 
 
 def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one sentence with which words are refused as wrong usage."""
-    assert main(words) == 2
+    assert 2 == main(words)
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "" == captured.out
     assert captured.err.startswith("edgectl: ")
-    assert captured.err.count("\n") == 1
+    assert 1 == captured.err.count("\n")
     return captured.err
 
 
@@ -104,11 +104,11 @@ def test_broker_and_fleet_as_options_or_variables_need_no_file(
     monkeypatch: pytest.MonkeyPatch, unreadable: Path
 ) -> None:
     told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert (told.mqtt.url, told.identity.fleet) == ("mqtt://h", "f")
+    assert ("mqtt://h", "f") == (told.mqtt.url, told.identity.fleet)
     monkeypatch.setenv("EDGED_MQTT_URL", "mqtt://g")
     monkeypatch.setenv("EDGED_MQTT_USERNAME", "me")
     told = settings_of(parser().parse_args(["status", "--fleet", "f"]))
-    assert (told.mqtt.url, told.mqtt.username, told.identity.fleet) == ("mqtt://g", "me", "f")
+    assert ("mqtt://g", "me", "f") == (told.mqtt.url, told.mqtt.username, told.identity.fleet)
 
 
 def test_a_file_that_was_named_must_be_readable(unreadable: Path) -> None:
@@ -121,7 +121,7 @@ def test_options_win_over_a_default_file_that_can_be_read(monkeypatch: pytest.Mo
     (tmp_path / "edged.yaml").write_text("mqtt: {url: 'mqtt://a', username: me}\n")
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml")
     told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert (told.mqtt.url, told.mqtt.username) == ("mqtt://h", "me")
+    assert ("mqtt://h", "me") == (told.mqtt.url, told.mqtt.username)
 
 
 def test_what_a_device_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ def test_a_connection_that_lasted_resets_the_bound() -> None:
     bench = Bench()
     for _ in range(5):
         bench.back_off.after(FAILED)
-    assert bench.wait_after(msgspec.structs.replace(DROPPED, up_for=BACK_OFF_CAP)) == 1
+    assert 1 == bench.wait_after(msgspec.structs.replace(DROPPED, up_for=BACK_OFF_CAP))
 
 
 def test_four_drops_within_a_minute_mean_that_another_board_uses_the_name() -> None:
@@ -69,8 +69,8 @@ def test_a_connection_that_we_gave_up_is_not_a_drop_by_another_board() -> None:
 
 def test_a_refused_version_falls_back_at_once() -> None:
     bench = Bench()
-    assert bench.wait_after(msgspec.structs.replace(FAILED, answered=True, version_refused=True)) == 0
-    assert bench.back_off.version == "3.1.1"
+    assert 0 == bench.wait_after(msgspec.structs.replace(FAILED, answered=True, version_refused=True))
+    assert "3.1.1" == bench.back_off.version
 
 
 def test_three_silent_connects_fall_back_unless_version_5_was_accepted_before() -> None:

@@ -32,8 +32,8 @@ def test_what_the_broker_refuses_for_good_is_done_with(bench: Bench) -> None:
     bench.out.up(1, 20, None)
     bench.send(b"x", "closed", token=1)
     bench.out.acked(1, 1, "not authorized")
-    assert bench.delivered == [1]
-    assert (bench.out.backlog, bench.out.dropped, bench.out.refused_topic) == (0, 1, "closed")
+    assert [1] == bench.delivered
+    assert (0, 1, "closed") == (bench.out.backlog, bench.out.dropped, bench.out.refused_topic)
 
 
 def test_what_the_broker_refuses_for_now_is_forgotten_and_not_delivered(bench: Bench) -> None:
@@ -41,12 +41,12 @@ def test_what_the_broker_refuses_for_now_is_forgotten_and_not_delivered(bench: B
     bench.out.up(1, 20, None)
     bench.send(b"x", "full", token=1)
     bench.out.acked(1, 1, "quota exceeded", temporary=True)
-    assert bench.delivered == []
+    assert [] == bench.delivered
     assert not bench.out.holds(1)
-    assert (bench.out.backlog, bench.out.dropped, bench.out.refused_topic) == (0, 0, "full")
+    assert (0, 0, "full") == (bench.out.backlog, bench.out.dropped, bench.out.refused_topic)
     assert bench.send(b"x", "full", token=1)
     bench.out.acked(1, 2)
-    assert bench.delivered == [1]
+    assert [1] == bench.delivered
     assert bench.out.refused_topic is None
 
 
@@ -54,7 +54,7 @@ def test_one_without_a_token_that_is_refused_for_now_counts_as_dropped(bench: Be
     bench.out.up(1, 20, None)
     bench.send(b"x")
     bench.out.acked(1, 1, "quota exceeded", temporary=True)
-    assert (bench.out.backlog, bench.out.dropped) == (0, 1)
+    assert (0, 1) == (bench.out.backlog, bench.out.dropped)
 
 
 # ---- refused by closing the connection -------------------------------------------------------------------------------
@@ -75,10 +75,10 @@ def test_what_the_broker_closes_three_times_no_longer_blocks_the_rest(bench: Ben
     close_by_broker(bench, 3)
     bench.broker.sent.clear()
     bench.out.up(9, 20, None)
-    assert bench.broker.payloads == [b"y"]
-    assert bench.delivered == []
+    assert [b"y"] == bench.broker.payloads
+    assert [] == bench.delivered
     assert not bench.out.holds(1)
-    assert bench.out.dropped == 1
+    assert 1 == bench.out.dropped
 
 
 def test_a_long_one_fits_no_more_so_that_a_short_one_goes_out_in_its_place(bench: Bench) -> None:
@@ -92,10 +92,10 @@ def test_a_long_one_fits_no_more_so_that_a_short_one_goes_out_in_its_place(bench
     assert bench.out.fits("other", long, b"c")
     replies.final(to, "a", long, 1)
     _, topic, payload, _, _, correlation = bench.broker.sent[-1]
-    assert (topic, correlation) == ("reply", b"c")
-    assert json.loads(payload)["error"]["code"] == "too_large_for_broker"
+    assert ("reply", b"c") == (topic, correlation)
+    assert "too_large_for_broker" == json.loads(payload)["error"]["code"]
     bench.out.acked(9, bench.broker.last)
-    assert bench.delivered == [1]
+    assert [1] == bench.delivered
 
 
 def test_a_short_one_is_set_aside_for_a_while_and_not_delivered(bench: Bench) -> None:
@@ -103,8 +103,8 @@ def test_a_short_one_is_set_aside_for_a_while_and_not_delivered(bench: Bench) ->
     bench.send(b"x", "closed", token=1)
     close_by_broker(bench, 3)
     bench.out.up(9, 20, None)
-    assert bench.delivered == []
-    assert (bench.out.backlog, bench.out.dropped, bench.out.refused_topic) == (0, 1, "closed")
+    assert [] == bench.delivered
+    assert (0, 1, "closed") == (bench.out.backlog, bench.out.dropped, bench.out.refused_topic)
     assert bench.out.fits("closed", b"x", None)
     assert not bench.send(b"x", "closed", token=1)
     assert bench.send(b"x", "open", token=2)
@@ -118,7 +118,7 @@ def test_what_is_set_aside_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPa
         bench.send(b"x", f"{number}", token=number)
         close_by_broker(bench, 3)
         bench.out.up(9 + number, 20, None)
-    assert [bench.send(b"x", f"{number}", token=number) for number in range(3)] == [True, False, False]
+    assert [True, False, False] == [bench.send(b"x", f"{number}", token=number) for number in range(3)]
 
 
 def test_its_bytes_are_given_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +136,10 @@ def test_a_suspect_goes_out_alone(bench: Bench) -> None:
     close_by_broker(bench)
     bench.broker.sent.clear()
     bench.out.up(9, 20, None)
-    assert bench.broker.payloads == [b"a"]
+    assert [b"a"] == bench.broker.payloads
     assert not bench.out.send_now("t", b"chunk", None, None)
     bench.out.acked(9, bench.broker.last)
-    assert bench.broker.payloads == [b"a", b"b"]
+    assert [b"a", b"b"] == bench.broker.payloads
     assert bench.out.send_now("t", b"chunk", None, None)
 
 
@@ -164,9 +164,9 @@ def test_p09_a_poor_network_loses_nothing(bench: Bench, between: Callable[[Bench
         close_by_broker(bench, 2)
         between(bench)
     bench.out.up(99, 20, None)
-    assert bench.broker.payloads[-1] == b"x"
+    assert b"x" == bench.broker.payloads[-1]
     bench.out.acked(99, bench.broker.last)
-    assert (bench.delivered, bench.out.dropped) == ([1], 0)
+    assert ([1], 0) == (bench.delivered, bench.out.dropped)
 
 
 def test_a_confirmation_of_any_other_restarts_the_count(bench: Bench) -> None:
@@ -179,7 +179,7 @@ def test_a_confirmation_of_any_other_restarts_the_count(bench: Bench) -> None:
     close_by_broker(bench)
     bench.out.up(99, 20, None)
     assert bench.out.holds(2)
-    assert bench.delivered == [1]
+    assert [1] == bench.delivered
 
 
 def test_a_newer_retained_one_is_not_given_up_for_the_one_that_it_replaced(bench: Bench) -> None:
@@ -187,8 +187,8 @@ def test_a_newer_retained_one_is_not_given_up_for_the_one_that_it_replaced(bench
     close_by_broker(bench, 3)
     bench.send(b"new", "status", retain=True)
     bench.out.up(9, 20, None)
-    assert bench.broker.payloads[-1] == b"new"
-    assert bench.out.backlog == 1
+    assert b"new" == bench.broker.payloads[-1]
+    assert 1 == bench.out.backlog
 
 
 @pytest.mark.broker
@@ -213,7 +213,7 @@ def test_an_answer_above_the_limit_of_a_3_1_1_broker_does_not_block_the_next(
                 out.down(closed_by_broker=event.closed_by_broker)
             elif isinstance(event, Acked):
                 out.acked(event.session, event.mid, event.refused, temporary=event.temporary)
-        assert delivered == [2]
+        assert [2] == delivered
         assert not out.fits("a", b"x" * 5000, None)
     finally:
         made.connection.stop()

@@ -1,4 +1,4 @@
-"""What systemd hears, on a real datagram socket as sd_notify(3) describes it."""
+"""What systemd receives, on a real datagram socket as sd_notify(3) describes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Systemd:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         words = []
         while True:
             try:
@@ -61,34 +61,34 @@ def clock() -> Clock:
 
 def test_ready_and_stopping(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
     notifier.ready()
     notifier.stopping()
-    assert ["READY=1", "STOPPING=1"] == systemd.heard()
+    assert ["READY=1", "STOPPING=1"] == systemd.received()
 
 
 def test_a_status_is_told_once(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
     for words in ("model starting", "model starting", "model online"):
         notifier.status(words)
-    assert ["STATUS=model starting", "STATUS=model online"] == systemd.heard()
+    assert ["STATUS=model starting", "STATUS=model online"] == systemd.received()
 
 
 def test_a_status_is_one_line_whatever_a_broker_says(systemd: Systemd, clock: Clock) -> None:
     """A second line would be an order to systemd of its own."""
     Notifier(systemd.environment, clock).status("refused: go away\nMAINPID=1\r\n\tnow \ud800")
-    assert ["STATUS=refused: go away MAINPID=1 now ?"] == systemd.heard()
+    assert ["STATUS=refused: go away MAINPID=1 now ?"] == systemd.received()
 
 
 def test_p10_petted_while_every_loop_progresses(systemd: Systemd, clock: Clock) -> None:
     notifier = Notifier(systemd.environment, clock)
-    heard = []
+    received = []
     for _ in range(10 * WATCHDOG_SECONDS):
         clock.now += 1
         assert notifier.pet(FINE) is None
-        heard += systemd.heard()
-    assert {"WATCHDOG=1"} == set(heard)
-    assert 10 * 2 <= len(heard) <= 10 * 6  # at least twice in each of its periods, and no storm
+        received += systemd.received()
+    assert {"WATCHDOG=1"} == set(received)
+    assert 10 * 2 <= len(received) <= 10 * 6  # at least twice in each of its periods, and no storm
 
 
 @pytest.mark.parametrize("loop", sorted(FINE))
@@ -96,16 +96,16 @@ def test_p10_a_loop_without_progress_is_named_and_not_petted(systemd: Systemd, c
     notifier = Notifier(systemd.environment, clock)
     clock.now += WATCHDOG_SECONDS
     assert loop == notifier.pet({**FINE, loop: STALLED_AFTER + 1})
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
     assert notifier.pet({**FINE, loop: STALLED_AFTER - 1}) is None
-    assert ["WATCHDOG=1"] == systemd.heard()
+    assert ["WATCHDOG=1"] == systemd.received()
 
 
 def test_p10_nothing_but_the_loop_pets(systemd: Systemd) -> None:
     """No timer: a main loop that hangs is silent."""
     Notifier({**systemd.environment, "WATCHDOG_USEC": "40000"}, time.monotonic)
     time.sleep(0.1)
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
 
 
 @pytest.mark.parametrize("microseconds", [None, "", "no number"])
@@ -114,7 +114,7 @@ def test_without_a_watchdog_nothing_is_petted(systemd: Systemd, clock: Clock, mi
     notifier = Notifier(environment | ({} if microseconds is None else {"WATCHDOG_USEC": microseconds}), clock)
     clock.now += 1000
     assert notifier.pet(FINE) is None
-    assert [] == systemd.heard()
+    assert [] == systemd.received()
 
 
 def test_without_systemd_nothing_happens(clock: Clock) -> None:
@@ -125,8 +125,14 @@ def test_without_systemd_nothing_happens(clock: Clock) -> None:
     assert notifier.pet(FINE) is None
 
 
-def test_a_systemd_that_is_away_is_no_trouble(tmp_path: Path, clock: Clock) -> None:
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}, clock).ready()
+def test_a_systemd_that_is_away_gets_the_next_message_when_it_is_back(tmp_path: Path, clock: Clock) -> None:
+    address = str(tmp_path / "notify")
+    notifier = Notifier({"NOTIFY_SOCKET": address}, clock)
+    notifier.ready()
+    systemd = Systemd(address)
+    notifier.stopping()
+    assert ["STOPPING=1"] == systemd.received()
+    systemd.socket.close()
 
 
 def test_a_systemd_that_does_not_read_delays_only_a_little(tmp_path: Path, clock: Clock) -> None:
