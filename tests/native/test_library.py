@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edged.engine.kernels.build import HERE
-from edged.engine.kernels.library import load_library
+from edged.engine.kernels.library import Config, Decoding, Merges, SamplingCall, Step, Tensor, load_library
 from edged.models.packing.pack import pack_path
 from tests.support import ROOT
 from tests.tiny import make_gguf
@@ -26,6 +26,12 @@ def test_it_is_found_by_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert load_library.__wrapped__().path.parent == HERE
+
+
+@pytest.mark.parametrize("struct", [Config, Decoding, Merges, SamplingCall, Step, Tensor])
+def test_a_field_that_a_struct_does_not_have_is_refused(struct: type) -> None:
+    with pytest.raises(AttributeError, match="misspelled"):
+        struct().misspelled = 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user of its own, whose tasks are counted alone")

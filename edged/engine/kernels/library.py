@@ -22,9 +22,16 @@ API_VERSION: Final = 7
 ERROR_BYTES: Final = 512
 
 
-class Config(Structure):
+class _Struct(Structure):
+    """A struct of `api.h`. Without `__dict__`, so that a misspelled field is an AttributeError and not ignored."""
+
+    __slots__ = ()
+
+
+class Config(_Struct):
     """EdgedConfig."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("layers", "width", "ffn", "heads", "kv_heads", "head_dim", "vocabulary")),
         *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "reserved")),
@@ -34,9 +41,10 @@ class Config(Structure):
     ]
 
 
-class Tensor(Structure):
+class Tensor(_Struct):
     """EdgedTensor."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("kind", "rows", "cols", "group")),
         ("data", c_void_p),
@@ -44,9 +52,10 @@ class Tensor(Structure):
     ]
 
 
-class Step(Structure):
+class Step(_Struct):
     """EdgedStep."""
 
+    __slots__ = ()
     _fields_ = [
         ("tokens", c_void_p),
         ("token_count", c_int32),
@@ -61,18 +70,20 @@ class Step(Structure):
     ]
 
 
-class Merges(Structure):
+class Merges(_Struct):
     """EdgedMerges."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_void_p) for name in ("letters", "pairs", "ranks", "merged", "bytes", "ends", "by_bytes")),
         *((name, c_int64) for name in ("pair_count", "vocabulary", "whole_count")),
     ]
 
 
-class SamplingCall(Structure):
+class SamplingCall(_Struct):
     """EdgedSampling; `sampling_call` makes one."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "uniform")),
         ("top_k", c_int32),
@@ -88,9 +99,10 @@ def sampling_call(how: Sampling) -> SamplingCall:
     return call
 
 
-class Decoding(Structure):
+class Decoding(_Struct):
     """EdgedDecoding."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("token", "position", "first_block", "block_count")),
         ("sampling", SamplingCall),
