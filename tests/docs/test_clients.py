@@ -34,7 +34,7 @@ def mqttjs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(CLIENTS / "ask.mjs", folder))
 
 
-@pytest.fixture(params=["python", "node"])
+@pytest.fixture(params=["python", pytest.param("node", marks=pytest.mark.slow)])
 def program(request: pytest.FixtureRequest) -> list[str]:
     if request.param == "python":
         return [sys.executable, str(CLIENTS / "ask.py")]
