@@ -13,17 +13,18 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import yaml
-from edged.models.formats.families import Shape
 
 from edged.agent import findings as agent_findings
 from edged.commands import main as edged_main
-from edged.config.schema import build, known_keys
+from edged.config.keys import known_keys
+from edged.config.schema import build
 from edged.core.health import Finding, health_of
 from edged.core.prompt import Failure, ModelInfo, Reason, Usage
 from edged.core.reading import Reading
 from edged.ctl import main as edgectl_main
 from edged.device.rules import RULES
 from edged.models.formats.packed import FORMAT, Manifest
+from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Kind
 from edged.wire import documents, formats, layers, prompts, replies
 from tests.support import ROOT

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edged.config import checks
-from edged.config.schema import check_file
+from edged.config.keys import check_file
 from edged.core.errors import BadValue, EdgedError
 from edged.engine import constraint
 from edged.link.inbound_properties import without_repeatable
