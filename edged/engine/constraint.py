@@ -56,7 +56,7 @@ class ConstraintError(Exception):
 
 
 class Constraint:
-    """What one sequence may write: `mask` and `accept` in turns, then `verdict` on the whole text.
+    """What one sequence may write: `mask` and `accept` in turns, then `violation` for the whole text.
 
     `words` is the number of tokens that write something; the library's token after them stands for the end of the text,
     in whose place all of the model's `stops` are allowed.
@@ -110,7 +110,7 @@ class Constraint:
         if not held:
             raise _broken("a token was chosen that may not follow")
 
-    def verdict(self, text: str) -> Failure | None:
+    def violation(self, text: str) -> Failure | None:
         """Why the text, as it ended, does not obey; None where it does."""
         if not self.satisfied:
             message = (

@@ -20,6 +20,7 @@ from edged.engine.memory import available_bytes, give_back
 from edged.engine.model import Model
 from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
+from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import PackedModel
 from edged.models.store.locate import LocatedModel, locate
 from edged.models.store.packed_cache import packed_model
@@ -125,18 +126,41 @@ def _open_native(order: _Order) -> Backend:
 
 
 def _open_torch(order: _Order) -> Backend:
-    if order.model.format == "packed":
-        raise ModelError("unsupported", "The torch backend reads no packed folders; set model.backend to native.")
+    """The Llama family from a GGUF file is written out; transformers' classes compute everything else."""
+    _check_torch(order)
     order.progress("loading the torch backend")
     try:
-        from edged.engine.backends.torch_backend import open_torch
+        from edged.engine.backends import torch_backend, torch_gguf, torch_hub
     except ImportError as error:
         raise ModelError(
             "unsupported", "The torch backend is not installed; run: pip install 'edged[torch]'."
         ) from error
-    return open_torch(
-        order.model, order.bits, order.context, order.threads, order.progress, available_bytes, exact=order.exact
-    )
+    torch_backend.use_threads(order.threads)
+    device = torch_backend.torch_device()
+    available = torch_backend.free_gpu_bytes if device == "cuda" else available_bytes
+    if order.model.format == "gguf":
+        file = open_gguf(order.model.path)
+        if shape := torch_gguf.written_out(file, order.context):
+            return torch_gguf.open_llama(
+                file, shape, order.context, device, order.progress, available, exact=order.exact
+            )
+    return torch_hub.open_hub(order.model, order.context, device, order.progress, available)
+
+
+def _check_torch(order: _Order) -> None:
+    """Raises ModelError `unsupported` for a format or bits that are not for torch."""
+    if order.model.format == "packed":
+        raise ModelError("unsupported", "The torch backend reads no packed folders; set model.backend to native.")
+    if order.bits in {4, "4"}:
+        raise ModelError(
+            "unsupported", "4 bits are for the native engine; set model.bits to 8 or auto with the torch backend."
+        )
+    if order.model.format == "gguf" and order.bits != "auto":
+        raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
+    if order.bits not in {"auto", 8, "8"}:
+        raise ModelError(
+            "unsupported", f"model.bits {order.bits!r} is not supported by the torch backend; use 8 or auto."
+        )
 
 
 def _gpu() -> bool:

@@ -23,7 +23,7 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import load_library
 from edged.engine.memory import available_bytes
-from edged.engine.scheduler import steps_at_once
+from edged.engine.scheduler import steps_per_call
 from edged.models.formats.packed import PackedModel
 
 DECODE_TOKENS: Final = 64
@@ -208,9 +208,7 @@ def _go_on(backend: Backend, newest: dict[int, int], at: int, steps: int) -> flo
     begun = now = time.perf_counter()
     while done < steps:
         sequences = [Decoding(slot, at + done, token, GREEDY, draws, nothing) for slot, token in newest.items()]
-        chosen = backend.decode(sequences, min(steps - done, steps_at_once(seconds)), nothing, calm)
-        if not chosen:
-            raise ComputeError("the model could not decode random tokens")
+        chosen = backend.decode(sequences, min(steps - done, steps_per_call(seconds)), nothing, calm)
         newest = {slot: tokens[-1] for slot, tokens in zip(newest, chosen, strict=True)}
         done += len(chosen[0])
         since, now = now, time.perf_counter()

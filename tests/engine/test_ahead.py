@@ -12,7 +12,8 @@ from edged.engine import load_model
 from edged.engine.backends.base import ComputeError
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
-from edged.engine.scheduler import AHEAD, MAX_STEPS, steps_at_once
+from edged.engine.scheduler import MAX_STEPS, steps_per_call
+from edged.engine.scheduler import MULTI_STEP_SECONDS as LIMIT
 from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
@@ -21,7 +22,7 @@ from tests.tiny import WORDS
 
 def ahead(codec: TextCodec, path: Path, requests: list[Request], decodes: bool = True, step: float = 1e-4) -> Engine:
     backend = FakeBackend(codec.vocabulary)
-    backend.decodes = decodes
+    backend.max_steps = 8 if decodes else 1
     engine = make_engine(backend, codec, path)
     engine._clock = Clock(step)
     for number, request in enumerate(requests):
@@ -36,11 +37,18 @@ def fake(engine: Engine) -> FakeBackend:
 
 @pytest.mark.parametrize(
     ("seconds", "steps"),
-    [(None, 1), (1.0, 1), (AHEAD * 0.9, 1), (AHEAD / 2.01, 2), (AHEAD / 3.5, 3), (AHEAD / 100, MAX_STEPS)],
+    [
+        (None, 1),
+        (1.0, 1),
+        (LIMIT * 0.9, 1),
+        (LIMIT / 2.01, 2),
+        (LIMIT / 3.5, 3),
+        (LIMIT / 100, MAX_STEPS),
+    ],
 )
 def test_as_many_steps_as_take_a_moment(seconds: float | None, steps: int) -> None:
     """A slow model computes one at a time, as does one of which nothing is known."""
-    assert steps == steps_at_once(seconds)
+    assert steps == steps_per_call(seconds)
 
 
 def test_no_text_depends_on_it(codec: TextCodec, tiny_gguf: Path) -> None:
@@ -75,7 +83,7 @@ def test_the_first_token_comes_alone(codec: TextCodec, tiny_gguf: Path) -> None:
     engine = ahead(codec, tiny_gguf, [Request(raw="hello", sampling=Sampling(temperature=0, max_tokens=20))])
     prompt = engine.encode(Request(raw="hello"))
     fake(engine).kept = prompt[:-1]
-    engine._speculation.measured(1, 1e-4)
+    engine._speculation.observe(1, 1e-4)
     engine.step()
     engine.step()
     assert fake(engine).log == [[1]]
@@ -155,7 +163,7 @@ def test_those_wait_for_drafts_for_which_they_would_pay(codec: TextCodec, tiny_g
     for rows in range(1, 9):  # each token more costs a tenth
         engine._speculation._seconds[rows], engine._speculation._age[rows] = 1e-4 * (1 + 0.1 * rows), 0
     for number, sequence in enumerate(engine._sequences.values()):
-        sequence.lookup._right, sequence.lookup._tried = (9.0, 10.0) if number % 2 else (0.0, 10.0)
+        sequence.lookup._accepted, sequence.lookup._proposed = (9.0, 10.0) if number % 2 else (0.0, 10.0)
         sequence.lookup._expected = []
     fake(engine).watched.clear()
     engine.step()

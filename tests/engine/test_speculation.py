@@ -12,13 +12,13 @@ from edged.core.prompt import Choice, Request, Sampling
 from edged.engine import load_model
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
-from edged.engine.speculation import AGAIN, Lookup, Offer, Speculation
+from edged.engine.speculation import STALE_AFTER, PromptLookup, Proposal, Speculation
 from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS
 
-LIKELY = Offer([1] * 7, 0.9)
+LIKELY = Proposal([1] * 7, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -37,72 +37,72 @@ LIKELY = Offer([1] * 7, 0.9)
 )
 def test_what_followed_before_is_offered(text: list[int], most: int, expected: list[int]) -> None:
     """After the last two tokens, better three or four."""
-    assert expected == Lookup(text).offer(most)
+    assert expected == PromptLookup(text).propose(most)
 
 
 def test_a_lookup_learns_whether_it_was_right() -> None:
     """Also from drafts that were not computed; a wrong one ends the row, and old ones count for less."""
-    lookup = Lookup([1, 2, 3, 4, 9, 1, 2])
-    first = lookup.chance
-    assert [3, 4, 9] == lookup.offer(3)
+    lookup = PromptLookup([1, 2, 3, 4, 9, 1, 2])
+    first = lookup.acceptance
+    assert [3, 4, 9] == lookup.propose(3)
     lookup.append(3)
-    better = lookup.chance
+    better = lookup.acceptance
     lookup.append(7)
-    worse = lookup.chance
+    worse = lookup.acceptance
     lookup.append(9)  # after a wrong one nothing is said of those that followed
     assert first < worse < better
-    assert worse == lookup.chance
-    sure = Lookup([7] * 4)
+    assert worse == lookup.acceptance
+    sure = PromptLookup([7] * 4)
     for _ in range(60):
-        sure.offer(1)
+        sure.propose(1)
         sure.append(7)
-    assert sure.chance > 0.85
+    assert sure.acceptance > 0.85
     for token in range(60):
         sure.append(token)
         sure.append(7)
         sure.append(7)
-        sure.offer(1)
-    assert sure.chance < 0.15
+        sure.propose(1)
+    assert sure.acceptance < 0.15
 
 
 def test_drafts_are_computed_where_they_pay() -> None:
     """As many as make most tokens a second by what steps took here; none before that is known, or when it is slow."""
     speculation = Speculation()
-    assert speculation.count([LIKELY]) == 0
-    speculation.measured(1, 1.0)
-    assert speculation.count([LIKELY]) == 7  # never tried
+    assert speculation.draft_count([LIKELY]) == 0
+    speculation.observe(1, 1.0)
+    assert speculation.draft_count([LIKELY]) == 7  # never tried
     for rows, seconds in ((8, 6.0), (4, 1.5), (2, 1.2)):
-        speculation.measured(rows, seconds)
-    assert speculation.count([LIKELY]) == 3
-    assert speculation.count([Offer([1] * 7, 0.3)]) == 1
-    assert speculation.count([Offer([1] * 7, 0.05)]) == 0
-    assert speculation.count([Offer([], 0.9)]) == 0
-    assert speculation.count([Offer([1] * 7, 0.15)]) == 0  # too little to gain
-    assert speculation.count([]) == 0
+        speculation.observe(rows, seconds)
+    assert speculation.draft_count([LIKELY]) == 3
+    assert speculation.draft_count([Proposal([1] * 7, 0.3)]) == 1
+    assert speculation.draft_count([Proposal([1] * 7, 0.05)]) == 0
+    assert speculation.draft_count([Proposal([], 0.9)]) == 0
+    assert speculation.draft_count([Proposal([1] * 7, 0.15)]) == 0  # too little to gain
+    assert speculation.draft_count([]) == 0
 
 
 def test_a_step_with_drafts_has_8_tokens_at_most() -> None:
     """Of all sequences together: a processor without much to spare computes no more at once."""
     speculation = Speculation()
     for rows in (6, 7, 8, 9, 10, 13):
-        speculation.measured(rows, 1.0)
-    assert speculation.count([LIKELY] * 6) == 0
-    assert speculation.count([LIKELY] * 7) == 0
-    assert speculation.count([LIKELY] * 9) == 0
-    assert speculation.count([Offer([], 0.9)] * 6 + [Offer([1], 0.9)]) == 1
+        speculation.observe(rows, 1.0)
+    assert speculation.draft_count([LIKELY] * 6) == 0
+    assert speculation.draft_count([LIKELY] * 7) == 0
+    assert speculation.draft_count([LIKELY] * 9) == 0
+    assert speculation.draft_count([Proposal([], 0.9)] * 6 + [Proposal([1], 0.9)]) == 1
 
 
 def test_an_interrupted_step_is_forgotten() -> None:
     """One that took a hundred times as long counts for little, and what was slow once is tried again some day."""
     speculation = Speculation()
     for rows, seconds in ((1, 1.0), (2, 1.1), (4, 1.2), (8, 1.5)):
-        speculation.measured(rows, seconds)
-    speculation.measured(8, 150.0)
-    assert speculation.count([LIKELY]) == 7
+        speculation.observe(rows, seconds)
+    speculation.observe(8, 150.0)
+    assert speculation.draft_count([LIKELY]) == 7
     for _ in range(9):
-        speculation.measured(8, 150.0)
-    assert speculation.count([LIKELY]) == 3
-    chosen = run(speculation, LIKELY, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.5}, AGAIN + 10)
+        speculation.observe(8, 150.0)
+    assert speculation.draft_count([LIKELY]) == 3
+    chosen = run(speculation, LIKELY, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.5}, STALE_AFTER + 10)
     assert 7 == chosen[-1]
 
 
@@ -111,10 +111,10 @@ def test_a_bad_beginning_does_not_last(chance: float, best: float) -> None:
     """The first step without drafts was interrupted: that is measured again, and few tokens are lost."""
     costs = {1: 1.0, 2: 1.08, 4: 1.2, 8: 1.7}
     speculation = Speculation()
-    speculation.measured(1, 3.0)
-    offer = Offer([1] * 7, chance)
+    speculation.observe(1, 3.0)
+    offer = Proposal([1] * 7, chance)
     chosen = run(speculation, offer, costs, 5000)
-    speed = sum(offer.tokens(count) for count in chosen) / sum(costs[1 + count] for count in chosen)
+    speed = sum(offer.expected_tokens(count) for count in chosen) / sum(costs[1 + count] for count in chosen)
     assert speed > 0.93 * best
 
 
@@ -126,12 +126,12 @@ def test_a_clock_that_stands_still(codec: TextCodec, tiny_gguf: Path) -> None:
     assert final.reason == "length"
 
 
-def run(speculation: Speculation, offer: Offer, costs: dict[int, float], steps: int) -> list[int]:
+def run(speculation: Speculation, offer: Proposal, costs: dict[int, float], steps: int) -> list[int]:
     """The number of drafts chosen in each of so many steps that take what `costs` says."""
     chosen = []
     for _ in range(steps):
-        chosen.append(speculation.count([offer]))
-        speculation.measured(1 + chosen[-1], costs[1 + chosen[-1]])
+        chosen.append(speculation.draft_count([offer]))
+        speculation.observe(1 + chosen[-1], costs[1 + chosen[-1]])
     return chosen
 
 
@@ -222,7 +222,7 @@ def test_only_steps_that_decode_are_measured(codec: TextCodec, tiny_gguf: Path) 
     requests = [Request(raw="8" * 400, sampling=Sampling(temperature=0, max_tokens=30)) for _ in range(2)]
     engine, backend = drafting(codec, tiny_gguf, 7, requests)
     rows: list[int] = []
-    engine._speculation.measured = lambda count, seconds: rows.append(count)  # type: ignore[method-assign]
+    engine._speculation.observe = lambda count, seconds: rows.append(count)  # type: ignore[method-assign]
     finals(engine)
     decoded = [drafts + len(run) for run, drafts in zip(backend.log, backend.draft_log, strict=True) if max(run) == 1]
     assert decoded == rows

@@ -78,18 +78,18 @@ def test_a_draw_falls_where_the_running_sum_says(weights: list[int], chance: flo
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2, 1e-9], np.float32))
     sampler = Sampler(Sampling(temperature=1.0, seed=3), [])
-    counts = np.bincount([sampler.pick(logits) for _ in range(20_000)], minlength=4) / 20_000
+    counts = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=4) / 20_000
     assert np.abs(counts - [0.5, 0.3, 0.2, 0.0]).max() < 0.015
 
 
 def test_greedy_and_penalty() -> None:
     logits = np.array([1.0, 3.0, 3.0, -1.0], np.float32)
-    assert Sampler(Sampling(temperature=0), []).pick(logits) == 1
-    assert Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).pick(logits) == 2
+    assert Sampler(Sampling(temperature=0), []).sample(logits) == 1
+    assert Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).sample(logits) == 2
     assert logits.tolist() != [3.0, 1.0, 3.0, -1.0]
     assert logits.tolist() == [1.0, 3.0, 3.0, -1.0]  # the backend's array is not written to
     sampler = Sampler(Sampling(temperature=0, repetition_penalty=2.0), [])
-    assert [sampler.pick(logits) for _ in range(4)] == [1, 2, 1, 1]
+    assert [sampler.sample(logits) for _ in range(4)] == [1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -98,14 +98,14 @@ def test_bad_logits(value: float) -> None:
     logits[3] = value
     for temperature in (0.0, 1.0):
         with pytest.raises(BadLogitsError):
-            Sampler(Sampling(temperature=temperature), []).pick(logits)
+            Sampler(Sampling(temperature=temperature), []).sample(logits)
     with pytest.raises(BadLogitsError):
-        Sampler(Sampling(), []).pick(np.full(10, -np.inf, np.float32))
+        Sampler(Sampling(), []).sample(np.full(10, -np.inf, np.float32))
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
     logits = np.array([5.0, -500.0, 4.99], np.float32)
-    assert Sampler(Sampling(temperature=1e-12, seed=1), []).pick(logits) == 0
+    assert Sampler(Sampling(temperature=1e-12, seed=1), []).sample(logits) == 0
 
 
 STOPS = st.lists(st.text("abé€\n", min_size=1, max_size=4), max_size=3)

@@ -145,8 +145,10 @@ def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPat
         Sampling(temperature=0.8, top_k=2**53, seed=3),
         Sampling(temperature=1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=2),
     ]
-    compiled = [[pick.pick(row) for row in logits] for pick in (Sampler(wish, [1, 2]) for wish in wishes)]
+    compiled = [[one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)]
     monkeypatch.setattr(sampler, "compiled", lambda: None)
-    assert compiled == [[pick.pick(row) for row in logits] for pick in (Sampler(wish, [1, 2]) for wish in wishes)]
+    assert compiled == [
+        [one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)
+    ]
     with pytest.raises(BadLogitsError):
-        Sampler(Sampling(), []).pick(np.full(10, np.nan, np.float32))
+        Sampler(Sampling(), []).sample(np.full(10, np.nan, np.float32))

@@ -52,19 +52,19 @@ class Reply:
 
     def step(self) -> int:
         """One token, by its logits."""
-        self.tokens.append(self.sampler.pick(self.run(self.tokens[-1:], len(self.tokens) - 1)))
+        self.tokens.append(self.sampler.sample(self.run(self.tokens[-1:], len(self.tokens) - 1)))
         return self.tokens[-1]
 
     def order(self, steps: int, watch: bool = False) -> Decoding:
-        past = array("i", self.tokens) if watch else None
-        chances = self.sampler.chances(steps)
+        history = array("i", self.tokens) if watch else None
+        uniforms = self.sampler.uniforms(steps)
         return Decoding(
-            self.slot, len(self.tokens) - 1, self.tokens[-1], self.sampling, chances, self.sampler.ids, past
+            self.slot, len(self.tokens) - 1, self.tokens[-1], self.sampling, uniforms, self.sampler.seen, history
         )
 
     def take(self, tokens: Sequence[int]) -> None:
         for token in tokens:
-            self.sampler.took(token)
+            self.sampler.advance(token)
         self.tokens += tokens
 
 
@@ -172,7 +172,8 @@ def test_it_takes_what_is_left_of_a_block(folder: Path) -> None:
             lengths.append(len(chosen))
             reply.take(chosen)
         assert [5, 8] == lengths
-        assert backend.decode([reply.order(8)], 8, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([reply.order(8)], 8, NONE, CALM)
 
 
 def test_another_thread_ends_it(folder: Path) -> None:
@@ -180,45 +181,48 @@ def test_another_thread_ends_it(folder: Path) -> None:
     with open_model(folder) as model:
         backend = NativeBackend(model, slots=1)
         reply = Reply(backend, [1, 2, 3], Sampling(temperature=0))
-        hurry = array("i", [1])
-        (chosen,) = backend.decode([reply.order(8)], 8, NONE, hurry)
+        interrupt = array("i", [1])
+        (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
         assert len(chosen) == 1
         reply.take(chosen)
-        hurry[0] = 0
-        (chosen,) = backend.decode([reply.order(8)], 8, NONE, hurry)
+        interrupt[0] = 0
+        (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
         assert len(chosen) == 8
 
 
 def test_another_thread_ends_it_while_it_runs(folder: Path) -> None:
     """The interpreter lock is free meanwhile, and each step looks again."""
-    steps, hurry = 1900, array("i", [0])
+    steps, interrupt = 1900, array("i", [0])
     order = Decoding(0, 0, 5, Sampling(temperature=0), array("d", bytes(8 * steps)), NONE)
     with open_model(folder, context=2048) as model:
-        (whole,) = model.decode([order], [list(range(64))], steps, NONE, hurry)
+        (whole,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
         assert len(whole) == steps
-        timer = threading.Timer(0.001, hurry.__setitem__, args=(0, 1))
+        timer = threading.Timer(0.001, interrupt.__setitem__, args=(0, 1))
         timer.start()
-        (chosen,) = model.decode([order], [list(range(64))], steps, NONE, hurry)
+        (chosen,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
         timer.join()
         assert 1 <= len(chosen) < steps
         assert chosen == whole[: len(chosen)]
 
 
 def test_what_cannot_be_computed_is_left_to_one_step(folder: Path) -> None:
-    """Nothing is chosen and the slots are as before: a token out of range, no room, a place that is not the next."""
+    """ComputeError, and the slots are as before: a token out of range, no room, a place that is not the next."""
     with open_model(folder, blocks=3) as model:
         backend = NativeBackend(model, slots=3)
         good, bad = (Reply(backend, [1, 2, 3], Sampling(temperature=0)) for _ in range(2))
         bad.tokens[-1] = 999
-        assert backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)
         bad.tokens[-1:] = [4, 5]
-        assert backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)
         bad.tokens.pop()
         assert len(backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)[0]) == 4
         full = Reply(backend, list(range(33))[:32], Sampling(temperature=0))
         full.run(full.tokens[-1:], 31)
         full.tokens.append(7)
-        assert backend.decode([full.order(2)], 2, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([full.order(2)], 2, NONE, CALM)
 
 
 @pytest.mark.parametrize(
@@ -289,4 +293,5 @@ def test_a_token_that_cannot_be_chosen_ends_it(folder: Path) -> None:
         (chosen,) = reply.backend.decode([replace(reply.order(8), seen=NONE)], 8, NONE, CALM)
         assert 1 <= len(chosen) < 8
         reply.take(chosen)
-        assert reply.backend.decode([reply.order(8)], 8, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            reply.backend.decode([reply.order(8)], 8, NONE, CALM)

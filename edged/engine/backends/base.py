@@ -18,7 +18,7 @@ from edged.core.prompt import Sampling
 
 Logits = npt.NDArray[np.float32]
 MAX_SLICE: Final = 256  # tokens of one sequence in one run
-SLICE_BESIDE: Final = 64  # the same where other sequences wait for their next token in that run
+MIXED_SLICE: Final = 64  # the same in a mixed run, where other sequences wait for their next token
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,25 @@ class Slice:
 class Decoding:
     """A sequence that goes on by several tokens in one call, each chosen by the backend.
 
-    `token`, the newest, comes to position `start`, the number of tokens that the slot holds. `chances`: float64, the
-    draw of each token. `seen`: int32, what a repetition penalty is for. `past`: int32, all its tokens, where the call
-    is to end as soon as drafts could follow; None: it need not.
+    `token`, the newest, comes to position `start`, the number of tokens that the slot holds. `uniforms`: float64
+    [steps], the uniform draw from [0, 1) for each token. `seen`: int32, the tokens that a repetition penalty is for.
+    `history`: int32, all its tokens, where the call is to end as soon as drafts could follow; None: it need not.
     """
 
     slot: int
     start: int
     token: int
     sampling: Sampling
-    chances: array[float]
+    uniforms: array[float]
     seen: array[int]
-    past: array[int] | None = None
+    history: array[int] | None = None
 
 
 class Backend(Protocol):
     """`context` is the most tokens a slot holds, `slots` how many may be open beside one for `Model.logits`.
 
     `drafts` is the most that a slice may carry; 0 where their logits could differ from those of one token at a time.
+    `max_steps` is the most decode steps of one call; with 1 there is only `run`, and `decode` is never called.
     """
 
     @property
@@ -71,6 +72,8 @@ class Backend(Protocol):
     def slots(self) -> int: ...
     @property
     def drafts(self) -> int: ...
+    @property
+    def max_steps(self) -> int: ...
     @property
     def weights_bytes(self) -> int: ...
 
@@ -95,14 +98,15 @@ class Backend(Protocol):
         """
 
     def decode(
-        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
     ) -> list[list[int]]:
         """Computes up to `steps` decode steps, one token of each sequence a step: the tokens chosen for each, as many
         for one as for the others. The slots hold them but for the last.
 
-        It ends with a token of `stops` (int32), where drafts could follow, before a step that cannot be computed, and
-        after the one in which another thread sets `hurry` (one int32) to something else than 0. [] where not even one
-        step was computed: `run` then says why, or the backend never does.
+        `steps` is at most `max_steps`. It ends with a token of `stops` (int32), where drafts could follow, before a
+        step that cannot be computed, and after the one in which another thread sets `interrupt` (one int32) to
+        something else than 0. Raises ComputeError, with all slots as before, where not even one step could be computed:
+        `run` then gives the error of each sequence.
         """
 
     def keep(self, slot: int, token: int) -> None:

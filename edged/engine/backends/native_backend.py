@@ -64,6 +64,7 @@ class NativeBackend:
         self.context = model.context
         self.slots = slots
         self.drafts = MAX_DRAFTS
+        self.max_steps = BLOCK
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
         self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
@@ -98,24 +99,27 @@ class NativeBackend:
         self._hold(kept, [kept.drafts.pop(0)])
 
     def decode(
-        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
     ) -> list[list[int]]:
         """As the protocol says. As many steps as the last block of every sequence has room for."""
         slots = [self._slots[one.slot] for one in sequences]
-        if any(len(slot.tokens) != one.start for slot, one in zip(slots, sequences, strict=True)):
-            return []
+        for slot, one in zip(slots, sequences, strict=True):
+            if len(slot.tokens) != one.start:
+                raise ComputeError(f"a token at {one.start} does not follow {len(slot.tokens)}")
         try:
             for slot in slots:
                 self.pool.extend(slot.table, len(slot.tokens) + 1)
             room = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
             tables = [slot.table.blocks for slot in slots]
-            chosen = self.model.decode(sequences, tables, min(steps, *room), stops, hurry)
-        except (MemoryError, KernelError):
-            return []
+            chosen = self.model.decode(sequences, tables, min(steps, *room), stops, interrupt)
+        except (MemoryError, KernelError) as error:
+            raise ComputeError(str(error)) from error
+        if not chosen[0]:
+            raise ComputeError("no next token can be chosen")
         for slot, one, tokens in zip(slots, sequences, chosen, strict=True):
             slot.drafts = []
             self._hold(slot, [one.token, *tokens][: len(tokens)])
-        return chosen if chosen[0] else []
+        return chosen
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """As the protocol says. Slices are computed together, in steps of up to the model's rows."""

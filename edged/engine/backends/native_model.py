@@ -137,7 +137,7 @@ class NativeModel:
         tables: Sequence[Sequence[int]],
         steps: int,
         stops: array[int],
-        hurry: array[int],
+        interrupt: array[int],
     ) -> list[list[int]]:
         """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
 
@@ -154,13 +154,13 @@ class NativeModel:
             call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
             call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
-            call.uniforms = one.chances.buffer_info()[0]
-            if one.past is not None:
-                call.past, call.past_count = one.past.buffer_info()
+            call.uniforms = one.uniforms.buffer_info()[0]
+            if one.history is not None:
+                call.past, call.past_count = one.history.buffer_info()
             call.chosen = row.ctypes.data
             first += len(table)
         begun = time.perf_counter()
-        ended = stops.buffer_info(), steps, hurry.buffer_info()[0]
+        ended = stops.buffer_info(), steps, interrupt.buffer_info()[0]
         done = self._library.decode(self._handle, calls, blocks.buffer_info(), *ended)
         self.inside += time.perf_counter() - begun
         return [row[:done].tolist() for row in chosen]

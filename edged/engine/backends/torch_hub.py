@@ -44,15 +44,12 @@ class HubNetwork:
 
 def open_hub(
     model: LocatedModel,
-    bits: str | int,
     context: int | None,
     device: str,
     progress: Callable[[str], None],
     available: Callable[[], int],
 ) -> TorchBackend:
     """Loads a model with transformers. Raises ModelError `unsupported`, `bad_model` or `no_memory`."""
-    if bits not in {"auto", 8, "8"}:
-        raise ModelError("unsupported", f"model.bits {bits!r} is not supported by the torch backend; use 8 or auto.")
     progress("importing transformers")
     config, source, count = _describe(model)
     trained = int(getattr(config, "max_position_embeddings", 0) or context or 2048)
