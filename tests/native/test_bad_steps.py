@@ -14,7 +14,7 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
-from edged.engine.memory import WORKING
+from edged.engine.memory import WORKSPACE_BYTES
 from edged.models.formats.packed import PackedModel, open_packed
 from edged.models.formats.tiles import Kind
 from tests.native.helpers import open_model, pack_overflowing, pack_tiny
@@ -182,7 +182,7 @@ def test_memory_is_admitted_before_it_is_used(folder: Path) -> None:
     assert (backend.context, backend.slots) == (100, 8)
     backend.model.close()
     for spare in (400_000, 1_000_000, 4_000_000):  # the pool fills in time, so all of it must have been admitted
-        room = packed.weights_bytes + WORKING + spare
+        room = packed.weights_bytes + WORKSPACE_BYTES + spare
         backend = open_native(packed, 256, 1, lambda room=room: room)
         assert backend.model.memory()[0] <= spare
         assert backend.slots >= 1

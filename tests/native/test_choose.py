@@ -147,8 +147,6 @@ def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPat
     ]
     compiled = [[one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)]
     monkeypatch.setattr(sampler, "compiled", lambda: None)
-    assert compiled == [
-        [one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)
-    ]
+    assert compiled == [[one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)]
     with pytest.raises(BadLogitsError):
         Sampler(Sampling(), []).sample(np.full(10, np.nan, np.float32))

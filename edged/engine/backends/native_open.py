@@ -1,4 +1,4 @@
-"""Opens a packed model with the native engine: admits its memory, maps it."""
+"""Opens a packed model with the native engine: admits its memory and starts the kernels."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def open_native(
     context = min(context or trained, trained)
     per_slot = -(-context // BLOCK)
     tables = 4 * context * packed.manifest.shape.head_dim  # of the rotary embedding
-    room = admit(packed.weights_bytes + tables, per_slot * block_bytes(packed), available_bytes(), slots)
+    budget = admit(packed.weights_bytes + tables, per_slot * block_bytes(packed), available_bytes(), slots)
     # One cache more than the slots, for Model.logits beside them, where that fits as well. The pool fills with what
     # earlier sequences left, so all of it counts.
-    blocks = min(per_slot * (room.slots + 1), room.cache_bytes // block_bytes(packed))
+    blocks = min(per_slot * (budget.slots + 1), budget.cache_bytes // block_bytes(packed))
     try:
         model = NativeModel(packed, context=context, blocks=blocks, threads=threads or 0, kernels=kernels)
     except KernelError as error:
         code = "no_memory" if "memory" in str(error) else "bad_model"
         raise ModelError(code, f"The model {packed.manifest.name} cannot be run: {error}.") from error
-    return NativeBackend(model, room.slots)
+    return NativeBackend(model, budget.slots)

@@ -53,11 +53,11 @@ def open_llama(
     count = file.weight_count()
     dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
     width = dtype.itemsize
-    room = admit(count * width, shape.cache_values * width * context, available())
+    budget = admit(count * width, shape.cache_values * width * context, available())
     network = read_network(file, shape, context, dtype, device, progress)
     precision = "float32" if width == 4 else "bfloat16"
     quantization = f"{precision} (from {file.quantization()})"
-    return TorchBackend(network, quantization, shape.vocabulary, context, room.slots, count * width, device)
+    return TorchBackend(network, quantization, shape.vocabulary, context, budget.slots, count * width, device)
 
 
 def read_network(
@@ -78,6 +78,8 @@ def read_network(
 
 
 class _Reader:
+    """Tensors of a file as torch wants them, checked against the shape."""
+
     def __init__(self, file: GgufFile, shape: Shape, dtype: Any, device: str) -> None:
         self.file = file
         self.shape = shape
