@@ -76,16 +76,16 @@ def load_model(
         raise ModelError("unsupported", f"There is no backend {backend!r}; set model.backend to auto, native or torch.")
     progress("verifying the model")
     models = MODELS if store_root is None else store_root
-    found = locate(str(source), digest, Store(models))
-    packed = packed_model(found, bits, models, progress) if found.format == "packed" else None
-    request = _LoadRequest(found, packed, bits, context, threads, models, progress, exact)
+    located = locate(str(source), digest, Store(models))
+    packed = packed_model(located, bits, models, progress) if located.format == "packed" else None
+    request = _LoadRequest(located, packed, bits, context, threads, models, progress, exact)
     opened, fallback = _open(request, backend)
     codec, template, architecture = _texts(request, opened)
     compiled()  # sampling's kernels, too, are built now rather than at the first token
     trim_heap()
     info = ModelInfo(
-        name=found.name,
-        digest=found.digest,
+        name=located.name,
+        digest=located.digest,
         architecture=architecture,
         quantization=opened.quantization,
         backend=opened.name,

@@ -72,7 +72,7 @@ def test_a_draw_falls_where_the_running_sum_says(weights: list[int], chance: flo
     """Whole numbers, so that sums are exact: against the plain search through all of them."""
     ends = np.cumsum(weights)
     expected = int(np.searchsorted(ends, chance * float(ends[-1]), side="right"))
-    assert draw(np.asarray(weights, np.float32), chance) == expected
+    assert expected == draw(np.asarray(weights, np.float32), chance)
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -84,12 +84,12 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_greedy_and_penalty() -> None:
     logits = np.array([1.0, 3.0, 3.0, -1.0], np.float32)
-    assert Sampler(Sampling(temperature=0), []).sample(logits) == 1
-    assert Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).sample(logits) == 2
+    assert 1 == Sampler(Sampling(temperature=0), []).sample(logits)
+    assert 2 == Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).sample(logits)
     assert logits.tolist() != [3.0, 1.0, 3.0, -1.0]
-    assert logits.tolist() == [1.0, 3.0, 3.0, -1.0]  # the backend's array is not written to
+    assert [1.0, 3.0, 3.0, -1.0] == logits.tolist()  # the backend's array is not written to
     sampler = Sampler(Sampling(temperature=0, repetition_penalty=2.0), [])
-    assert [sampler.sample(logits) for _ in range(4)] == [1, 2, 1, 1]
+    assert [1, 2, 1, 1] == [sampler.sample(logits) for _ in range(4)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -105,7 +105,7 @@ def test_bad_logits(value: float) -> None:
 
 def test_tiny_temperatures_do_not_overflow() -> None:
     logits = np.array([5.0, -500.0, 4.99], np.float32)
-    assert Sampler(Sampling(temperature=1e-12, seed=1), []).sample(logits) == 0
+    assert 0 == Sampler(Sampling(temperature=1e-12, seed=1), []).sample(logits)
 
 
 STOPS = st.lists(st.text("abé€\n", min_size=1, max_size=4), max_size=3)

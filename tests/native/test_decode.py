@@ -107,10 +107,10 @@ def test_tokens_are_those_of_one_step_a_call(folder: Path, threads: int) -> None
                 backend.close(replies[index].slot)
                 replies[index] = Reply(backend, replies[index].tokens, SAMPLINGS[index])
         for reply, prompt, answer in zip(replies, prompts, answers, strict=True):
-            assert reply.tokens[len(prompt) :][:70] == answer
+            assert answer == reply.tokens[len(prompt) :][:70]
             backend.close(reply.slot)
             slot = backend.open()
-            assert backend.reuse(slot, reply.tokens) == len(reply.tokens) - 1
+            assert len(reply.tokens) - 1 == backend.reuse(slot, reply.tokens)
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
@@ -183,11 +183,11 @@ def test_another_thread_ends_it(folder: Path) -> None:
         reply = Reply(backend, [1, 2, 3], Sampling(temperature=0))
         interrupt = array("i", [1])
         (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
-        assert len(chosen) == 1
+        assert 1 == len(chosen)
         reply.take(chosen)
         interrupt[0] = 0
         (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
-        assert len(chosen) == 8
+        assert 8 == len(chosen)
 
 
 def test_another_thread_ends_it_while_it_runs(folder: Path) -> None:
@@ -196,13 +196,13 @@ def test_another_thread_ends_it_while_it_runs(folder: Path) -> None:
     order = Decoding(0, 0, 5, Sampling(temperature=0), array("d", bytes(8 * steps)), NONE)
     with open_model(folder, context=2048) as model:
         (whole,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
-        assert len(whole) == steps
+        assert steps == len(whole)
         timer = threading.Timer(0.001, interrupt.__setitem__, args=(0, 1))
         timer.start()
         (chosen,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
         timer.join()
         assert 1 <= len(chosen) < steps
-        assert chosen == whole[: len(chosen)]
+        assert whole[: len(chosen)] == chosen
 
 
 def test_what_cannot_be_computed_is_left_to_one_step(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_cannot_be_computed_is_left_to_one_step(folder: Path) -> None:
         with pytest.raises(ComputeError):
             backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)
         bad.tokens.pop()
-        assert len(backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)[0]) == 4
+        assert 4 == len(backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)[0])
         full = Reply(backend, list(range(33))[:32], Sampling(temperature=0))
         full.run(full.tokens[-1:], 31)
         full.tokens.append(7)
@@ -246,7 +246,7 @@ def test_a_table_that_ends_too_soon_ends_it(folder: Path) -> None:
     order = Decoding(0, 30, 5, Sampling(temperature=0), array("d", bytes(64)), NONE)
     with open_model(folder) as model:
         (chosen,) = model.decode([order], [[0]], 6, NONE, CALM)
-        assert len(chosen) == 2
+        assert 2 == len(chosen)
 
 
 def test_logits_that_are_not_finite(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_of_equals_the_lowest_token_is_chosen(tmp_path: Path) -> None:
         file.write(bytes(size))
     with open_model(packed, threads=3) as model:
         reply = Reply(NativeBackend(model, slots=1), [9], Sampling(temperature=0))
-        assert reply.backend.decode([reply.order(4)], 4, NONE, CALM) == [[0, 0, 0, 0]]
+        assert [[0, 0, 0, 0]] == reply.backend.decode([reply.order(4)], 4, NONE, CALM)
 
 
 def test_a_token_that_cannot_be_chosen_ends_it(folder: Path) -> None:

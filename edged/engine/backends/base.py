@@ -1,6 +1,6 @@
 """The narrow interface between an engine and what computes.
 
-A backend holds weights and key/value caches. It knows tokens and logits; texts, turns, sampling and order are the
+A backend holds weights and key/value caches. It works on tokens and logits; texts, turns, sampling and order are the
 engine's. One thread owns it, and no call blocks longer than computing its slices takes.
 """
 
@@ -26,7 +26,7 @@ class Slice:
     """Consecutive tokens of one sequence, the first at position `start`.
 
     `start` is the number of tokens that the slot holds already. Between 1 and MAX_SLICE tokens. `drafts`: what may come
-    after them, computed with them; the slot does not hold them unless `keep` says so.
+    after them, computed with them; the slot does not hold them until `keep` is called.
     """
 
     slot: int
@@ -37,7 +37,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A sequence that goes on by several tokens in one call, each chosen by the backend.
+    """A sequence that is decoded for several tokens in one call, each chosen by the backend.
 
     `token`, the newest, comes to position `start`, the number of tokens that the slot holds. `uniforms`: float64
     [steps], the uniform draw from [0, 1) for each token. `seen`: int32, the tokens that a repetition penalty is for.
@@ -81,20 +81,20 @@ class Backend(Protocol):
         """A new empty cache; its number."""
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """Fills a cache, which holds the beginning of `tokens` or nothing, on with what another sequence left there.
+        """Adds what other sequences left of `tokens` to a cache that holds their beginning or nothing.
 
         How many of `tokens` it then holds, never all of them; 0 from a backend that keeps nothing.
         """
 
     def close(self, slot: int) -> None:
-        """Gives a cache's memory back."""
+        """Frees a cache."""
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """Computes slices of different slots. For each: float32 [1 + drafts, vocabulary], the logits after its last
-        token and after each draft; fewer where there was no room for all drafts.
+        token and after each draft; fewer where not all drafts had space.
 
-        With `every`: after each token, too. A slice that fails gives its error in place of logits and leaves its slot
-        useless; the others are not touched.
+        With `every`: after each token, too. A slice that fails gives its error in place of logits, and its slot must be
+        closed; the others are not affected.
         """
 
     def decode(

@@ -15,7 +15,7 @@ def needs_extra(reason: str) -> ModelError:
 
 
 def install_command() -> str:
-    """The command that installs the extra `torch` beside this very edged.
+    """The command that installs the extra `torch` into this installation.
 
     No package index has edged, so pip is given the folder of the clone that this edged runs from, where there is one.
     """

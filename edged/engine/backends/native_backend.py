@@ -13,7 +13,7 @@ from edged.engine.backends.native_model import BLOCK, NativeModel, Part
 from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
 
-LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small beside the weights
+LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small compared with the weights
 MAX_DRAFTS: Final = 7  # with the token before them two times the rows that the kernels stream weights for at once
 
 

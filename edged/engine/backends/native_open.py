@@ -16,12 +16,12 @@ from edged.models.formats.packed import PackedModel
 def kernels_here() -> str:
     """The name of the kernels that would run here. Raises ModelError `unsupported` where there are none."""
     try:
-        found = load_library().kernels()
+        name = load_library().kernels()
     except (BuildError, OSError) as error:
         raise ModelError("unsupported", f"The native engine is not built here: {error}.") from error
-    if found is None:
+    if name is None:
         raise ModelError("unsupported", "The native engine has no kernels for this processor.")
-    return found
+    return name
 
 
 def open_native(
