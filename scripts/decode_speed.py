@@ -26,7 +26,7 @@ from first_light import FOLDER
 from edged.core.errors import EdgedError
 from edged.measure import speed
 from edged.measure.awake import awake
-from edged.measure.bench import PeerOrder, open_peer
+from edged.measure.bench import PeerChoice, open_peer
 from edged.models.store.locate import locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
@@ -52,7 +52,7 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
     packed = packed_model(model, "auto", MODELS)
     backend = speed.open_for_bench(packed, arguments.threads, arguments.kernels)
     threads = backend.model.threads
-    peer = open_peer(model, packed, PeerOrder(arguments.peer_python, None), threads, work)
+    peer = open_peer(model, packed, PeerChoice(arguments.peer_python, None), threads, work)
     print(f"{packed.manifest.name}, {backend.model.kernels}, {threads} threads; peer: {peer.about.get('system')}")
     decode = speed.cases(backend)[0]
     assert decode.peer

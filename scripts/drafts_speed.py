@@ -69,7 +69,7 @@ def measure(model: Model, peer: LlamaPeer | None, task: str) -> tuple[int, float
     if plain.text != drafted.text:
         sys.exit(f"drafts_speed: the answers differ: {plain.text!r}, {drafted.text!r}")
     count = plain.usage.completion_tokens
-    return count, speed(plain), speed(drafted), peer.go_on(prompt, count - 1) if peer else 0.0
+    return count, speed(plain), speed(drafted), peer.continue_greedily(prompt, count - 1) if peer else 0.0
 
 
 def main() -> None:

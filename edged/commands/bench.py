@@ -14,7 +14,7 @@ from edged.core.errors import BadValue, EdgedError
 from edged.engine.backends.native_open import kernels_here
 from edged.measure import bench_report
 from edged.measure.awake import awake
-from edged.measure.bench import PeerOrder, bench
+from edged.measure.bench import PeerChoice, bench
 from edged.models.store.locate import locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = locate(arguments.model, None, Store(models))
     packed = packed_model(found, "auto", models, progress)
     wanted = arguments.peer or arguments.peer_python or arguments.llama_bench
-    peer = PeerOrder(arguments.peer_python or sys.executable, arguments.llama_bench) if wanted else None
+    peer = PeerChoice(arguments.peer_python or sys.executable, arguments.llama_bench) if wanted else None
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as work, awake() as kept_awake:
         result = bench(
             found,

@@ -14,7 +14,7 @@ import pytest
 from edged.commands import model
 from edged.commands.main import main
 from edged.models.store.store import Store
-from tests.models.test_store import Web
+from tests.models.web import Web
 from tests.tiny import make_gguf
 
 UNREADABLE = "/proc/self/mem"  # its first bytes are nobody's to read, root's neither

@@ -50,7 +50,7 @@ def encode(codec: TextCodec, *turns: Turn) -> list[int]:
 def test_all_recorded_rows_of_llama_cpp(real_gguf: Path) -> None:
     """270 strings with the ids that llama.cpp gives, control tokens in them obeyed."""
     codec = codec_from_gguf(open_gguf(real_gguf))
-    assert len(ROWS) == 270
+    assert 270 == len(ROWS)
     assert [] == [(text, ids) for text, ids in ROWS if codec.encode(text, specials=True) != ids]
 
 

@@ -25,7 +25,7 @@ def test_it_is_found_by_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -
     for name in ("XDG_CACHE_HOME", "KERNELS_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    assert load_library.__wrapped__().path.parent == HERE
+    assert HERE == load_library.__wrapped__().path.parent
 
 
 @pytest.mark.parametrize("struct", [Config, Decoding, Merges, SamplingCall, Step, Tensor])
@@ -90,7 +90,7 @@ print("done")
     if result.stdout == "no limit\n":
         pytest.skip("this system does not count a user's tasks")
     said = result.stdout.splitlines()
-    assert result.returncode == 0, result.stderr
+    assert 0 == result.returncode, result.stderr
     assert ["done"] == said[3:]
     assert all("of 64 threads run" in words and "set model.threads lower" in words for words in said[:2])
     assert "64 threads" in said[2]

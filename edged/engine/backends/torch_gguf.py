@@ -1,16 +1,63 @@
-"""Reads a GGUF file into a LlamaNetwork, tensor by tensor: memory peaks at the weights plus one tensor."""
+"""GGUF files of the Llama family as a LlamaNetwork, read one tensor after the other.
+
+Memory peaks at the weights plus one tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from edged.core.errors import ModelError
+from edged.engine.backends.torch_backend import TorchBackend
 from edged.engine.backends.torch_llama import Layer, LlamaNetwork, Weights
+from edged.engine.memory import admit
 from edged.models.formats.gguf import GgufFile
+from edged.models.formats.gguf_shape import shape_from_gguf, sliding_window
 from edged.models.formats.shape import Shape
+
+SMALL: Final = 64_000_000  # bytes of float32 weights that caches hold: bfloat16 would gain nothing there
+
+
+def written_out(file: GgufFile, context: int | None) -> Shape | None:
+    """The shape of a model that `torch_llama` computes; None where transformers' classes are needed.
+
+    Raises ModelError `bad_model`.
+    """
+    try:
+        shape = shape_from_gguf(file)
+    except ModelError as error:
+        if error.code != "unsupported":
+            raise
+        return None
+    window = sliding_window(file, shape.architecture)
+    return None if 0 < window < min(shape.context, context or shape.context) else shape
+
+
+def open_llama(
+    file: GgufFile,
+    shape: Shape,
+    context: int | None,
+    device: str,
+    progress: Callable[[str], None],
+    available: Callable[[], int],
+    exact: bool,
+) -> TorchBackend:
+    """Loads a model whose shape is `written_out`. Weights are bfloat16, or float32 where they are small or `exact`.
+
+    Raises ModelError `bad_model` or `no_memory` (before anything large is read).
+    """
+    context = min(context or shape.context, shape.context)
+    count = file.weight_count()
+    dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
+    width = dtype.itemsize
+    budget = admit(count * width, shape.cache_values * width * context, available())
+    network = read_network(file, shape, context, dtype, device, progress)
+    precision = "float32" if width == 4 else "bfloat16"
+    quantization = f"{precision} (from {file.quantization()})"
+    return TorchBackend(network, quantization, shape.vocabulary, context, budget.slots, count * width, device)
 
 
 def read_network(
@@ -31,6 +78,8 @@ def read_network(
 
 
 class _Reader:
+    """Tensors of a file as torch wants them, checked against the shape."""
+
     def __init__(self, file: GgufFile, shape: Shape, dtype: Any, device: str) -> None:
         self.file = file
         self.shape = shape

@@ -1,4 +1,4 @@
-"""From what `model.source` says to verified bytes on this disk."""
+"""From `model.source` to verified bytes on this disk."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
             raise ModelError(
                 "missing", f"The model {source} is not in the store; fetch it with: edged model pull {source}"
             )
-        found = _from_store(source, stored, store)
+        located = _from_store(source, stored, store)
         digest = digest or (entry.digest if entry else None)
     else:
-        found = _from_disk(source, store)
-    if digest and digest != found.digest:
+        located = _from_disk(source, store)
+    if digest and digest != located.digest:
         raise ModelError(
             "tampered",
-            f"The model {source} has the digest {found.digest}, not {digest} as configured; "
+            f"The model {source} has the digest {located.digest}, not {digest} as configured; "
             "correct model.digest or give the model that has it.",
         )
-    if found.format == "checkpoint":
-        check_folder(found.path)
-    return found
+    if located.format == "checkpoint":
+        check_folder(located.path)
+    return located
 
 
 def _from_disk(source: str, store: Store) -> LocatedModel:
@@ -88,5 +88,7 @@ def _describe(name: str, path: Path, digest: str) -> LocatedModel:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise ModelError("unsupported", f"{path.name} is no GGUF file; give a .gguf file or a folder with safetensors.")
+        raise ModelError(
+            "unsupported", f"{path.name} is not a GGUF file; give a .gguf file or a folder with safetensors."
+        )
     return LocatedModel(name, path, digest, "gguf", path.stat().st_size)

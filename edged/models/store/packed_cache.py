@@ -1,7 +1,7 @@
-"""Packed folders that were made by themselves: where they lie, made when a model is first used, removed with it.
+"""Packed folders that edged makes by itself when a model is first used, and removes with the model.
 
     {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>
-    {models}/packed/.<32 hex digits>.lock      held by who makes or removes folders of that model
+    {models}/packed/.<32 hex digits>.lock      locked by the process that makes or removes folders of that model
 
 beside the store, or in the user's cache folder where the store cannot be written.
 """
@@ -37,7 +37,9 @@ def packed_model(
     """
     if model.format == "packed":
         if bits != "auto":
-            raise ModelError("unsupported", "A packed folder has its bits already; set model.bits to auto.")
+            raise ModelError(
+                "unsupported", "The weights of a packed folder are quantized already; set model.bits to auto."
+            )
         return _verified(model.path)
     checkpoint = model.format == "checkpoint"
     if not checkpoint and bits != "auto":
@@ -57,7 +59,7 @@ def packed_model(
                 if kept := _kept(place / name, model.digest):
                     return kept
                 _clear(place, name, f"{_stem(model.digest)}-{bits}-v", progress)
-                if why := _no_room(place, model.size):
+                if why := _no_space(place, model.size):
                     reasons.append(why)
                     continue
                 pack(source, place / name, bits=wanted, source_digest=model.digest, progress=progress)
@@ -66,8 +68,8 @@ def packed_model(
             reasons.append(f"{place}: {error.strerror or error}")
     raise ModelError(
         "no_disk",
-        f"There is no place for the packed model of {model.size / 1e6:,.0f} MB ({'; '.join(reasons)}); "
-        "make room there or set state_dir to a larger disk.",
+        f"There is no space for the packed model of {model.size / 1e6:,.0f} MB ({'; '.join(reasons)}); "
+        "free space there or set state_dir to a larger disk.",
     )
 
 
@@ -93,7 +95,7 @@ def _verified(folder: Path) -> PackedModel:
 def _kept(folder: Path, digest: str) -> PackedModel | None:
     """The packed model in `folder`; None where it is damaged, was made from another model or is not there.
 
-    A link is never followed: what it points to belongs to somebody else, who may change it.
+    A link is never followed: another user may own and change what it points to.
     """
     try:
         if folder.is_symlink() or not is_packed(folder):
@@ -110,7 +112,7 @@ def _kept(folder: Path, digest: str) -> PackedModel | None:
 def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
     """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
 
-    Raises OSError where `name` stays. Call it with the lock held: then nobody works in those folders.
+    Raises OSError where `name` stays. Call it with the lock held: then no other process uses those folders.
     """
     stem = name.partition("-")[0]
     for old in [*place.glob(f"{other_versions}*"), *place.glob(f".{stem}-*.part")]:
@@ -153,8 +155,8 @@ def _places(models: Path) -> Iterator[Path]:
         yield cache / FOLDER
 
 
-def _no_room(place: Path, size: int) -> str | None:
-    """Why `place` cannot take `size` bytes and a tenth; None where it can."""
+def _no_space(place: Path, size: int) -> str | None:
+    """Why `place` has no space for 1.1 × `size` bytes; None where it has."""
     if not os.access(place, os.W_OK):
         return f"{place}: not writable"
     free = shutil.disk_usage(place).free
