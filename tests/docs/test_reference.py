@@ -14,7 +14,6 @@ import msgspec
 import pytest
 import yaml
 
-from edged.agent import findings as agent_findings
 from edged.commands import main as edged_main
 from edged.config.keys import known_keys
 from edged.config.schema import build
@@ -101,6 +100,18 @@ def texts_at(position: int, name: str, *folders: str) -> set[str]:
             argument = node.args[position]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 found.add(argument.value)
+    return found
+
+
+def assigned(name: str, *folders: str) -> set[str]:
+    """The plain texts that are assigned to this name in these folders of the package."""
+    found = set()
+    for folder in folders:
+        for path in sorted((ROOT / "edged" / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Assign) and [name] == [getattr(target, "id", "") for target in node.targets]:
+                    value = node.value.value if isinstance(node.value, ast.Constant) else None
+                    found |= {value} if isinstance(value, str) else set()
     return found
 
 
@@ -354,7 +365,7 @@ def test_every_event_code_of_the_source_is_in_the_table() -> None:
 
 def model_error_codes() -> set[str]:
     raised = texts_at(0, "ModelError", "models", "engine", "worker") | texts_at(0, "NotLoaded", "worker")
-    return raised - {"failed"} | texts_at(0, "Trouble", "agent")
+    return raised - {"failed"} | texts_at(0, "Trouble", "agent") | texts_at(0, "ModelFailure", "agent")
 
 
 def test_every_code_of_a_missing_model_is_in_the_tables() -> None:
@@ -364,8 +375,8 @@ def test_every_code_of_a_missing_model_is_in_the_tables() -> None:
 
 
 def test_every_finding_of_the_source_is_in_both_pages() -> None:
-    found = {rule.code for rule in RULES} | texts_at(0, "Finding", "device", "agent")
-    found |= {finding.code for finding in agent_findings.of_agent(None, ["topic"], "topic", "full", 0.0, ())}
+    found = {rule.code for rule in RULES} | texts_at(0, "Finding", "device", "agent") | assigned("code", "agent")
+    assert {"publish_refused", "journal", "clock_jumped"} <= found
     for name in ("mqtt.md", "telemetry.md"):
         assert set() == found - words(section(page(name), "Findings")), name
 
