@@ -40,7 +40,7 @@ def test_a_model_is_pulled_listed_shown_and_removed(tmp_path: Path) -> None:
 
 
 def test_doctor_says_what_to_fix(tmp_path: Path) -> None:
-    """A broker that is not there is a failure with advice; the exit code says that something must be mended."""
+    """A broker that is not there is a failure with advice; the exit code says that something must be fixed."""
     answer = edged(tmp_path, "doctor", "--json", EDGED_MQTT_URL=f"mqtt://127.0.0.1:{free_port()}")
     advice = {fact["code"]: fact for fact in json.loads(answer.stdout)["advice"]}
     assert 1 == answer.returncode

@@ -83,7 +83,7 @@ def test_a_damaged_model_is_shown_in_one_document(capsys: pytest.CaptureFixture[
 def test_what_no_command_foresaw_of_the_system_is_a_sentence_but_for_the_daemon(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A defect of the daemon is to stand in its log whole."""
+    """A defect of the daemon is logged with its traceback."""
 
     def refuse(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error", "/a/file")

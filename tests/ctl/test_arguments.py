@@ -103,12 +103,12 @@ def test_a_default_file_that_cannot_be_read_is_told_with_what_to_do(
 def test_broker_and_fleet_as_options_or_variables_need_no_file(
     monkeypatch: pytest.MonkeyPatch, unreadable: Path
 ) -> None:
-    told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert ("mqtt://h", "f") == (told.mqtt.url, told.identity.fleet)
+    found = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
+    assert ("mqtt://h", "f") == (found.mqtt.url, found.identity.fleet)
     monkeypatch.setenv("EDGED_MQTT_URL", "mqtt://g")
     monkeypatch.setenv("EDGED_MQTT_USERNAME", "me")
-    told = settings_of(parser().parse_args(["status", "--fleet", "f"]))
-    assert ("mqtt://g", "me", "f") == (told.mqtt.url, told.mqtt.username, told.identity.fleet)
+    found = settings_of(parser().parse_args(["status", "--fleet", "f"]))
+    assert ("mqtt://g", "me", "f") == (found.mqtt.url, found.mqtt.username, found.identity.fleet)
 
 
 def test_a_file_that_was_named_must_be_readable(unreadable: Path) -> None:
@@ -120,8 +120,8 @@ def test_a_file_that_was_named_must_be_readable(unreadable: Path) -> None:
 def test_options_win_over_a_default_file_that_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "edged.yaml").write_text("mqtt: {url: 'mqtt://a', username: me}\n")
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml")
-    told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert ("mqtt://h", "me") == (told.mqtt.url, told.mqtt.username)
+    found = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
+    assert ("mqtt://h", "me") == (found.mqtt.url, found.mqtt.username)
 
 
 def test_what_a_device_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def test_an_offline_device_is_told(edgectl: Any, client: Client, capsys: pytest.
 
 
 def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The layer stands at the broker for the device to come; a script can tell that none has taken it."""
+    """The broker keeps the layer for the device; a script sees that none has applied it."""
     layer = tmp_path / "layer.yaml"
     layer.write_text("generation: {max_tokens: 2}\n")
     for words in ((str(layer),), ("--remove",)):

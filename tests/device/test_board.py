@@ -58,7 +58,7 @@ def test_a_pc(tree: Tree) -> None:
 
 
 def test_a_board_that_tells_nothing(tmp_path: Path) -> None:
-    """Still described, with what cannot be told as None."""
+    """Still described; what is not known is None."""
     board = describe(tmp_path)
     assert ("unknown", None, None, ()) == (board.model, board.memory_cgroup, board.memory_bytes, board.features)
     assert board.cores >= 1

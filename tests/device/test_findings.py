@@ -27,7 +27,7 @@ def reading(seconds: float, **fields: Any) -> Reading:
 
 
 def codes(judge_: Judge, *readings: Reading) -> list[str]:
-    """The codes that stand after the last of the readings."""
+    """The codes after the last of the readings."""
     return [finding.code for finding in [judge_.update(one) for one in readings][-1]]
 
 

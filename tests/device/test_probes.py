@@ -55,7 +55,7 @@ def test_memory(tree: Tree) -> None:
 
 
 def test_memory_of_an_old_kernel(tree: Tree) -> None:
-    """Without MemAvailable, what is free or cached stands for it; without swap lines there is none."""
+    """Without MemAvailable, what is free or cached is used; without swap lines there is none."""
     root = tree({"proc/meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nBuffers: 20 kB\nCached: 300 kB\n"})
     assert 420 * 1024 == memory.memory(root).available_bytes
     assert 0 == memory.memory(root).swap_total_bytes

@@ -286,7 +286,7 @@ def test_a_source_that_goes_and_comes_is_looked_for_rarely(tree: Tree) -> None:
 
 
 def test_pss_is_read_rarely_and_anew_for_another_worker(tree: Tree) -> None:
-    """The dear figure stands for a minute; a new process has its own at once; a dead one has none."""
+    """PSS is kept for a minute; a new process has its own at once; a dead one has none."""
     root, uptime = tree(KERNEL), Clock()
     subject = sampler(root, uptime, pss_every_s=60.0)
     assert ProcessMemory(250000 * PAGE, 30000 * 1024) == subject.read(worker_pid=200).worker

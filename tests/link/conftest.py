@@ -1,4 +1,4 @@
-"""What tests of a connection share: one that records what it says, and a server that answers as it is told."""
+"""What tests of a connection share: one that records its events, and a server with set answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Line:
         self._kept: list[Event] = []
         self.bounds: list[tuple[float, float]] = []
         self.open = threading.Event()
-        """While it is clear, the network thread stands still as soon as it has something to post."""
+        """While it is clear, the network thread blocks as soon as it posts."""
         self.open.set()
         self.connection = Connection(
             Mqtt(url=url, **mqtt),

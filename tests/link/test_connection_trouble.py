@@ -165,7 +165,7 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
 
 
 def at_a_set_time(line: Callable[..., Line], server: Callable[..., Server]) -> tuple[Server, Line, list[float]]:
-    """A connection that is up, and its clock, which stands until it is moved."""
+    """A connection that is up, and its clock, which is moved by hand."""
     there, now = server(CONNACK_OK), [0.0]
     made = line(url=there.url, clock=lambda: now[0])
     made.next(Up)

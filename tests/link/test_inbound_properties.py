@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.link.inbound_properties import without_repeatable
 from tests.link.conftest import Line, Wire
 from tests.support import SECONDS

@@ -1,4 +1,4 @@
-"""Messages that paho cannot read: acknowledged, told, and no reason to leave the broker."""
+"""Messages that paho cannot read: acknowledged, reported, and no reason to leave the broker."""
 
 from __future__ import annotations
 

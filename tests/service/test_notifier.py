@@ -38,7 +38,7 @@ class Systemd:
 
 
 class Clock:
-    """Monotonic seconds that pass when told to."""
+    """Monotonic seconds that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

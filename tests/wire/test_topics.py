@@ -1,4 +1,4 @@
-"""Topics: built as the contract spells them, taken apart with suspicion."""
+"""Topics: built as the contract spells them, and parsed strictly."""
 
 from __future__ import annotations
 
