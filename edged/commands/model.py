@@ -17,6 +17,7 @@ from edged.commands.configured import configured, store_folder
 from edged.commands.progress import progress_bar
 from edged.config.schema import Settings
 from edged.core.errors import EdgedError, ModelError
+from edged.core.model_source import REMOTE, source_kind
 from edged.engine.backends.native_open import kernels_here
 from edged.models.store.catalog import catalog
 from edged.models.store.download import Progress
@@ -24,8 +25,6 @@ from edged.models.store.locate import LocatedModel
 from edged.models.store.packed_cache import forget, packed_model
 from edged.models.store.pull import pull
 from edged.models.store.store import Store, StoredModel
-
-REMOTE = ("hf:", "http://", "https://")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,7 +55,7 @@ def model_pull(source: str, settings: Settings, as_json: bool) -> int:
 
 def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
     """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
-    if source.startswith(REMOTE):
+    if source_kind(source) in REMOTE:
         utf8("the source", source)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -153,7 +152,7 @@ def _document(model: StoredModel) -> dict[str, Any]:
 def fetch_missing(source: str, root: Path) -> None:
     """Fetch a model of the catalog or of an address (`hf:`, URL) if it is not in the store yet."""
     entry = catalog().get(source)
-    if (entry or source.startswith(REMOTE)) and Store(root).find(entry.digest if entry else source) is None:
+    if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.digest if entry else source) is None:
         with progress_bar() as progress:
             _pulled(source, root, progress)
 
