@@ -13,7 +13,7 @@ from typing import Final
 
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
-from edged.models.tokenizer.template_sandbox import Budget, CountingSandbox
+from edged.models.tokenizer.template_sandbox import Budget, CountingSandbox, TooMuchError
 
 MAX_SOURCE: Final = 200_000
 MAX_EXTRA: Final = 1_000_000  # characters that a template may write beside four times what the turns hold
@@ -54,6 +54,8 @@ class ChatTemplate:
                     )
         except PromptRefused:
             raise
+        except TooMuchError as error:
+            raise PromptRefused("failed", "template", f"The model's chat template is no use: {error}.") from error
         except Exception as error:  # the template is foreign code: whatever it raises is its refusal
             raise PromptRefused(
                 "invalid", "template", f"The model's chat template refuses these messages: {error}."

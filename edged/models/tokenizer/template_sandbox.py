@@ -41,6 +41,10 @@ _OTHER_METHODS: Final = frozenset({"get", "items", "keys", "values", "copy", "in
 _DROPPED_FILTERS: Final = ("random", "urlize", "pprint", "xmlattr")
 
 
+class TooMuchError(TemplateError):
+    """The template wants more than any template needs, or what is not allowed."""
+
+
 class Budget:
     """What one rendering may do. `size`: characters of its turns; `longest`: characters of any one value."""
 
@@ -51,19 +55,19 @@ class Budget:
         self._checked = self.left
 
     def charge(self, operations: int) -> None:
-        """Counts; raises TemplateError where the budget is used up."""
+        """Counts; raises TooMuchError where the budget is used up."""
         self.left -= operations
         if self._checked - self.left > 256:
             self._checked = self.left
             if time.thread_time() > self._until:
                 self.left = -1
         if self.left < 0:
-            raise TemplateError("it computes without end")
+            raise TooMuchError("it computes without end")
 
     def fits(self, length: int) -> None:
-        """Charges a text or list of that length; raises TemplateError where it is too long."""
+        """Charges a text or list of that length; raises TooMuchError where it is too long."""
         if length > self.longest:
-            raise TemplateError("it makes a value that is far too large")
+            raise TooMuchError("it makes a value that is far too large")
         self.charge(1 + length // _PER_OPERATION)
 
     def weigh(self, value: Any) -> Any:
@@ -72,7 +76,7 @@ class Budget:
             self.fits(len(value))
         elif isinstance(value, int) and not isinstance(value, bool):
             if value.bit_length() > _MAX_BITS:
-                raise TemplateError("it makes a number that is far too large")
+                raise TooMuchError("it makes a number that is far too large")
             self.charge(1)
         elif isinstance(value, Mapping):
             self.fits(len(value))
@@ -112,7 +116,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Operators on large values, and those that make them."""
         if operator == "**" or (operator == "*" and not (_is_number(left) and _is_number(right))):
-            raise TemplateError(f"the operator {operator} is not allowed here")
+            raise TooMuchError(f"the operator {operator} is not allowed here")
         if operator == "%" and isinstance(left, str | bytes):
             _check_percent(left)
             self.budget.weigh(right)
@@ -127,7 +131,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             __self._check_method(owner, name, args, kwargs)
         elif isinstance(owner, int | float | bytes | list | tuple | dict) and name not in _OTHER_METHODS:
-            raise TemplateError(f"the method {name} is not allowed here")
+            raise TooMuchError(f"the method {name} is not allowed here")
         result = super(CountingSandbox, __self).call(  # noqa: UP008  - there is no `self`
             __context, __obj, *args, **kwargs
         )
@@ -147,13 +151,13 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
 
     def _check_method(self, owner: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if name not in _STRING_METHODS:
-            raise TemplateError(f"the method {name} is not allowed here")
+            raise TooMuchError(f"the method {name} is not allowed here")
         self.budget.fits(len(owner))
         values = (*args, *kwargs.values())
         _check_numbers(values)
         if name in {"format", "format_map"}:
             if _FORMAT.search(owner):
-                raise TemplateError("such a format is not allowed here")
+                raise TooMuchError("such a format is not allowed here")
             self.budget.weigh(values)
             self.budget.fits(len(owner) + owner.count("{") * sum(_length(value) for value in values))
         elif name == "join" and args:
@@ -165,7 +169,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
 
     def _check_join(self, separator: str, items: Any) -> None:
         if not isinstance(items, list | tuple | str | Mapping):
-            raise TemplateError("join needs a list")
+            raise TooMuchError("join needs a list")
         self.budget.weigh(items)
         self.budget.fits(len(separator) * len(items) + sum(_length(item) for item in items))
 
@@ -199,7 +203,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
             _check_percent(value)
         elif name == "tojson":
             if any(_is_number(one) and one > _MAX_INDENT for one in given) or longest > _MAX_INDENT:
-                raise TemplateError("such an indentation is not allowed here")
+                raise TooMuchError("such an indentation is not allowed here")
         elif name == "replace" and len(given) >= 2:
             self._check_replace(str(value), str(given[0]), str(given[1]))
         elif name == "join" and isinstance(value, list | tuple | str):
@@ -295,19 +299,19 @@ def _length(value: Any) -> int:
 def _check_numbers(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
-            raise TemplateError(f"the number {value} is too large here")
+            raise TooMuchError(f"the number {value} is too large here")
 
 
 def _check_percent(form: Any) -> None:
     text = form.decode("latin-1") if isinstance(form, bytes) else str(form)
     if _PERCENT.search(text):
-        raise TemplateError("such a format is not allowed here")
+        raise TooMuchError("such a format is not allowed here")
 
 
 def _range(*bounds: int) -> range:
     span = range(*bounds)
     if span and (max(abs(span[0]), abs(span[-1])) >= 1 << 63 or len(span) > MAX_NUMBER):
-        raise TemplateError("such a range is too long")
+        raise TooMuchError("such a range is too long")
     return span
 
 
