@@ -21,8 +21,10 @@ from edged.models.tokenizer.template import MAX_SOURCE, ChatTemplate
 CPU_SECONDS: Final = 2
 WALL_SECONDS: Final = 20.0  # for a machine whose processor is busy with others
 MEMORY_BYTES: Final = 512_000_000
-_KNOWN: set[str] = set()
-"""Digests of templates that were found good."""
+_KNOWN: set[str] = {
+    "2a48993e9d17577cd753d23a72c5b67dbbbab54088f855ef1d57e8c7e7d83f49",  # of the catalog's smollm2-135m-instruct
+}
+"""Digests of templates with their names that were found good; a child costs 0.2 to 0.6 s."""
 
 _CHATS: Final = (
     (Turn("user", "Hello"),),
