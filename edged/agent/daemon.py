@@ -19,6 +19,7 @@ import msgspec
 
 from edged.agent import findings, logs
 from edged.agent.admission import Intake
+from edged.agent.file_findings import FileFindings
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import Keeper
 from edged.agent.mailbox import Mailbox
@@ -100,6 +101,7 @@ class Daemon:
         kept = (self._journal, self._desk, self._replies, self._outbound)
         self._keeper = Keeper(*kept, self._wall, lambda: self._config.settings.limits.remember, clock())
         self._reporter = Reporter(self._topics, self._outbound, self._state, boot, clock, self._wall)
+        self._files = FileFindings(self._journal, self._state_dir, base.mqtt.password_file, self._reporter.event)
         self._pushes = Pushes(
             self._config, self._topics.reported, self._outbound, self._reporter, self._put_in_force, self._wall
         )
@@ -134,11 +136,7 @@ class Daemon:
             fleet=self._topics.fleet,
             open_prompts=self._desk.open,
         )
-        if self._journal.set_aside is not None:
-            self._log.error("the journal was damaged and is set aside", file=str(self._journal.set_aside))
-            message = f"the journal was damaged and is set aside as {self._journal.set_aside}; prompts in it are lost"
-            self._reporter.event("journal_damaged", message)
-        self._pushes.tell_damage()
+        self._files.look(self._config.damaged)
         self._connection.start()
         self._supervisor.start()
         self._sensing.start()
@@ -165,7 +163,7 @@ class Daemon:
             self._connection.restart("the broker does not confirm what we publish")
         while self._acks and not self._outbound.congested:  # the broker sends no more than we acknowledge
             self._connection.acknowledge(self._acks.popleft())
-        if self._keeper.turn(now):
+        if self._keeper.turn(now) | self._files.look():
             self._look_at_findings()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link_down or 'connected'}")
@@ -372,7 +370,8 @@ class Daemon:
             self._wall(),
             self._reporter.findings,
         )
-        return self._sensing.findings + own
+        files = self._files.findings(self._wall(), self._reporter.findings)
+        return self._sensing.findings + own + files
 
     def _state(self) -> tuple[documents.LinkState, documents.ModelState, documents.Queue, documents.Speed]:
         desk, model = self._desk, self._supervisor.document()

@@ -54,6 +54,8 @@ class Keeper:
             self._swept = now
             with suppress(sqlite3.Error):  # the next minute tries again
                 self._sweep()
+        with suppress(sqlite3.Error):  # a file that broke while in use
+            self._journal.repair()
         before, self.trouble = self.trouble, self._journal.trouble
         if self.trouble is not None and self.trouble != before:
             self._log.error("the journal cannot be written", error=self.trouble)

@@ -55,12 +55,6 @@ class Pushes:
         payload = reported(self._config.reported, self._wall())
         self._outbound.send(Publication(topic=self._topic, payload=payload, retain=True))
 
-    def tell_damage(self) -> None:
-        """Say so where the layers of an earlier run could not be read."""
-        if self._config.damaged is not None:
-            self._log.error(self._config.damaged)
-            self._reporter.event("layers_damaged", self._config.damaged)
-
     def _not_kept(self, error: OSError) -> None:
         self._log.error("the layers cannot be kept", error=str(error))
 

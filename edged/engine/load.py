@@ -23,12 +23,14 @@ from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
 from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import PackedModel
+from edged.models.panics import panics_as
 from edged.models.store.locate import LocatedModel, locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
 from edged.models.tokenizer.codec import TextCodec
 from edged.models.tokenizer.tables import open_tables
 from edged.models.tokenizer.template import ChatTemplate
+from edged.models.tokenizer.template_check import check_template
 from edged.models.tokenizer.texts import read_texts
 
 MODELS: Final = Path("/var/lib/edged/models")
@@ -51,6 +53,7 @@ class _LoadRequest:
     exact: bool
 
 
+@panics_as(lambda why: ModelError("bad_model", f"A file of the model cannot be used ({why}); fetch the model again."))
 def load_model(
     source: str | Path,
     backend: str = "auto",
@@ -181,4 +184,6 @@ def _texts(request: _LoadRequest, opened: Backend) -> tuple[TextCodec, ChatTempl
     else:
         texts = read_texts(request.model.path)
         codec, source, architecture = texts.codec, texts.template, texts.architecture
+    if source:
+        check_template(source, codec.names)
     return codec, ChatTemplate(source, codec.names) if source else None, architecture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -28,16 +30,54 @@ NOTHING = Kept(SCOPE, {}, store.NOTHING_PUSHED)
 
 
 def damaged(path: Path) -> bool:
-    """Whether the file is found to be damaged; then it is set aside as it was, and nothing stands in its place."""
-    was, said = path.read_bytes(), ""
+    """Whether the file is found to be damaged; then it is kept aside as it was, and nothing is in its place."""
+    was, aside, said = path.read_bytes(), None, ""
     try:
         store.load(path, SCOPE)
     except store.DamagedError as error:
-        said = str(error)
-    if not said:
+        aside, said = error.aside, str(error)
+    if aside is None:
         return False
-    aside = path.with_suffix(".damaged")
-    return str(aside) in said and aside.read_bytes() == was and store.load(path, SCOPE) == NOTHING
+    kept = aside.read_bytes()
+    aside.unlink()
+    return str(aside) in said and kept == was and store.load(path, SCOPE) == NOTHING
+
+
+def test_what_is_kept_aside_is_never_overwritten_and_bounded(path: Path) -> None:
+    for text in ("1", "2", "3", "4", "5"):
+        path.write_text(text)
+        with pytest.raises(store.DamagedError):
+            store.load(path, SCOPE)
+    kept = {file.name: file.read_text() for file in path.parent.iterdir()}
+    assert {"layers.damaged-3": "3", "layers.damaged-4": "4", "layers.damaged-5": "5"} == kept
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "huge"])
+def test_what_is_no_file_is_set_aside(path: Path, kind: str) -> None:
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "dangling":
+        path.symlink_to("/nowhere/at/all")
+    else:
+        path.write_bytes(b"")
+        os.truncate(path, 1 << 31)
+    with pytest.raises(store.DamagedError):
+        store.load(path, SCOPE)
+    assert os.path.lexists(path.with_suffix(".damaged"))
+    store.save(path, KEPT)
+    assert store.load(path, SCOPE) == KEPT
+
+
+def test_the_file_is_its_owners_alone_whatever_the_umask_and_a_leftover_is_in_the_way(path: Path) -> None:
+    path.with_suffix(".new").mkdir()
+    before = os.umask(0)
+    try:
+        store.save(path, KEPT)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_what_was_saved_is_loaded(path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -207,3 +211,109 @@ def test_the_catalog() -> None:
         assert entry.size > 0
         assert entry.licence
     assert catalog is fetch.catalog
+
+
+PULL = """
+import sys, pathlib
+from edged.models.store.pull import pull
+from edged.models.store.store import Store
+print(pull(sys.argv[1], Store(pathlib.Path(sys.argv[2])), lambda *_: None).digest)
+"""
+
+
+def test_four_processes_that_pull_one_file_all_succeed(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "my.gguf"
+    for round_ in range(3):
+        path.write_bytes(DATA + bytes([round_]) * 3_000_000)
+        command = [sys.executable, "-c", PULL, str(path), str(store.root)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+        ended = [process.communicate(timeout=60) for process in running]
+        assert [b""] * 4 == [errors for _, errors in ended]
+        assert 1 == len({out for out, _ in ended})
+    assert 3 == len(store.list())
+    assert [] == [path.name for path in store.root.iterdir() if path.name.startswith((".new-", ".old-"))]
+
+
+def test_threads_that_add_one_file_all_succeed(store: Store, tmp_path: Path) -> None:
+    """More often at once than processes are."""
+    path, failures = tmp_path / "my.gguf", []
+
+    def add() -> None:
+        try:
+            Store(store.root).add(path, "my", "here", "MIT")
+        except Exception as error:  # noqa: BLE001  - reported below
+            failures.append(error)
+
+    for round_ in range(10):
+        path.write_bytes(DATA + bytes([round_]))
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [] == failures
+    assert 10 == len(store.list())
+
+
+def test_what_killed_pulls_left_is_removed_by_the_next_and_what_others_work_on_is_not(index: Web, store: Store) -> None:
+    (store.root / ".new-killed").mkdir(parents=True)
+    (store.root / ".new-killed" / "model.gguf").write_bytes(DATA)
+    (store.root / ".old-killed").mkdir()
+    _, working = store._claim(".new-")
+    key = hashlib.sha256(b"tiny").hexdigest()[:16]
+    partial = store.root / "partial"
+    partial.mkdir()
+    (partial / f"{key}-model.gguf").write_bytes(DATA[:100])
+    for name, age in (("a" * 16, 8), ("b" * 16, 1)):
+        (partial / f"{name}.part").write_bytes(DATA[:100])
+        os.utime(partial / f"{name}.part", (time.time() - age * 86400,) * 2)
+    pull("tiny", store, quiet)
+    left = {path.name[:5] for path in store.root.glob(".*-*")}
+    assert {".new-"} == left
+    assert 1 == len(list(store.root.glob(".new-*")))
+    os.close(working)
+    assert [f"{'b' * 16}.part"] == [path.name for path in partial.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "flip", "empty", "huge"])
+def test_a_manifest_that_cannot_be_read_is_no_model_and_is_replaced(store: Store, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "my.gguf"
+    path.write_bytes(DATA)
+    model = store.add(path, "my", "here", "MIT")
+    manifest = model.path.parent / "manifest.json"
+    text = manifest.read_bytes()
+    manifest.unlink()
+    if kind == "folder":
+        manifest.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(manifest)
+    elif kind == "dangling":
+        manifest.symlink_to("/nowhere/at/all")
+    else:
+        manifest.write_bytes(
+            {"flip": text.replace(b'"MIT"', b'"MIU"'), "empty": b"", "huge": text + b" " * 2_000_000}[kind]
+        )
+    assert [] == store.list()
+    store.add(path, "my", "here", "MIT")
+    assert [model] == store.list()
+
+
+def test_a_manifest_of_before_checksums_is_read(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "my.gguf"
+    path.write_bytes(DATA)
+    model = store.add(path, "my", "here", "MIT")
+    manifest = model.path.parent / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    del document["checksum"]
+    manifest.write_text(json.dumps(document))
+    assert [model] == store.list()
+
+
+def test_a_store_where_a_file_lies_in_the_way_is_made_anew(index: Web, store: Store) -> None:
+    store.root.write_bytes(b"in the way")
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()
+    store.remove(store.list()[0])
+    lock = next((store.root / "partial").glob("*.lock"))
+    lock.unlink()
+    os.mkfifo(lock)
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from tokenizers import Tokenizer
 
 from edged.core.errors import ModelError, PromptRefused
+from edged.models.panics import panics_as
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
 _MAX_PARTS: Final = 10_000_000  # characters of all beginnings of control tokens, which grow with the square of a name
@@ -36,7 +37,8 @@ class LibrarySplitter:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with panics_as(lambda why: PromptRefused("failed", "tokenizer", f"The model's tokenizer gave up: {why}.")):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
 

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from edged.core.errors import ModelError
 from edged.models.formats.gguf import GgufFile
+from edged.models.panics import panics_as
 from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
 from edged.models.tokenizer.pretokenizers import IGNORE_MERGES, pre_tokenizer
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
@@ -33,6 +34,7 @@ _TURN_ENDS: Final = frozenset(
 )
 
 
+@panics_as(lambda why: ModelError("bad_model", f"The file's tokenizer cannot be used ({why}); fetch the model again."))
 def codec_from_gguf(file: GgufFile) -> TextCodec:
     """The tokenizer that a GGUF file describes (`gpt2`: byte-level merges; `llama`: SentencePiece).
 
@@ -74,6 +76,7 @@ def codec_from_gguf(file: GgufFile) -> TextCodec:
     return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops - {None}), names)
 
 
+@panics_as(lambda why: ModelError("bad_model", f"tokenizer.json cannot be used ({why}); fetch the model again."))
 def codec_from_folder(folder: Path) -> TextCodec:
     """The tokenizer of a checkpoint folder. Raises ModelError `missing` or `bad_model` for its tokenizer.json."""
     path = folder / "tokenizer.json"
