@@ -22,6 +22,7 @@ from edged.engine.backends.native_open import kernels_here
 from edged.link.session import Session
 from edged.models.store.catalog import catalog
 from edged.models.store.store import Store
+from edged.worker import sandbox
 
 CONNECT_WITHIN = 8.0  # seconds
 
@@ -58,6 +59,7 @@ def _examine(settings: Settings, device: str, model_bytes: int | None, kernels: 
     return [
         *examine_board(board, reading, limits=limits_for(board), model_bytes=model_bytes),
         _engine(kernels, why),
+        _sandbox(sandbox.available()),
         _state_dir(Path(settings.state_dir)),
         _broker(settings, device),
     ]
@@ -79,6 +81,15 @@ def _engine(kernels: str | None, why: str) -> Advice:
     if torch:
         return Advice("engine", "warn", f"the slower torch backend is used: {why}", fix)
     return Advice("engine", "fail", f"no engine can run: {why}, and the torch backend is not installed", fix)
+
+
+def _sandbox(could: sandbox.Restrictions) -> Advice:
+    held = ", ".join(could.held) or "nothing"
+    if not could.missing:
+        return Advice("sandbox", "ok", f"the model's process is restricted: {held}")
+    fix = "Use a kernel of 5.13 or later with Landlock and seccomp; without, load only models that you trust."
+    missing = "; ".join(could.missing)
+    return Advice("sandbox", "warn", f"the model's process is restricted: {held}; not restricted: {missing}", fix)
 
 
 def _state_dir(path: Path) -> Advice:
