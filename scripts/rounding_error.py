@@ -1,5 +1,5 @@
 """What rounding to 4 bits loses, for each way to store scales, beside ggml's Q4_0; and what it loses beside a group
-that is larger than the others of its row: two tables for docs/native.md.
+that is larger than the others of its row: two tables of docs/benchmarks/2026-11-rounding.md.
 
 .venv/bin/python scripts/rounding_error.py
 """

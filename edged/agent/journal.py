@@ -1,6 +1,7 @@
 """The journal: accepted prompts and their finals in SQLite, so that neither a kill nor a power cut loses one.
 
-WAL with `synchronous=FULL`: a transaction that returned is on the disk (https://www.sqlite.org/pragma.html#pragma_synchronous).
+WAL with `synchronous=FULL`: a transaction that returned is on the disk
+(https://www.sqlite.org/pragma.html#pragma_synchronous).
 Owned by the agent's main thread. At most three syncs a prompt: admit (shared by a batch), finish, delivered.
 """
 

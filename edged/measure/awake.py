@@ -1,7 +1,7 @@
 """Processors that do not sleep while something is measured.
 
 A processor that sleeps between two measurements has to wake for the next, and on a virtual machine the host may then
-run it elsewhere, with another way to the memory: docs/native.md has a machine that reads at 37 GB/s or at 61.
+run it elsewhere, with another way to the memory: docs/benchmarks has a machine that reads at 37 GB/s or at 61.
 While Linux's /dev/cpu_dma_latency is held open with a 0 in it, no processor enters a sleep that takes time to leave
 (Linux, Documentation/power/pm_qos_interface.rst).
 """

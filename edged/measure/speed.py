@@ -170,7 +170,7 @@ class ReadLoop:
     """A plain loop over a buffer that is kept.
 
     One that is given back slows what is measured a second or two later, on a virtual machine by a sixth
-    (docs/native.md, "Measured").
+    (docs/decisions/0014).
     """
 
     def __init__(self, threads: int) -> None:

@@ -66,7 +66,10 @@ def test_the_three_kinds() -> None:
         (schema(True), "format.schema: must be a mapping"),
         (schema([]), "format.schema: must be a mapping"),
         (schema({"enum": ["x" * 16_000]}), "format.schema: has 16013 bytes as compact JSON, above 16000"),
-        (schema({"minLenght": 3}), 'format.schema.minLenght: this keyword cannot be enforced; leave it out (did you mean "minLength"?)'),  # noqa: E501 one sentence
+        (
+            schema({"minLenght": 3}),
+            'format.schema.minLenght: this keyword cannot be enforced; leave it out (did you mean "minLength"?)',
+        ),
         (schema({"x-guidance": {"lenient": True}}), "format.schema.x-guidance: this keyword cannot"),
         (schema({"properties": {"a": {"not": {}}}}), "format.schema.properties.a.not: this keyword cannot"),
         (schema({"anyOf": [{}, {"uniqueItems": True}]}), "format.schema.anyOf[1].uniqueItems: this keyword"),

@@ -1,7 +1,7 @@
 """The Llama family in torch, from a GGUF file: Llama, Mistral, Qwen2, Qwen3 (dense, full attention).
 
 Written out because building transformers' classes costs 6 s of imports and 95 MB, and because weights kept in bfloat16
-serve best when they are used in two ways (measured, docs/engine.md): a single token multiplies them as they are, which
+serve best when they are used in two ways (docs/decisions/0012): a single token multiplies them as they are, which
 reads half the bytes of float32; a chunk of a prompt widens them piece by piece and multiplies in float32, since few
 boards multiply bfloat16 matrices fast.
 

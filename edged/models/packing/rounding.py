@@ -116,7 +116,7 @@ def _in_bytes(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Codes
     """Scales and minima as bytes, and the codes that are nearest with those.
 
     A scale's neighbours are tried, too, each with the minimum that then fits best: where a row's groups are of similar
-    size that gains more than the bytes lose against float16 (docs/native.md, "Layout of weights").
+    size that gains more than the bytes lose against float16 (docs/decisions/0003).
     """
     factor = _factor(scale, minimum)
     share = factor.astype(np.float32)[:, None] / SHARES
