@@ -1,32 +1,47 @@
-"""What both commands share: a parser that complains in one sentence, text as a person gives it, the system's errors."""
+"""What `edged` and `edgectl` share: the parser, exit codes, text arguments, errors of the system."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
 from edged.core.errors import BadValue, EdgedError
 
+DONE, FAILED, USAGE, NO_BROKER, TIMED_OUT = 0, 1, 2, 3, 4
+"""Exit codes."""
+
 
 class WrongUsage(EdgedError):
-    """Words that a command does not take (exit code 2)."""
+    """Arguments that a command does not accept (exit code 2)."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises WrongUsage with one sentence where argparse prints its usage and a line below."""
+    """Raises WrongUsage with one sentence where argparse would print its usage and an error."""
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse for whatever it cannot take."""
-        raise WrongUsage(f"{' '.join(message.split())}; {self.prog} --help shows what it takes")
+        """Called by argparse for arguments that it does not accept."""
+        raise WrongUsage(f"{' '.join(message.split())}; see {self.prog} --help")
+
+
+def fail(program: str, sentence: str, code: int) -> int:
+    """Print one sentence to stderr; gives the exit code."""
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return code
+
+
+def drop_output() -> None:
+    """After a BrokenPipeError: nothing reads stdout any more, so let Python's flush at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def utf8(name: str, text: str) -> str:
-    """The text of an argument. Raises BadValue where its bytes are no UTF-8, which Python hands on as surrogates."""
+    """The text of an argument. Raises BadValue where its bytes are no UTF-8, which Python gives as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadValue(name, "is not valid UTF-8; give it in that encoding") from None
+        raise BadValue(name, "is not valid UTF-8; convert it to UTF-8") from None
     return text
 
 
@@ -37,10 +52,10 @@ def text_or_input(name: str, text: str) -> str:
     try:
         return utf8("standard input", sys.stdin.read())
     except UnicodeDecodeError as error:
-        raise BadValue("standard input", f"is not valid UTF-8 (byte {error.start}); give it in that encoding") from None
+        raise BadValue("standard input", f"is not valid UTF-8 (byte {error.start}); convert it to UTF-8") from None
 
 
 def reason(error: OSError, known: str = "") -> str:
-    """Why the system refused, and of which file unless that is `known` to whom it is told."""
+    """The system's error, and its file unless that is `known` to the reader already."""
     why = error.strerror or str(error)
     return why if error.filename is None or str(error.filename) == known else f"{why}: {error.filename}"

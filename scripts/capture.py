@@ -1,4 +1,4 @@
-"""Captures a real first session as docs/first-session.svg: `scripts/run --once` on a terminal."""
+"""Captures a real first session as docs/images/first-session.svg: `scripts/run --once` on a terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main() -> None:
     for line in last_of_each_line(recorded()):
         if "waiting for the model" not in line:
             console.print(Text.from_ansi(line))
-    target = ROOT / "docs" / "first-session.svg"
+    target = ROOT / "docs" / "images" / "first-session.svg"
     console.save_svg(str(target), title="edged")
     print(f"wrote {target.relative_to(ROOT)}")
 

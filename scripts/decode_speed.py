@@ -4,7 +4,7 @@ with the ratio that it allows.
     .venv/bin/python scripts/decode_speed.py MODEL [--minutes N] [--kernels NAME] [--threads N] [--peer-python PYTHON]
 
 On a machine whose memory others use, too, both engines' speeds follow the neighbours. So each pair of measurements is
-told with the loop's speed right before and after it, and the medians are told for each range of that speed and of the
+reported with the loop's speed right before and after it, and the medians for each range of that speed and of the
 ratio that it allows. MODEL is anything that `edged bench` takes; llama.cpp gets the same file, or random weights of the
 same shape.
 """
@@ -26,7 +26,7 @@ from first_light import FOLDER
 from edged.core.errors import EdgedError
 from edged.measure import speed
 from edged.measure.awake import awake
-from edged.measure.bench import PeerOrder, open_peer
+from edged.measure.bench import PeerChoice, open_peer
 from edged.models.store.locate import locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
@@ -52,7 +52,7 @@ def moments(arguments: argparse.Namespace, work: Path) -> Iterator[Moment]:
     packed = packed_model(model, "auto", MODELS)
     backend = speed.open_for_bench(packed, arguments.threads, arguments.kernels)
     threads = backend.model.threads
-    peer = open_peer(model, packed, PeerOrder(arguments.peer_python, None), threads, work)
+    peer = open_peer(model, packed, PeerChoice(arguments.peer_python, None), threads, work)
     print(f"{packed.manifest.name}, {backend.model.kernels}, {threads} threads; peer: {peer.about.get('system')}")
     decode = speed.cases(backend)[0]
     assert decode.peer
@@ -92,7 +92,7 @@ def _line(name: str, group: Sequence[Moment]) -> None:
 
 
 def main() -> int:
-    """0, or 1 after a sentence that says what is wrong."""
+    """Entry point; gives the exit code."""
     parser = argparse.ArgumentParser(description="Decode beside the memory's speed of the moment, and llama.cpp's.")
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=5)
@@ -109,7 +109,7 @@ def main() -> int:
                 ratio = f"{one.ours / one.theirs:.2f} × of {one.allowed:.2f}"
                 print(f"loop {one.loop:5.1f} GB/s  {one.ours:6.1f} / {one.theirs:6.1f} = {ratio}")
     except KeyboardInterrupt:
-        pass  # what was found until now is told
+        pass  # what was measured so far is shown
     except EdgedError as error:
         print(f"decode_speed: {error}", file=sys.stderr)
         return 1

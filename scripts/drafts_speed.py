@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/drafts_speed.py [ROUNDS] [--model MODEL.gguf] [--threads N] [--peer-python PYTHON]
 
-Each task is answered with and without drafts (and by llama-cpp-python in the given Python, without), in turns; what is
-told are medians, and the median of the ratios. The answers with and without must be the same text. The first token and
+Each task is answered with and without drafts (and by llama-cpp-python in the given Python, without), in turns; it
+prints medians, and the median of the ratios. The answers with and without must be the same text. The first token and
 the prompt are not timed.
 """
 
@@ -69,11 +69,11 @@ def measure(model: Model, peer: LlamaPeer | None, task: str) -> tuple[int, float
     if plain.text != drafted.text:
         sys.exit(f"drafts_speed: the answers differ: {plain.text!r}, {drafted.text!r}")
     count = plain.usage.completion_tokens
-    return count, speed(plain), speed(drafted), peer.go_on(prompt, count - 1) if peer else 0.0
+    return count, speed(plain), speed(drafted), peer.continue_greedily(prompt, count - 1) if peer else 0.0
 
 
 def main() -> None:
-    """Entry."""
+    """Entry point."""
     parser = argparse.ArgumentParser()
     parser.add_argument("rounds", nargs="?", type=int, default=5)
     parser.add_argument("--model", default=default_model())
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures and prints, a line a task."""
+    """Measure and print one line per task."""
     model = load_model(arguments.model, "native", context=2048, threads=arguments.threads, store_root=MODELS)
     assert isinstance(model.backend, NativeBackend)
     peer = None

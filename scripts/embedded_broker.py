@@ -9,7 +9,7 @@ from pathlib import Path
 
 from iotcore import Broker
 
-# rumqttd's file: the v5 listener is the one that clients use; the v4 one stands beside it for 3.1.1 clients.
+# The config file of rumqttd: a v5 listener, and a v4 one for clients of 3.1.1 where a second port is given.
 CONFIG = """
 id = 0
 [router]

@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
-    """Somebody wants us to end."""
+    """SIGINT or SIGTERM came."""
 
 
 def say(text: str) -> None:
@@ -40,19 +40,24 @@ def fail(reason: str) -> NoReturn:
 
 
 def end_with_us() -> None:
-    """Runs in a child before its program: it must not outlive us, whatever happens to us."""
+    """Run in a child before its program: the kernel ends it when this process ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that Ctrl-C reaches us alone and the order of stopping is ours."""
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_us, **options)  # type: ignore[call-overload,no-any-return]  # noqa: PLW1509
+    """A child in a session of its own, so that Ctrl-C reaches only this process, which stops them in order."""
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        command,
+        start_new_session=True,
+        preexec_fn=end_with_us,  # noqa: PLW1509
+        **options,
+    )
 
 
 def free_port() -> int:
     for port in (PORT, 0):
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a broker before left closing is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
@@ -76,9 +81,7 @@ def start_broker() -> tuple[str, subprocess.Popen[bytes] | None]:
         config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
         process = start([program, "-c", str(config)], stdout=log, stderr=log)
     else:
-        say(
-            f"no mosquitto here; starting the embedded broker on 127.0.0.1:{port} (it forgets everything when it stops)"
-        )
+        say(f"no mosquitto found; starting the embedded broker on 127.0.0.1:{port} (it stores nothing on disk)")
         process = start([PYTHON, str(ROOT / "scripts" / "embedded_broker.py"), str(port)], stdout=log, stderr=log)
     until = time.monotonic() + 15
     while time.monotonic() < until and process.poll() is None:
@@ -91,17 +94,17 @@ def start_broker() -> tuple[str, subprocess.Popen[bytes] | None]:
 
 
 def alone() -> TextIO:
-    """The lock of this folder, held until we end: a second run would write over the files that the first one uses."""
+    """The lock of this folder, held until the end: a second run would overwrite the files of the first."""
     lock = (FOLDER / "run.lock").open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        fail(f"another scripts/run serves from {FOLDER}; stop that one first")
+        fail(f"another scripts/run uses {FOLDER}; stop that one first")
     return lock
 
 
 def write_config(url: str, private: bool) -> Path:
-    """The device's config, made anew at each start; `EDGED_…` variables still go over it."""
+    """The device's config, written at each start; `EDGED_…` variables still override it."""
     config: dict[str, object] = {
         "identity": {"fleet": "home", **({"device": "pi"} if private else {})},
         "mqtt": {"url": url},
@@ -113,7 +116,7 @@ def write_config(url: str, private: bool) -> Path:
 
 
 def effective(config: Path) -> dict[str, dict[str, str]]:
-    """What `edged check` makes of the config. Ends with its message where it refuses it."""
+    """The effective config by `edged check`. Ends with its message where it refuses the config."""
     answer = subprocess.run(
         [PYTHON, "-m", "edged", "check", "--config", str(config)], stdout=subprocess.PIPE, check=False
     )
@@ -158,7 +161,7 @@ def serve(once: bool, daemon: subprocess.Popen[bytes], settings: dict[str, dict[
             client.terminate()
             client.wait()
     if code:
-        fail("the round failed; what went wrong stands above")
+        fail("the round failed; the reason is above")
     if once:
         return
     print(next_steps(settings, config), flush=True)

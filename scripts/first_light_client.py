@@ -1,4 +1,4 @@
-"""A client as anyone could write it, with paho alone: asks a handful of prompts and shows what comes back.
+"""A client as anyone could write it, with paho alone: sends a few prompts and shows what comes back.
 
 `first_light_client.py URL FLEET DEVICE DAEMON_PID` exits 0 when every prompt got a good final and telemetry came.
 """
@@ -37,7 +37,7 @@ console = Console(highlight=False)
 
 
 class Failed(Exception):
-    """One sentence that says why the round is not good."""
+    """Why the round failed: one sentence."""
 
 
 class Peer:
@@ -59,12 +59,12 @@ class Peer:
                 return self.inbox.get(timeout=0.5)
             except queue.Empty:
                 if not os.path.exists(f"/proc/{self.daemon}"):  # noqa: PTH110  - one stat, no object
-                    raise Failed("the daemon is gone; its last log lines say why") from None
+                    raise Failed("the daemon has ended; see its last log lines") from None
         raise Failed(f"{what} did not come in time")
 
 
 def wait_online(peer: Peer, root: str) -> dict[str, Any]:
-    """Waits for `online`; gives the newest health. Raises Failed on `safe`, with what health says."""
+    """Waits for `online`; gives the newest health. Raises Failed on `safe`, with the error in health."""
     health: dict[str, Any] = {}
     until = time.monotonic() + ONLINE_WITHIN
     status = ""
@@ -81,7 +81,7 @@ def wait_online(peer: Peer, root: str) -> dict[str, Any]:
 
 
 def ask(peer: Peer, base: str, device: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Sends one prompt, shows the answer as it streams, gives the final."""
+    """Send one prompt, show the answer as it arrives, give the final."""
     prompt_id = f"run-{uuid.uuid4().hex[:12]}"
     topic = f"{base}/reply/first-light/{device}/{prompt_id}"
     peer.client.publish(f"{base}/device/{device}/prompt/first-light", json.dumps({"id": prompt_id, **body}), qos=1)

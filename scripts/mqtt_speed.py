@@ -4,7 +4,7 @@
 
 The client counts for itself: tokens after the first over the time from the first chunk to the final. Between two
 prompts, while the daemon is idle, the same decode is measured without it. The time from the start of the daemon until
-its status is `online` is told as well.
+its status is `online` is printed as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes a GGUF file's matrices anew as Q4_0, to measure that kind: from what they stand for, rounded to nearest.
+"""Converts a GGUF file's matrices to Q4_0, to measure the speed of that format: dequantized, then rounded to nearest.
 
     .venv/bin/python scripts/requantize.py IN.gguf OUT.gguf
 
-It loses quality and is for speed alone.
+The result loses quality; it is for measuring speed only.
 """
 
 from __future__ import annotations

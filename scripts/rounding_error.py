@@ -1,5 +1,5 @@
 """What rounding to 4 bits loses, for each way to store scales, beside ggml's Q4_0; and what it loses beside a group
-that is larger than the others of its row: two tables for docs/native.md.
+that is larger than the others of its row: two tables of docs/benchmarks/2026-11-rounding.md.
 
 .venv/bin/python scripts/rounding_error.py
 """
@@ -19,10 +19,10 @@ ROWS, COLS, GROUP = 256, 896, 32
 def stored(values: np.ndarray, kind: Kind) -> np.ndarray:
     """The values that the kernels read out of the packed matrix."""
     data = np.frombuffer(tile_codes(quantize(values, kind, GROUP), kind, GROUP), np.uint8)
-    room = np.zeros(len(data) + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    room[start : start + len(data)] = data
-    tensor = Tensor(kind, ROWS, COLS, GROUP, room.ctypes.data + start, len(data))
+    buffer = np.zeros(len(data) + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    buffer[start : start + len(data)] = data
+    tensor = Tensor(kind, ROWS, COLS, GROUP, buffer.ctypes.data + start, len(data))
     out = np.empty((ROWS, COLS), np.float32)
     for row in range(ROWS):
         load_library().dequantize(tensor, row, out[row].ctypes.data)
@@ -30,7 +30,7 @@ def stored(values: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def q4_0(values: np.ndarray) -> np.ndarray:
-    """ggml's own rounding."""
+    """Rounded by ggml."""
     kind = gguf.GGMLQuantizationType.Q4_0
     return np.asarray(gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind))
 

@@ -1,4 +1,4 @@
-"""The shape of the program: imports point down, and the agent stays free of what it must not load."""
+"""The architecture: imports point down, and no process loads what it does not need."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_imports_point_only_down() -> None:
     if not program.exists():
         pytest.skip("import-linter is not installed")
     result = subprocess.run([str(program), "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-3000:]
+    assert 0 == result.returncode, result.stdout[-3000:]
 
 
 @pytest.mark.parametrize("statement", ["import edged.agent.daemon", "import edged.commands.run"])
@@ -78,4 +78,4 @@ def test_promises_have_tests_of_their_number() -> None:
     """Each promise that this version keeps is named by a test; `test_p03_…` holds promise 3."""
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     missing = [number for number in range(1, 13) if f"def test_p{number:02d}_" not in sources]
-    assert missing == []
+    assert [] == missing

@@ -23,7 +23,7 @@ from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.core.prompt import Usage
 from edged.fleet.desired import DesiredConfig
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.wire import replies as wire
 from edged.wire.topics import Topics
 

@@ -15,7 +15,7 @@ from edged.agent.journal import Entry, Job, ReplyTo, body_digest
 from edged.config.schema import Settings
 from edged.core.errors import BadValue
 from edged.core.prompt import Reason, Request, Turn
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.wire import prompts
 from edged.wire.topics import REQUESTER, Topics
 

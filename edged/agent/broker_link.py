@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from edged.link.connection import Acked, Arrived, Connection, Down, Subscription, Up
+from edged.link.attempt import Subscription
+from edged.link.connection import Connection
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import Outbound
 from edged.wire import documents
 from edged.wire.topics import Topics
@@ -43,7 +45,7 @@ class BrokerLink:
     def process_down(self, event: Down) -> None:
         """The connection ended, or an attempt failed."""
         self.down_reason = event.reason
-        self._outbound.down(hung_up=event.hung_up)
+        self._outbound.down(closed_by_broker=event.closed_by_broker)
 
     def process_acked(self, event: Acked) -> None:
         """The broker confirmed or refused a publication."""
@@ -55,7 +57,7 @@ class BrokerLink:
 
     def acknowledge(self) -> None:
         """Acknowledge while there is capacity for the answers: a broker sends no more than is acknowledged."""
-        while self._unacknowledged and not self._outbound.crowded:
+        while self._unacknowledged and not self._outbound.congested:
             self._connection.acknowledge(self._unacknowledged.popleft())
 
     def check_progress(self) -> None:

@@ -11,7 +11,8 @@ from edged.agent import logs
 from edged.agent.reporter import Reporter
 from edged.config.schema import Settings
 from edged.fleet.desired import DesiredConfig, Update
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire.layers import reported
 
 
@@ -49,12 +50,6 @@ class ConfigUpdates:
         """Publish the reported state: what is in force, and what became of the last push."""
         payload = reported(self._config.report, self._wall())
         self._outbound.send(Publication(topic=self._topic, payload=payload, retain=True))
-
-    def report_damage(self) -> None:
-        """Log and publish an event where the stored layers could not be read at the start."""
-        if self._config.damage is not None:
-            self._log.error(self._config.damage)
-            self._reporter.event("layers_damaged", self._config.damage)
 
     def _carry_out(self, update: Update) -> None:
         if update.storage_error is not None:

@@ -19,6 +19,7 @@ from edged.agent.broker_link import BrokerLink, subscriptions
 from edged.agent.config_updates import ConfigUpdates
 from edged.agent.dispatch import Dispatcher
 from edged.agent.events import Event, StopRequested
+from edged.agent.file_findings import FileFindings
 from edged.agent.health_source import HealthDocuments, HealthSource
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
@@ -34,7 +35,9 @@ from edged.agent.wall_clock import WallClock
 from edged.config.schema import Settings, build
 from edged.device.clock import clock_state
 from edged.fleet.desired import DesiredConfig
-from edged.link.connection import Acked, Connection, Will
+from edged.link.attempt import Will
+from edged.link.connection import Connection
+from edged.link.events import Acked
 from edged.link.outbound import Outbound
 from edged.wire.topics import Topics
 
@@ -97,6 +100,7 @@ class Daemon:
         stored = (self._journal, self._queue, self._replies, self._outbound)
         self._maintenance = JournalMaintenance(*stored, self._wall, self._config, clock())
         self._reporter = Reporter(topics, self._outbound, self._health_documents, boot, clock, self._wall)
+        self._files = FileFindings(self._journal, state_dir, base.mqtt.password_file, self._reporter.event)
         self._config_updates = ConfigUpdates(
             self._config, topics.reported, self._outbound, self._reporter, self._use_settings, self._wall
         )
@@ -120,6 +124,7 @@ class Daemon:
             link=self._link,
             outbound=self._outbound,
             maintenance=self._maintenance,
+            files=self._files,
             telemetry=self._telemetry,
             mailbox=self._mailbox,
             wall=self._wall,
@@ -159,11 +164,7 @@ class Daemon:
         self._reporter.set_status("starting")
         identity = {"device": self._topics.device, "fleet": self._topics.fleet}
         self._log.info("started", pid=os.getpid(), **identity, open_prompts=self._queue.open)
-        if (moved_to := self._journal.damaged_file) is not None:
-            self._log.error("the journal is damaged; a new one was created", moved_to=str(moved_to))
-            message = f"the journal is damaged and was moved to {moved_to}; the prompts and answers in it are lost"
-            self._reporter.event("journal_damaged", message)
-        self._config_updates.report_damage()
+        self._files.check(self._config.damage)
         self._connection.start()
         self._dispatcher.apply(self._supervisor.start())
         self._telemetry.start()
@@ -184,7 +185,7 @@ class Daemon:
         if not stalled:
             self._link.check_progress()
         self._link.acknowledge()
-        if self._maintenance.turn(now):
+        if self._maintenance.turn(now) | self._files.check():
             self._health.update()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link.down_reason or 'connected'}")

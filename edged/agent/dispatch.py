@@ -27,7 +27,7 @@ from edged.agent.telemetry_thread import TelemetryThread
 from edged.agent.wall_clock import WallClock
 from edged.core.prompt import ModelInfo
 from edged.core.reading import Reading
-from edged.link.connection import Acked, Arrived, Down, Up
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import Outbound
 from edged.wire.topics import Inbound, Topics
 from edged.worker.client import WorkerEvent

@@ -6,7 +6,7 @@ import msgspec
 
 from edged.agent.model_pull import PullEnded
 from edged.core.reading import Reading
-from edged.link.connection import Acked, Arrived, Down, Up
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.worker.client import WorkerEvent
 
 

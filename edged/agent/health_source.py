@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edged.agent.admission import Admission
 from edged.agent.broker_link import BrokerLink
+from edged.agent.file_findings import FileFindings
 from edged.agent.findings import agent_findings
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
@@ -34,6 +35,7 @@ class HealthSource:
     link: BrokerLink
     outbound: Outbound
     maintenance: JournalMaintenance
+    files: FileFindings
     telemetry: TelemetryThread
     mailbox: Mailbox
     wall: Callable[[], float]
@@ -43,7 +45,7 @@ class HealthSource:
         self.reporter.set_findings(self.findings())
 
     def findings(self) -> tuple[Finding, ...]:
-        """Those of the board, and those of the agent itself."""
+        """Those of the board, of the agent itself and of its files."""
         own = agent_findings(
             self.supervisor.unusable,
             self.link.refused_topics,
@@ -52,7 +54,8 @@ class HealthSource:
             self.wall(),
             self.reporter.findings,
         )
-        return self.telemetry.findings + own
+        files = self.files.findings(self.wall(), self.reporter.findings)
+        return self.telemetry.findings + own + files
 
     def documents(self) -> HealthDocuments:
         """The parts of the documents that the reporter publishes."""

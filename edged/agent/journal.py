@@ -1,6 +1,7 @@
 """The journal: accepted prompts and their finals in SQLite, so that neither a kill nor a power cut loses one.
 
-WAL with `synchronous=FULL`: a transaction that returned is on the disk (https://www.sqlite.org/pragma.html#pragma_synchronous).
+WAL with `synchronous=FULL`: a transaction that returned is on the disk
+(https://www.sqlite.org/pragma.html#pragma_synchronous).
 Owned by the agent's main thread. At most three syncs a prompt: admit (shared by a batch), finish, delivered.
 """
 
@@ -8,37 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from edged.agent import journal_file
+from edged.agent.journal_file import COLUMNS, Recovery
 from edged.core.prompt import Reason, Request
 
 FREED: frozenset[Reason] = frozenset({"busy", "invalid", "too_long", "unavailable", "expired"})
 """Reasons of finals after whose delivery the id may be used again."""
 
-_VERSION = 1
+_NEXT = """
+SELECT 1 + MAX(IFNULL((SELECT MAX(seq) FROM sqlite_sequence), 0), IFNULL((SELECT MAX(seq) FROM prompts), 0))
+"""
 _MAX_REMEMBERED = 50_000  # delivered finals, whatever their age
 _MAX_REMEMBERED_BYTES = 100_000_000
-_SCHEMA = """
-CREATE TABLE prompts (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
-  requester TEXT NOT NULL,
-  id TEXT NOT NULL,
-  body BLOB NOT NULL,
-  job BLOB NOT NULL,
-  deaths INTEGER NOT NULL DEFAULT 0,
-  reason TEXT,
-  final BLOB,
-  finished REAL,
-  delivered INTEGER NOT NULL DEFAULT 0,
-  UNIQUE (requester, id)
-);
-CREATE INDEX undelivered ON prompts (delivered, seq);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
-"""
 
 
 class ReplyTo(msgspec.Struct, frozen=True):
@@ -81,48 +70,42 @@ def body_digest(payload: bytes) -> bytes:
 class Journal:
     """See the module. `open` before use; every method may raise sqlite3.Error.
 
-    `write_error` says why the last transaction failed, on a full disk for one; None once one succeeds.
+    `write_error`: why the last transaction failed, on a full disk for one; None once one succeeds. `recovery`: what
+    became of a damaged file, at the start or at the last `repair`. `dropped` counts rows that were found damaged since.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Job).decode
-        self._db = sqlite3.connect(":memory:")
-        self.damaged_file: Path | None = None
+        self._db = journal_file.in_memory()
+        self._corrupt: str | None = None
+        self.recovery: Recovery | None = None
+        self.dropped = 0
         self.write_error: str | None = None
 
-    def open(self) -> None:
-        """Open or create the file. A damaged one is moved to `damaged_file`, and a new one is created."""
-        try:
-            self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            self._db.close()
-            self.damaged_file = self._path.with_suffix(".damaged")
-            self._path.replace(self.damaged_file)
-            Path(f"{self._path}-shm").unlink(missing_ok=True)
-            if (log := Path(f"{self._path}-wal")).exists():
-                log.replace(f"{self.damaged_file}-wal")
-            self._connect()
+    @property
+    def set_aside(self) -> Path | None:
+        """Where a damaged file was moved."""
+        return self.recovery.kept if self.recovery is not None else None
 
-    def _connect(self) -> None:
-        self._db = sqlite3.connect(self._path, isolation_level=None)
-        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA cache_size=-512")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            with self.transaction():
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={_VERSION}")
-        elif version != _VERSION:
-            raise sqlite3.OperationalError(f"{self._path} was written by another version ({version})")
+    def open(self) -> None:
+        """Open or create the file. Of a damaged one the rows that can be read are kept (`recovery`).
+
+        Raises sqlite3.OperationalError where the folder cannot be written.
+        """
+        if str(self._path) != ":memory:":
+            self._db, self.recovery = journal_file.open_file(self._path)
+
+    def repair(self) -> bool:
+        """Recover what can be read if SQLite found the file damaged while in use; whether it did."""
+        if self._corrupt is None or str(self._path) == ":memory:":
+            return False
+        why, self._corrupt = self._corrupt, None
+        self._db.close()
+        self.recovery = journal_file.recover(self._path, why)
+        self._db = journal_file.connect(self._path)
+        return True
 
     def close(self) -> None:
         """Close the file; the write-ahead log is merged into it."""
@@ -139,6 +122,7 @@ class Journal:
         except BaseException as error:
             if isinstance(error, sqlite3.Error):
                 self.write_error = str(error)
+                self._note(error)
             if self._db.in_transaction:  # SQLite itself may have rolled back, on a full disk for one
                 self._db.execute("ROLLBACK")
             raise
@@ -152,30 +136,28 @@ class Journal:
 
     def admit(self, job: Job, body: bytes) -> int:
         """Store a prompt (inside a transaction); gives its sequence number."""
-        cursor = self._db.execute(
-            "INSERT INTO prompts (requester, id, body, job) VALUES (?, ?, ?, ?)",
-            (job.requester, job.id, body, self._encode(job)),
-        )
-        return int(cursor.lastrowid or 0)
+        (seq,) = self._db.execute(_NEXT).fetchone()
+        row = (seq, job.requester, job.id, body, self._encode(job), 0, None, None, None, 0, 1)
+        self._db.execute(journal_file.INSERT, journal_file.sealed(row))
+        return int(seq)
 
     def redirect(self, seq: int, job: Job) -> None:
         """Send the answer where the newest copy of the prompt wants it; it counts as undelivered again."""
-        self._db.execute("UPDATE prompts SET job = ?, delivered = 0 WHERE seq = ?", (self._encode(job), seq))
+        self._change(seq, lambda row: row | {"job": self._encode(job), "delivered": 0})
 
     def count_crash(self, seqs: list[int]) -> None:
         """The worker ended while it computed these: counted before any of them is retried."""
         with self.transaction():
-            self._db.executemany("UPDATE prompts SET deaths = deaths + 1 WHERE seq = ?", [(seq,) for seq in seqs])
+            for seq in seqs:
+                self._change(seq, lambda row: row | {"deaths": row["deaths"] + 1})
 
     def finish(self, seq: int, reason: Reason, final: bytes, now: float) -> None:
         """Store the final, before it is published. The prompt's text is no longer needed, and removed."""
         with self.transaction():
             for entry in self._entries("seq = ? AND final IS NULL", (seq,)):
                 job = self._encode(msgspec.structs.replace(entry.job, request=Request()))
-                self._db.execute(
-                    "UPDATE prompts SET reason = ?, final = ?, finished = ?, job = ? WHERE seq = ?",
-                    (reason, final, now, job, seq),
-                )
+                values = {"reason": reason, "final": final, "finished": float(now), "job": job}
+                self._change(seq, lambda row, values=values: row | values)  # type: ignore[misc]
 
     def delivered(self, seq: int) -> None:
         """The broker has the final. Where that frees the id, the row is deleted."""
@@ -184,7 +166,7 @@ class Journal:
             if reason in FREED:
                 self._db.execute("DELETE FROM prompts WHERE seq = ?", (seq,))
             else:
-                self._db.execute("UPDATE prompts SET delivered = 1 WHERE seq = ?", (seq,))
+                self._change(seq, lambda row: row | {"delivered": 1})
 
     def open_entries(self) -> list[Entry]:
         """Prompts without a final, oldest first."""
@@ -222,19 +204,57 @@ class Journal:
         return (pages - free) * size
 
     def fact(self, name: str, default: float) -> float:
-        """A number stored across restarts."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return float(row[0]) if row else default
+        """A number stored across restarts; the default where it is damaged."""
+        row = self._read("SELECT name, value, checksum FROM facts WHERE name = ?", (name,)).fetchone()
+        return float(row[1]) if row and journal_file.is_genuine(row) else default
 
     def set_fact(self, name: str, value: float) -> None:
         """Store a number."""
+        fact = journal_file.sealed((name, float(value)))
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", fact)
 
     def _entries(self, where: str, values: tuple[object, ...]) -> list[Entry]:
-        columns = "seq, job, body, deaths, reason, final"
-        rows = self._db.execute(f"SELECT {columns} FROM prompts WHERE {where}", values)  # noqa: S608  - constants of this file
-        return [
-            Entry(seq, self._decode(job), body, crashes, reason, final)
-            for seq, job, body, crashes, reason, final in rows
-        ]
+        """Rows as entries. One that is not what was written, or that this version cannot read, is dropped."""
+        entries = []
+        for row in self._read(f"{journal_file.SELECT} WHERE {where}", values).fetchall():
+            seq, _, _, body, job, crashes, reason, final = row[:8]
+            try:
+                if not journal_file.is_genuine(row):
+                    raise ValueError("a damaged row")
+                entries.append(Entry(seq, self._decode(job), body, crashes, reason, final))
+            except (ValueError, TypeError, msgspec.MsgspecError):
+                self._drop(seq)
+        return entries
+
+    def _change(self, seq: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Rewrite a row, if it is what was written (inside a transaction)."""
+        row = self._db.execute(f"{journal_file.SELECT} WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            return
+        if not journal_file.is_genuine(row):
+            self._drop(seq)
+            return
+        values = change(dict(zip(COLUMNS[:-1], row, strict=False)))
+        values["version"] += 1
+        assignments = ", ".join(f"{name} = ?" for name in COLUMNS)
+        self._db.execute(
+            f"UPDATE prompts SET {assignments} WHERE seq = ?",  # noqa: S608  - constants of this file
+            (*journal_file.sealed(values.values()), seq),
+        )
+
+    def _drop(self, seq: int) -> None:
+        self.dropped += 1
+        self._db.execute("DELETE FROM prompts WHERE seq = ?", (seq,))
+
+    def _read(self, query: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(query, values)
+        except sqlite3.Error as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: sqlite3.Error) -> None:
+        """SQLite gives a damaged file as a plain DatabaseError."""
+        if type(error) is sqlite3.DatabaseError:
+            self._corrupt = str(error)

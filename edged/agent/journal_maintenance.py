@@ -15,7 +15,7 @@ from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.wall_clock import WallClock
 from edged.fleet.desired import DesiredConfig
-from edged.link.connection import SESSION_EXPIRY
+from edged.link.attempt import SESSION_EXPIRY
 from edged.link.outbound import Outbound
 
 _DELETE_EVERY = 60.0
@@ -54,6 +54,8 @@ class JournalMaintenance:
             self._deleted_at = now
             with suppress(sqlite3.Error):  # retried in a minute
                 self._delete_old()
+        with suppress(sqlite3.Error):  # a file that SQLite found damaged while in use
+            self._journal.repair()
         before, self.write_error = self.write_error, self._journal.write_error
         if self.write_error is not None and self.write_error != before:
             self._log.error("the journal cannot be written", error=self.write_error)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 
 from edged.agent.events import Event
-from edged.link.connection import Arrived
-from edged.link.connection import Event as LinkEvent
+from edged.link.events import Arrived
+from edged.link.events import Event as LinkEvent
 
 LIMIT = 5000  # events beyond which messages at QoS 0 are dropped and counted
 MAX_BYTES = 32_000_000  # of payloads, likewise

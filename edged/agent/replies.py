@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edged.agent.journal import ReplyTo
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire import replies
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from edged import __version__
 from edged.core.health import Finding, changes, health_of
 from edged.core.reading import Reading
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire import documents
 from edged.wire.replies import CONTENT_TYPE
 from edged.wire.topics import Topics

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from edged import state_files
 from edged.agent import logs
 from edged.agent.daemon import Daemon
 from edged.config.schema import Settings
@@ -29,7 +30,9 @@ def run(
     state_dir = Path(settings.state_dir)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
-        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The folder itself is locked: no file that lies in it can be in the way.
+        lock = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        state_files.make_private(state_dir)
     except OSError as error:
         raise ConfigError(
             f"state_dir: {state_dir} cannot be used ({error.strerror}); make it writable or set EDGED_STATE_DIR"

@@ -20,7 +20,7 @@ from edged.agent.model_state import (
     WorkerLost,
 )
 from edged.config import schema as settings
-from edged.core.model_source import source_kind
+from edged.core.model_source import REMOTE, source_kind
 from edged.core.prompt import ModelInfo
 from edged.wire import documents
 from edged.worker import frames
@@ -224,10 +224,14 @@ class Supervisor:
     def _not_loaded(self, failure: ModelFailure) -> list[Outcome]:
         self._drop_client()
         fetched, self._fetched = self._fetched, False
-        remote = source_kind(self._order.source).remote
-        if failure.code == "missing" and remote and not fetched and not self._pull.running:
+        if failure.code == "missing" and self._fetchable and not fetched and not self._pull.running:
             return self._start_pull()
         return self._enter_safe(failure)
+
+    @property
+    def _fetchable(self) -> bool:
+        """Whether a pull may bring the model. A bare name counts: it may be one of the catalog."""
+        return source_kind(self._order.source) in REMOTE | {"name"}
 
     def _drop_client(self) -> None:
         client, self._client = self._client, None

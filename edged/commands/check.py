@@ -13,7 +13,7 @@ from edged.config.schema import Settings, show
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the effective config; warns of files that are named but not there. Raises ConfigError."""
+    """Print the effective config; warn of files in it that do not exist. Raises ConfigError."""
     _, settings, name = configured(arguments)
     effective = show(settings)
     effective["identity"]["device"] = name
@@ -23,9 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
         import yaml
 
         print(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), end="")
-    for key, path in _named_files(settings):
+    for key, path in _files_to_read(settings):
         if not _exists(path):
-            print(f"edged: warning: {key}: there is no {path} here, and the daemon will need it", file=sys.stderr)
+            print(f"edged: warning: {key}: {path} cannot be found here; the daemon needs it", file=sys.stderr)
     return 0
 
 
@@ -36,8 +36,8 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _named_files(settings: Settings) -> Iterator[tuple[str, str]]:
-    """The keys that name a file or folder which the daemon only reads, and which."""
+def _files_to_read(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The keys that name a file or folder which the daemon reads, with its path."""
     for key in ("password_file", "ca", "cert", "key"):
         if (named := getattr(settings.mqtt, key)) is not None:
             yield f"mqtt.{key}", named

@@ -10,6 +10,6 @@ from edged.commands.main import parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the script for bash or zsh."""
+    """Print the script for bash or zsh."""
     print(shtab.complete(parser(), shell=arguments.shell))
     return 0

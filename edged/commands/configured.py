@@ -1,4 +1,4 @@
-"""What every command needs of the owner's config: checked values, settings, the device's name, the store's folder."""
+"""What every command needs of the config: checked values, settings, the device's name, the store's folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.config import file as config_file
+from edged.config.device_name import device_name, machine_id
 from edged.config.schema import Settings, build
 
 
@@ -19,7 +20,7 @@ def configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Settings,
     """
     values = config_file.load(arguments.config, os.environ)
     settings = build(values)
-    name = settings.identity.device or config_file.device_name(socket.gethostname(), config_file.machine_id())
+    name = settings.identity.device or device_name(socket.gethostname(), machine_id())
     return values, settings, name
 
 

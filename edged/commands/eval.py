@@ -26,7 +26,7 @@ from edged.models.store.store import Store
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates, and prints a table or one JSON document. Raises EdgedError."""
+    """Evaluate, and print a table or one JSON document. Raises EdgedError."""
     _, settings, _ = configured(arguments)
     models = store_folder(settings)
     try:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _reference(arguments: argparse.Namespace, model: Model, settings: Settings, models: Path) -> tuple[str, Predictor]:
-    """The reference: computed exactly by torch, but for a packed folder, which only the native engine reads."""
+    """The reference, computed in float32 by torch; a packed folder by the native engine, since torch cannot read it."""
     backend = "native" if is_packed(Path(arguments.reference)) else "torch"
     exact = _load(arguments.reference, backend, arguments.window, settings, models, exact=True)
     if exact.codec.vocabulary != model.codec.vocabulary:

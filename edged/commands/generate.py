@@ -10,14 +10,15 @@ from typing import Any
 from edged.command_line import reason, text_or_input
 from edged.commands.configured import configured, store_folder
 from edged.commands.model import fetch_missing
-from edged.config.schema import SAMPLING
+from edged.commands.progress import step_on_terminal
+from edged.config.keys import SAMPLING
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
 from edged.engine import load_model
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the answer, and a summary on stderr. Raises EdgedError, BadValue."""
+    """Print the answer, and a summary on stderr. Raises EdgedError."""
     _, settings, _ = configured(arguments)
     sampling = Sampling(
         max_tokens=SAMPLING["max_tokens"]("--max-tokens", arguments.max_tokens),
@@ -35,16 +36,16 @@ def run(arguments: argparse.Namespace) -> int:
             threads=settings.model.threads,
             bits=settings.model.bits,
             store_root=root,
-            on_progress=_show_step,
+            on_progress=step_on_terminal,
         )
     except OSError as error:
         why = reason(error, arguments.model)
-        raise ModelError("unreachable", f"{arguments.model} cannot be read ({why}); name a model that can") from None
+        raise ModelError("unreachable", f"{arguments.model} cannot be read ({why}); check the path") from None
     request = Request(
         turns=() if arguments.raw else (Turn("user", text),), raw=text if arguments.raw else None, sampling=sampling
     )
     if model.info.fallback:
-        print(f"edged: the torch backend computes: {model.info.fallback}", file=sys.stderr)
+        print(f"edged: the torch backend is used: {model.info.fallback}", file=sys.stderr)
     for piece in model.generate(request):
         if isinstance(piece, Chunk):
             if not arguments.json:
@@ -57,11 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
         if isinstance(piece, Final) and piece.reason not in {"stop", "length"}:
             raise PromptRefused(piece.reason, "engine", f"the answer ended as {piece.reason}")
     return 0
-
-
-def _show_step(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
 
 
 def _answer(final: Final, model: str, quantization: str) -> dict[str, Any]:

@@ -1,66 +1,65 @@
-"""The `edged` command: parses the arguments and runs one module of this package, imported when its command runs."""
+"""The `edged` command: parses the arguments and runs one module of this package, which is imported only then."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from edged import __version__
-from edged.command_line import Parser, WrongUsage, reason
+from edged.command_line import FAILED, USAGE, Parser, WrongUsage, drop_output, fail, reason
 from edged.config.file import DEFAULT_PATH
 from edged.core.errors import BadValue, ConfigError, EdgedError, ModelError
 
-FAILED, USAGE = 1, 2
+BACKENDS = ("auto", "native", "torch")
+BACKEND_HELP = "default: native where it can run the model, else torch"
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option of `edged`."""
-    top = Parser(prog="edged", description="A small language model on a board, answering over MQTT.")
+    top = Parser(prog="edged", description="A small language model on a board, which answers prompts over MQTT.")
     top.add_argument("--version", action="version", version=f"edged {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="the daemon")
+    run = commands.add_parser("run", help="run the daemon")
     run.set_defaults(module="run")
 
-    check = commands.add_parser("check", help="validate the config and print the effective one")
+    check = commands.add_parser("check", help="validate the config and print the effective values")
     check.add_argument("--json", action="store_true", help="print one JSON document")
     check.set_defaults(module="check")
 
     generate = commands.add_parser("generate", help="answer one prompt without a broker")
     generate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
-    generate.add_argument("--max-tokens", type=int, default=256, metavar="N")
-    generate.add_argument("--temperature", type=float, default=0.7, metavar="T")
-    generate.add_argument("--seed", type=int, metavar="N")
-    generate.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
+    generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling (default: random)")
+    generate.add_argument("--backend", choices=BACKENDS, default="auto", help=BACKEND_HELP)
     generate.add_argument("--raw", action="store_true", help="apply no chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON document")
     generate.set_defaults(module="generate")
 
-    model = commands.add_parser("model", help="the models on this device")
+    model = commands.add_parser("model", help="fetch, list, check and remove models on this device")
     verbs = model.add_subparsers(dest="verb", required=True, metavar="VERB")
-    pull = verbs.add_parser("pull", help="fetch a model, verify it and keep it")
+    pull = verbs.add_parser("pull", help="fetch a model, verify it and store it")
     pull.add_argument("source", metavar="NAME|hf:…|URL|FILE")
     pull.set_defaults(module="model")
-    listing = verbs.add_parser("list", help="the models that are kept, and the catalog")
+    listing = verbs.add_parser("list", help="list the models in the store, and the catalog")
     listing.set_defaults(module="model")
-    shown = verbs.add_parser("show", help="one model that is kept, and whether its bytes are whole")
+    shown = verbs.add_parser("show", help="show one model of the store and verify its bytes")
     shown.add_argument("name", metavar="NAME|sha256:…")
     shown.set_defaults(module="model")
-    remove = verbs.add_parser("remove", help="delete a model that is kept")
+    remove = verbs.add_parser("remove", help="delete one model of the store")
     remove.add_argument("name", metavar="NAME|sha256:…")
     remove.set_defaults(module="model")
     measuring = _measuring(commands)
     for verb in (pull, listing, shown, remove, *measuring):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
-    doctor = commands.add_parser("doctor", help="what this machine can do, and what to fix")
+    doctor = commands.add_parser("doctor", help="check this machine: what it can do and what to fix")
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     doctor.set_defaults(module="doctor")
     completion = commands.add_parser("completion", help="print a completion script for your shell")
@@ -73,48 +72,66 @@ def parser() -> argparse.ArgumentParser:
 
 def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
     """The options of pack, bench and eval."""
-    pack = commands.add_parser("pack", help="make a packed folder, which the native engine maps as it is")
+    pack = commands.add_parser("pack", help="convert a model to a packed folder for the native engine")
     pack.add_argument(
-        "paths", nargs="+", metavar="SOURCE DEST", help="a model and a new folder; with --shape the folder"
-    )
-    pack.add_argument("--bits", type=int, choices=(4, 8), help="of what is not quantized yet (a checkpoint: 4)")
-    pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights that share a scale (default 32)")
-    pack.add_argument(
-        "--scale-only", action="store_true", help="4 bits without a minimum: 6 %% smaller and faster, less exact"
+        "paths", nargs="+", metavar="SOURCE DEST", help="a model and a new folder; with --shape only the folder"
     )
     pack.add_argument(
-        "--shape", metavar="NAME", help="random weights (scale only) of a known shape: qwen2.5-0.5b, smollm2-135m, …"
+        "--bits",
+        type=int,
+        choices=(4, 8),
+        help="quantize to so many bits (default: a GGUF file stays as it is, a checkpoint gets 4)",
     )
-    pack.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="with --shape: whose tokenizer.json to take")
+    pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights per scale (default: 32)")
+    pack.add_argument(
+        "--scale-only",
+        action="store_true",
+        help="4 bits without a minimum per group: 6 %% smaller and faster, less exact",
+    )
+    pack.add_argument(
+        "--shape",
+        metavar="NAME",
+        help="random weights in a known shape, to measure speed: qwen2.5-0.5b, smollm2-135m, …",
+    )
+    pack.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="with --shape: the folder of the tokenizer.json to use"
+    )
     pack.set_defaults(module="pack")
 
-    bench = commands.add_parser("bench", help="how fast a model is here, also against llama.cpp")
+    bench = commands.add_parser("bench", help="measure the speed of a model on this machine")
     bench.add_argument("model", metavar="MODEL", help="anything that model.source takes")
-    bench.add_argument("--threads", type=_positive, metavar="N", help="default: model.threads")
-    rounds = "measurements of each case (default 5; decode gets more, spread over the run)"
+    bench.add_argument("--threads", type=_positive, metavar="N", help="default: model.threads of the config")
+    rounds = "measurements per case (default: 5; decode gets more, spread over the run)"
     bench.add_argument("--rounds", type=_positive, default=5, metavar="N", help=rounds)
-    bench.add_argument("--kernels", default="auto", metavar="NAME", help="vnni, avx2, dotprod, neon or portable")
-    bench.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture as well")
-    bench.add_argument("--llama-bench", type=Path, metavar="FILE", help="this program in place of llama-cpp-python")
+    bench.add_argument(
+        "--kernels",
+        default="auto",
+        metavar="NAME",
+        help="vnni, avx2, dotprod, neon or portable (default: the best for this processor)",
+    )
+    bench.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw the result into this file")
+    bench.add_argument(
+        "--llama-bench", type=Path, metavar="FILE", help="compare with this program instead of llama-cpp-python"
+    )
     bench.set_defaults(module="bench")
 
-    evaluate = commands.add_parser("eval", help="how well a model predicts a text, and what quantization cost")
+    evaluate = commands.add_parser("eval", help="measure how well a model predicts a text")
     evaluate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     evaluate.add_argument("file", metavar="FILE", help="a UTF-8 text")
-    evaluate.add_argument("--reference", metavar="MODEL", help="compare with this one, computed in float32 by torch")
-    evaluate.add_argument("--backend", choices=("auto", "native", "torch"), default="auto")
-    evaluate.add_argument("--window", type=_window, default=256, metavar="N", help="tokens of a window (default 256)")
-    evaluate.add_argument("--windows", type=_positive, metavar="N", help="at most so many windows")
+    evaluate.add_argument("--reference", metavar="MODEL", help="compare with this model, computed in float32 by torch")
+    evaluate.add_argument("--backend", choices=BACKENDS, default="auto", help=BACKEND_HELP)
+    evaluate.add_argument("--window", type=_window, default=256, metavar="N", help="tokens per window (default: 256)")
+    evaluate.add_argument("--windows", type=_positive, metavar="N", help="at most N windows (default: all)")
     evaluate.set_defaults(module="eval")
     for command in (bench, evaluate):
-        command.add_argument("--peer", choices=("llama.cpp",), help="measure this one in turn")
-        command.add_argument("--peer-python", metavar="FILE", help="a Python that has the peer")
+        command.add_argument("--peer", choices=("llama.cpp",), help="measure llama.cpp alternately, for comparison")
+        command.add_argument("--peer-python", metavar="FILE", help="the Python interpreter that has llama-cpp-python")
     return pack, bench, evaluate
 
 
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
     return int(text)
 
 
@@ -125,7 +142,7 @@ def _window(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of the command. Errors are one sentence on stderr; exit codes as the contract says."""
+    """Entry point; gives the exit code. An error is one sentence on stderr."""
     arguments = argparse.Namespace(command=None)
     try:
         arguments = parser().parse_args(argv)
@@ -133,18 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgedError as error:
         if isinstance(error, ModelError) and getattr(arguments, "json", False):
             print(json.dumps({"error": {"code": error.code, "message": str(error)}}, ensure_ascii=False))
-        return _complain(str(error), USAGE if isinstance(error, (ConfigError, BadValue, WrongUsage)) else FAILED)
+        return fail("edged", str(error), USAGE if isinstance(error, (ConfigError, BadValue, WrongUsage)) else FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted", FAILED)
+        return fail("edged", "interrupted", FAILED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return FAILED
     except OSError as error:
-        if arguments.command == "run":  # in the daemon that is a defect, which the log should show whole
+        if arguments.command == "run":  # in the daemon that is a defect: the log should have the traceback
             raise
-        return _complain(f"{arguments.command} failed ({reason(error)}); fix that, or name another place", FAILED)
-
-
-def _complain(why: str, code: int) -> int:
-    print(f"edged: {why}", file=sys.stderr)
-    return code
+        return fail("edged", f"{arguments.command} failed ({reason(error)}); fix that and try again", FAILED)

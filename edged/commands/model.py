@@ -17,6 +17,7 @@ from edged.commands.configured import configured, store_folder
 from edged.commands.progress import progress_bar
 from edged.config.schema import Settings
 from edged.core.errors import EdgedError, ModelError
+from edged.core.model_source import REMOTE, source_kind
 from edged.engine.backends.native_open import kernels_here
 from edged.models.store.catalog import catalog
 from edged.models.store.download import Progress
@@ -25,11 +26,9 @@ from edged.models.store.packed_cache import forget, packed_model
 from edged.models.store.pull import pull
 from edged.models.store.store import Store, StoredModel
 
-REMOTE = ("hf:", "http://", "https://")
-
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the verb that was given. Raises EdgedError."""
+    """Run the given verb. Raises EdgedError."""
     _, settings, _ = configured(arguments)
     root = store_folder(settings)
     if arguments.verb == "pull":
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def model_pull(source: str, settings: Settings, as_json: bool) -> int:
-    """`edged model pull`: fetches, verifies, and packs for the native engine what that can run. Raises ModelError."""
+    """`edged model pull`: fetch and verify a model, and pack it if the native engine can run it. Raises ModelError."""
     root = store_folder(settings)
     with progress_bar() as progress:
         model = _pulled(source, root, progress)
@@ -50,28 +49,28 @@ def model_pull(source: str, settings: Settings, as_json: bool) -> int:
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
     else:
-        print(f"{model.name} is here: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
+        print(f"{model.name} is in the store: {model.digest}, {model.size / 1e6:.0f} MB, {model.licence}")
     return 0
 
 
 def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
     """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
-    if source.startswith(REMOTE):
+    if source_kind(source) in REMOTE:
         utf8("the source", source)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir, or set EDGED_STATE_DIR"
+        why = f"{root} cannot be written ({error.strerror}); run this as its owner, or set EDGED_STATE_DIR"
         raise ModelError("no_disk", why) from None
     try:
         return pull(source, Store(root), progress)
     except OSError as error:
-        why = f"{source} cannot be pulled ({reason(error, source)}); see that this user may read it and write {root}"
+        why = f"{source} cannot be pulled ({reason(error, source)}); check that this user may read it and write {root}"
         raise ModelError("unreachable", why) from None
 
 
 def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress) -> None:
-    """Packs a stored model ahead of its first use. What cannot be packed is told when it is loaded."""
+    """Pack a stored model before its first use. Why one cannot be packed is reported when it is loaded."""
     if settings.model.backend == "torch" or not _native_engine_runs():
         return
     located = LocatedModel(model.name, model.path, model.digest, "gguf", model.size)
@@ -82,14 +81,14 @@ def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress
 
 
 def model_list(root: Path, as_json: bool) -> int:
-    """`edged model list`: what is kept, and what the catalog offers beside it."""
+    """`edged model list`: the models in the store, and those of the catalog that are not."""
     kept = Store(root).list()
     offered = [entry for entry in catalog().values() if entry.digest not in {model.digest for model in kept}]
     if as_json:
         entries = [{"name": e.name, "digest": e.digest, "size_bytes": e.size, "licence": e.licence} for e in offered]
         print(json.dumps({"models": [_document(m) for m in kept], "catalog": entries}, ensure_ascii=False))
         return 0
-    table = Table("model", "here", "size", "licence", "digest", box=None, header_style="bold")
+    table = Table("model", "stored", "size", "licence", "digest", box=None, header_style="bold")
     for model in kept:
         table.add_row(model.name, "yes", f"{model.size / 1e6:.0f} MB", model.licence, model.digest[:19] + "…")
     for entry in offered:
@@ -99,13 +98,13 @@ def model_list(root: Path, as_json: bool) -> int:
 
 
 def model_show(name: str, root: Path, as_json: bool) -> int:
-    """`edged model show`: what is known of a model, its bytes hashed again. Raises EdgedError."""
+    """`edged model show`: the facts about a model; its bytes are hashed again. Raises EdgedError."""
     store = Store(root)
     model = _kept(store, name)
     whole = store.is_whole(model)
     document = {**_document(model), "whole": whole}
-    mend = f"edged model remove {model.name}, then edged model pull {model.name}"
-    why = f"the bytes of {model.name} are not those of its digest; run: {mend}"
+    fix = f"edged model remove {model.name}, then edged model pull {model.name}"
+    why = f"the bytes of {model.name} do not match its digest; run: {fix}"
     if as_json:
         error = {} if whole else {"error": {"code": "tampered", "message": why}}
         print(json.dumps({**document, **error}, ensure_ascii=False))
@@ -113,7 +112,7 @@ def model_show(name: str, root: Path, as_json: bool) -> int:
         for key, value in document.items():
             print(f"{key:<11} {value}")
     if not whole:
-        raise EdgedError(why)  # no ModelError: with --json that is a document, and the one is printed
+        raise EdgedError(why)  # not a ModelError: with --json that would print a second document
     return 0
 
 
@@ -124,7 +123,7 @@ def model_remove(name: str, root: Path, as_json: bool) -> int:
     try:
         store.remove(model)
     except OSError as error:
-        why = f"{root} cannot be written ({error.strerror}); run this as the owner of state_dir"
+        why = f"{root} cannot be written ({error.strerror}); run this as its owner"
         raise ModelError("no_disk", f"{model.name} is not removed: {why}") from None
     forget(store.root, model.digest)
     print(json.dumps(_document(model), ensure_ascii=False) if as_json else f"{model.name} is removed")
@@ -135,7 +134,7 @@ def _kept(store: Store, name: str) -> StoredModel:
     model = store.find(name)
     if model is None:
         names = ", ".join(sorted({kept.name for kept in store.list()})) or "none"
-        raise ModelError("missing", f"no model {name} is kept here (there are: {names}); see edged model list")
+        raise ModelError("missing", f"no model {name} is in the store (there are: {names}); see edged model list")
     return model
 
 
@@ -151,9 +150,9 @@ def _document(model: StoredModel) -> dict[str, Any]:
 
 
 def fetch_missing(source: str, root: Path) -> None:
-    """What stands in the catalog or at an address and is not in the store is fetched first, as the daemon does."""
+    """Fetch a model of the catalog or of an address (`hf:`, URL) if it is not in the store yet."""
     entry = catalog().get(source)
-    if (entry or source.startswith(REMOTE)) and Store(root).find(entry.digest if entry else source) is None:
+    if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.digest if entry else source) is None:
         with progress_bar() as progress:
             _pulled(source, root, progress)
 

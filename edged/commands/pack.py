@@ -1,4 +1,4 @@
-"""`edged pack`: makes a packed folder, which the native engine maps as it is."""
+"""`edged pack`: make a packed folder, which the native engine maps into memory unchanged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edged.models.store.store import Store
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Packs a model or a known shape, and prints what was made. Raises EdgedError."""
+    """Pack a model or a known shape, and print what was made. Raises EdgedError."""
     models = store_folder(configured(arguments)[1])
     wanted = 1 if arguments.shape else 2
     if len(arguments.paths) != wanted:
         raise BadValue("edged pack", "takes SOURCE DEST, or --shape NAME DEST")
     if arguments.tokenizer and not arguments.shape:
-        raise BadValue("--tokenizer", "goes with --shape; a model has its own")
+        raise BadValue("--tokenizer", "goes with --shape; a model has its own tokenizer")
     if arguments.scale_only and arguments.bits == 8:
         raise BadValue("--scale-only", "goes with --bits 4: 8 bits have no minimum")
     destination = Path(arguments.paths[-1])
@@ -50,12 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> None:
     found = locate(arguments.paths[0], None, Store(models))
     if found.format == "packed":
-        raise EdgedError(f"{found.path} is packed already; give the model that it was made from")
+        raise EdgedError(f"{found.path} is packed already; give the model from which it was made")
     bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
     if arguments.group and bits is None:
-        raise BadValue("--group", "needs --bits: without, the weights stay as the file has them")
+        raise BadValue("--group", "needs --bits; without it the weights stay as they are in the file")
     if arguments.scale_only and bits is None:
-        raise BadValue("--scale-only", "needs --bits 4: without, the weights stay as the file has them")
+        raise BadValue("--scale-only", "needs --bits 4; without it the weights stay as they are in the file")
     pack(
         open_source(found.path),
         destination,

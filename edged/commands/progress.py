@@ -1,4 +1,4 @@
-"""Progress of long work: a bar or one line that is rewritten on a terminal, log lines elsewhere."""
+"""Progress of long work: on a terminal a bar or one line that is rewritten, elsewhere log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEP_EVERY = 10.0  # seconds between two log lines of `StepLine`
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress bar on a terminal's stderr, a log line now and then elsewhere."""
+    """A progress bar where stderr is a terminal, elsewhere a log line every few seconds."""
     if not sys.stderr.isatty():
         yield _log_lines()
         return
@@ -43,17 +43,23 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def _log_lines() -> Progress:
-    said: dict[str, float] = {}
+    printed_at: dict[str, float] = {}
 
     def show(done: int, total: int | None, what: str) -> None:
         now = time.monotonic()
-        if what in said and now - said[what] < _LINE_EVERY and done != total:
+        if what in printed_at and now - printed_at[what] < _LINE_EVERY and done != total:
             return
-        said[what] = now
+        printed_at[what] = now
         share = f" {done / total:.0%} of {total / 1e6:.0f} MB" if total else ""
         print(f"{what}{share}", file=sys.stderr, flush=True)
 
     return show
+
+
+def step_on_terminal(what: str) -> None:
+    """Show the current step in a line that the next one overwrites; nothing where stderr is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
 
 
 class StepLine:
@@ -65,7 +71,7 @@ class StepLine:
     def __call__(self, what: str) -> None:
         """`what` is the step that runs now."""
         if sys.stderr.isatty():
-            print(f"\r\x1b[2m{what} …\x1b[0m\x1b[K\r", end="", file=sys.stderr, flush=True)
+            step_on_terminal(what)
         elif (now := time.monotonic()) - self._printed_at >= _STEP_EVERY:
             self._printed_at = now
             print(f"{what} …", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from edged.commands.configured import configured
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the daemon until SIGTERM or SIGINT. Raises EdgedError where it cannot start."""
+    """Run the daemon until SIGTERM or SIGINT. Raises EdgedError where it cannot start."""
     values, settings, name = configured(arguments)
     pull_arguments = ("--config", str(arguments.config)) if arguments.config else ()
     return startup.run(values, settings, name, pull_arguments)

@@ -1,1 +1,1 @@
-"""Settings schema and validation, the config file, the environment, merging of layers. May import core."""
+"""Settings and what each key accepts, the config file, the environment, merging of layers. May import core."""

@@ -79,7 +79,7 @@ def boolean(path: str, value: object) -> bool:
 
 
 def text(*, low: int = 1, high: int = 65536, pattern: re.Pattern[str] | None = None, like: str = "") -> Check:
-    """Text of `low` to `high` characters, no NUL or lone surrogate; `pattern` must match, `like` says it in words."""
+    """Text of `low` to `high` characters, no NUL or lone surrogate; `pattern` must match, `like` describes it."""
 
     def check(path: str, value: object) -> str:
         found = _whole(path, value)
@@ -95,7 +95,7 @@ def text(*, low: int = 1, high: int = 65536, pattern: re.Pattern[str] | None = N
 
 
 def not_empty(path: str, value: object) -> str:
-    """Text of any characters and any length but none: what it stands in (a payload, a file) bounds it."""
+    """Text of any characters, not empty. Its length is bounded by what carries it (a payload, a file)."""
     found = _whole(path, value)
     if not found:
         raise BadValue(path, "must not be empty")
@@ -111,13 +111,13 @@ def _whole(path: str, value: object) -> str:
     return value
 
 
-def one_of(*words: str | int) -> Check:
-    """One of the given words; a number that is among them in YAML's eyes (`5`) is taken as its text."""
+def one_of(*allowed: str | int) -> Check:
+    """One of the given texts; a number that YAML reads as such (`5`) is accepted as its text."""
 
     def check(path: str, value: object) -> str:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         spelled = value if isinstance(value, str) else shown(value) if is_number else None
-        known = [str(word) for word in words]
+        known = [str(text) for text in allowed]
         if spelled not in known:
             suggestion = nearest(spelled, known) if spelled else ""
             raise BadValue(path, f"must be one of {', '.join(known)}, not {shown(value)}{suggestion}")
@@ -189,7 +189,7 @@ def list_of(item: Check, *, high: int, distinct: bool = False) -> Check:
 def not_yet(what: str, *, allowed: object = None, kind: Check | None = None) -> Check:
     """A reserved key: any value but `allowed` is refused with "this version does not … yet".
 
-    `kind` checks first that it is a value which the key will take one day.
+    `kind` checks first that the value has the type which the key will have.
     """
 
     def check(path: str, value: object) -> object:

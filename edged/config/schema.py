@@ -1,23 +1,15 @@
-"""The settings of a device: every key with its range, default and owner. Plain frozen data.
-
-The same table serves the local file, `EDGED_…` variables and config layers, so that a key means the same everywhere.
-"""
+"""The settings of a device as frozen data, with their defaults; built from checked values, merged and shown."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from edged.config import checks as f
+from edged.config import checks
 from edged.core.errors import BadValue
 from edged.core.prompt import Sampling
-
-DAY = 86400.0
-_URL = re.compile(r"mqtts?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+)(?::([0-9]{1,5}))?/?\Z")
-_REPLY_PREFIX = re.compile(r"(?!edged/(?:v1/|\Z))(?!\$)[^+#\0]*/\Z")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -42,7 +34,9 @@ class Mqtt(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Which model is loaded and how. `threads` None: the physical cores."""
+    """Which model is loaded and how. `threads` None (`auto`): with the native engine every core that this process may
+    run on, with torch the physical cores.
+    """
 
     source: str = "smollm2-135m-instruct"
     digest: str | None = None
@@ -54,7 +48,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """What a prompt gets where it says nothing itself. `limits.max_tokens` bounds `max_tokens` where it is lower."""
+    """The values for what a prompt does not set itself. `limits.max_tokens` bounds `max_tokens` where it is lower."""
 
     max_tokens: int = 256
     temperature: float = 0.7
@@ -79,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True):
     queue: int = 64
     prompt_bytes: int = 64_000
     max_tokens: int = 1024
-    remember: float = DAY
+    remember: float = 86400.0
 
 
 class Telemetry(msgspec.Struct, frozen=True):
@@ -106,103 +100,6 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     log: Log = Log()
-
-
-SAMPLING: dict[str, f.Check] = {
-    "max_tokens": f.integer(1, 1_000_000),
-    "temperature": f.number(0, 5),
-    "top_k": f.integer(0),
-    "top_p": f.number(0, 1),
-    "min_p": f.number(0, 1),
-    "repetition_penalty": f.number(0.5, 2),
-    "seed": f.integer(0),
-    "stop": f.list_of(f.not_empty, high=8),
-}
-"""Checks of the sampling keys, the same for prompts and for `generation`."""
-
-
-def _broker_url(path: str, value: object) -> str:
-    url: str = f.text(high=1024, pattern=_URL, like="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")(path, value)
-    match = _URL.match(url)
-    if match and match[1] and not 1 <= int(match[1]) <= 65535:
-        raise BadValue(path, f"must name a port between 1 and 65535, not {match[1]}")
-    return url
-
-
-_name = f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -, not starting with -")
-_path = f.text(high=4096)
-
-OWNER: dict[str, dict[str, f.Check]] = {
-    "identity": {"fleet": _name, "device": _name, "groups": f.list_of(_name, high=32, distinct=True)},
-    "mqtt": {
-        "url": _broker_url,
-        "version": f.one_of("auto", "5", "3.1.1"),
-        "username": f.text(high=1024),
-        "password_file": _path,
-        "ca": _path,
-        "cert": _path,
-        "key": _path,
-        "reply_prefixes": f.list_of(
-            f.text(high=1024, pattern=_REPLY_PREFIX, like="a topic prefix that ends in /, not in edged/v1/ or $"),
-            high=16,
-        ),
-    },
-    "trust": {
-        "keys": f.not_yet("verify signatures", allowed={}),
-        "require_signature": f.not_yet("verify signatures", allowed=False, kind=f.boolean),
-    },
-}
-"""Sections that only the owner of the device sets, in the local file (`state_dir` too)."""
-
-FLEET: dict[str, dict[str, f.Check]] = {
-    "model": {
-        "source": f.text(high=4096),
-        "digest": f.text(pattern=f.DIGEST, like="sha256: and 64 hex digits"),
-        "bits": f.one_of("auto", "4", "8"),
-        "backend": f.one_of("auto", "native", "torch"),
-        "context": f.integer(16, 1_048_576),
-        "threads": f.integer_or("auto", 1, 1024),
-        "keep_alive": f.not_yet("unload an idle model", allowed="forever"),
-    },
-    "generation": {**SAMPLING, "system": f.text(high=65536)},
-    "limits": {
-        "queue": f.integer(1, 100_000),
-        "prompt_bytes": f.size(64, 16_000_000),
-        "max_tokens": f.integer(1, 1_000_000),
-        "remember": f.duration(1, 365 * DAY),
-    },
-    "telemetry": {"interval": f.duration(0.1, DAY)},
-    "log": {"level": f.one_of("debug", "info", "warning", "error"), "format": f.one_of("auto", "console", "json")},
-}
-"""Sections that the local file and a fleet's layers may set."""
-
-_TOP: dict[str, f.Check] = {"state_dir": _path, "golden": f.not_yet("judge a config by golden prompts", allowed=[])}
-
-
-def known_keys() -> dict[str, f.Check]:
-    """Every settable key by its dotted path."""
-    nested = {f"{name}.{key}": check for name, keys in {**OWNER, **FLEET}.items() for key, check in keys.items()}
-    return {**nested, **_TOP}
-
-
-def check_file(document: object) -> dict[str, Any]:
-    """The local file's mapping, checked: section → key → value. Raises BadValue with the key's path."""
-    sections = {name: _section(keys) for name, keys in {**OWNER, **FLEET}.items()}
-    return f.record("", document, {**sections, **_TOP})
-
-
-def check_layer(settings: object) -> dict[str, Any]:
-    """A layer's `settings`, checked. An owner's key is refused by name. Raises BadValue."""
-    if isinstance(settings, dict):
-        for key in settings:
-            if key in OWNER or key == "state_dir":
-                raise BadValue(str(key), "is the owner's: it can only be set in the device's own file")
-    sections = {name: _section(keys) for name, keys in FLEET.items()}
-    return f.record("", settings, {**sections, "golden": _TOP["golden"]})
-
-
-def _section(keys: dict[str, f.Check]) -> f.Check:
-    return lambda path, value: f.record(path, value, keys)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,9 +142,9 @@ def _agree(settings: Settings) -> None:
 def show(settings: Settings) -> dict[str, Any]:
     """The settings as they would be written in the file; keys without a value are left out."""
     plain: dict[str, Any] = msgspec.to_builtins(settings)
-    plain["limits"]["prompt_bytes"] = f.show_size(settings.limits.prompt_bytes)
-    plain["limits"]["remember"] = f.show_duration(settings.limits.remember)
-    plain["telemetry"]["interval"] = f.show_duration(settings.telemetry.interval)
+    plain["limits"]["prompt_bytes"] = checks.show_size(settings.limits.prompt_bytes)
+    plain["limits"]["remember"] = checks.show_duration(settings.limits.remember)
+    plain["telemetry"]["interval"] = checks.show_duration(settings.telemetry.interval)
     if settings.model.threads is None:
         plain["model"]["threads"] = "auto"
     return {

@@ -1,1 +1,1 @@
-"""The words everyone uses. Plain frozen data, no I/O, imports nothing of ours."""
+"""Types that every package uses: prompt, reading, health, errors. Frozen data, no I/O, imports nothing of ours."""

@@ -1,4 +1,4 @@
-"""How a device feels: findings and what they add up to. Plain frozen data."""
+"""The health of a device: findings, and the state that follows from them. Frozen data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Literal["ok", "degraded", "failing"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is wrong, and what to do about it.
+    """One thing that is wrong, and what to do.
 
     `since` is when it began (epoch seconds; corrected when the wall clock is set), `value` what was measured last and
     `limit` what it should keep to, both in the unit of the measure. `advice` is one sentence for a person.
@@ -41,7 +41,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def health_of(findings: Iterable[Finding]) -> Health:
-    """The health that these findings add up to."""
+    """The health that follows from these findings."""
     ordered = tuple(sorted(findings, key=lambda finding: (finding.severity != "failing", finding.since, finding.code)))
     return Health(ordered[0].severity if ordered else "ok", ordered)
 

@@ -1,38 +1,30 @@
-"""What kind of place `model.source` names, from its text alone: no catalog, no store, no disk is asked."""
+"""The one parser of `model.source`: what kind of place it names. Pure; whether anything is there is found elsewhere."""
 
 from __future__ import annotations
 
-from enum import Enum
+from typing import Final, Literal
 
+SourceKind = Literal["name", "digest", "hub", "address", "path"]
 
-class SourceKind(Enum):
-    """See `source_kind`."""
-
-    NAME = "name"
-    """A name of the catalog, or of a model in the store."""
-    HUB = "hub"
-    """`hf:owner/name[/file][@revision]`."""
-    URL = "url"
-    """`http://…` or `https://…`."""
-    DIGEST = "digest"
-    """`sha256:…` of a model in the store."""
-    PATH = "path"
-    """A file or folder on this machine."""
-
-    @property
-    def remote(self) -> bool:
-        """Whether a model that is missing may be fetched. A bare name counts: it may be one of the catalog."""
-        return self in (SourceKind.NAME, SourceKind.HUB, SourceKind.URL)
+REMOTE: Final[frozenset[SourceKind]] = frozenset({"hub", "address"})
+"""Kinds whose bytes lie on another machine: they are pulled into the store and used from there."""
 
 
 def source_kind(source: str) -> SourceKind:
-    """The kind of a model source. Only a bare word that does not end in `.gguf` is a name."""
-    if source.startswith("hf:"):
-        return SourceKind.HUB
-    if source.startswith(("http://", "https://")):
-        return SourceKind.URL
+    """What `model.source`, or the argument of `edged model pull`, names:
+
+    - `digest`: `sha256:…`, a model in the store;
+    - `hub`: `hf:owner/name[/file][@revision]` on Hugging Face;
+    - `address`: `http://…` or `https://…`;
+    - `path`: a file or folder of this machine: with a `/`, or beginning with `.` or `~`, or ending in `.gguf`;
+    - `name`: anything else: a name of the catalog or of a stored model, and where there is none, a bare file name.
+    """
     if source.startswith("sha256:"):
-        return SourceKind.DIGEST
+        return "digest"
+    if source.startswith("hf:"):
+        return "hub"
+    if source.startswith(("http://", "https://")):
+        return "address"
     if "/" in source or source.startswith((".", "~")) or source.endswith(".gguf"):
-        return SourceKind.PATH
-    return SourceKind.NAME
+        return "path"
+    return "name"

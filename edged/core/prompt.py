@@ -1,4 +1,4 @@
-"""The words of a prompt and its answer. Plain frozen data; every room speaks them.
+"""A prompt and its answer, as every package knows them. Frozen data.
 
 Units: times in milliseconds where the name ends in `_ms`, else seconds; text lengths in Unicode code points.
 """
@@ -26,7 +26,7 @@ class Turn(msgspec.Struct, frozen=True):
 class Sampling(msgspec.Struct, frozen=True):
     """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1: off.
 
-    `seed` None means: the engine draws one and says which in the outcome.
+    `seed` None: the engine draws one; the final names it.
     """
 
     max_tokens: int = 256
@@ -65,7 +65,7 @@ class Request(msgspec.Struct, frozen=True):
 
     `format` None: free text; else the output obeys it or the prompt fails, and `sampling.stop` must be empty.
     `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
-    `logprobs`: the final tells the log probability of each chosen token (for programs; the contract has no key for it).
+    `logprobs`: the final carries the log probability of each chosen token (no key of a prompt asks for it).
     """
 
     turns: tuple[Turn, ...] = ()
@@ -99,7 +99,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Final(msgspec.Struct, frozen=True):
-    """How a sequence ended. `seed` is the one that was used. `failure` says more where the reason is `failed`.
+    """How a sequence ended. `seed` is the one that was used. `failure` gives the cause where the reason is `failed`.
 
     `prefill_ms` is from the first prompt token computed to the first token sampled, `decode_ms` from there to the end.
     `logprobs`, where they were asked for: the model's own log probability of each chosen token, in nats.
@@ -116,14 +116,15 @@ class Final(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """The engine begins to compute this sequence (emitted once, before its first work)."""
+    """The engine begins to compute this sequence (emitted once, before its first token)."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What is loaded. `quantization` says what computes (`float32 (from q4_1)`), `digest` is `sha256:` + 64 hex digits.
+    """The loaded model. `quantization` names the arithmetic (`float32 (from q4_1)`).
 
-    `context` is the number of tokens a sequence may have, `slots` how many sequences are computed at a time. `fallback`
-    says why the native engine does not compute this, where that was not asked for.
+    `digest` is `sha256:` and 64 hex digits. `context` is the number of tokens a sequence may have, `slots` how many
+    sequences are computed at a time. `fallback` says why the native engine does not compute this, where that was not
+    asked for.
     """
 
     name: str

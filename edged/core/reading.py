@@ -1,6 +1,6 @@
-"""What the board measures at one moment. Plain frozen data; `None` means: this board cannot say, or could not just now.
+"""What the board measures at one moment. Frozen data; None: this board cannot measure it, or could not just now.
 
-Units stand in the names: `_bytes`, `_c` (degrees Celsius), `_s` (seconds), `_mhz`; percentages are 0 to 100.
+Units are in the names: `_bytes`, `_c` (degrees Celsius), `_s` (seconds), `_mhz`; percentages are 0 to 100.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-# What can hold a processor back, in the words of the Raspberry Pi firmware; other boards fill in those they know.
+# What can slow a processor down, as the Raspberry Pi firmware names it; other boards report those they know.
 ThrottleFlag = Literal["under_voltage", "frequency_capped", "throttled", "soft_temp_limit"]
 
 
@@ -51,7 +51,7 @@ class Pressure(msgspec.Struct, frozen=True):
 
 
 class Throttle(msgspec.Struct, frozen=True):
-    """What holds the processor back `now`, and what has done so `since_boot` (as far as anyone kept count)."""
+    """What slows the processor down `now`, and what has done so `since_boot` (as far as it was counted)."""
 
     now: tuple[ThrottleFlag, ...] = ()
     since_boot: tuple[ThrottleFlag, ...] = ()
@@ -88,10 +88,10 @@ class Gpu(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct, frozen=True):
     """Everything measured at one moment.
 
-    `at` is the wall clock (epoch seconds), `uptime_s` the seconds since boot, which no one sets: the two together show
-    a wall clock that jumps. `temperature_c` is the hottest of the sensors that matter, `zones` all that were read, by
-    name. `throttled`: the processor is held below its speed now. `broken` names the sensors that gave nonsense, `stuck`
-    those that did not answer in time and are left out until they do. Do not change `zones`.
+    `at` is the wall clock (epoch seconds), `uptime_s` the seconds since boot, which nothing can set: the two
+    together show a wall clock that jumps. `temperature_c` is the hottest of the sensors that matter, `zones` all that
+    were read, by name. `throttled`: the processor is slowed down now. `broken` names the sensors that gave wrong
+    values, `stuck` those that did not answer in time and are ignored until they do. Do not change `zones`.
     """
 
     at: float

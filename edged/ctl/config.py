@@ -1,4 +1,4 @@
-"""`edgectl config push` and `get`: layers of the desired config, and what devices report of them."""
+"""`edgectl config push` and `get`: layers of the desired config, and what the devices report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 from edged.wire.layers import parse_layer
 
-RETAINED_WITHIN = 0.8
-OBJECTION_WITHIN = 1.0  # seconds for devices that have the layer to say that it is another one
+RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
+CONFLICT_WITHIN = 1.0  # seconds in which a device that has this revision reports other content
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def topic(self) -> str:
-        """Where the layer stands, retained."""
+        """The layer's retained topic."""
         root = f"edged/v1/{self.fleet}"
         if self.device is not None:
             return f"{root}/device/{self.device}/config"
@@ -48,7 +48,7 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def reports(self) -> str:
-        """The reported topics of the devices that may be concerned."""
+        """The reported topics of the devices that have this layer."""
         return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
 
 
@@ -64,29 +64,29 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
 
 
 def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json: bool) -> int:
-    """Push a layer (`path` None: remove it) and show what became of it. Raises ConfigError, BrokerError, TimedOut."""
+    """Push a layer (`path` None: remove it) and show the reports. Raises ConfigError, BrokerError, TimedOut."""
     with Session(settings, (target.topic, target.reports)) as session:
         current, before = _retained(session, target)
         payload, revision = (b"", None) if path is None else _payload(path, current)
         settled = _settled(target, payload, current, before)
         session.publish(target.topic, payload, retain=True)
-        # A device may still find that this layer is another under the same revision, and say so: at once where it is
-        # the broker's own, else (the broker has forgotten it) like any other.
+        # A device may hold other content under the same revision and report that: at once where the broker has the
+        # layer already, else (the broker has lost it) like after any other push.
         silent = set(settled) if current else set()
         if silent and silent >= set(before):
-            silent, wait = set(), min(wait, OBJECTION_WITHIN)
+            silent, wait = set(), min(wait, CONFLICT_WITHIN)
         answers = settled | _await_reports(session, target, revision, set(before), silent, wait)
     if as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
     if not answers:
-        raise TimedOut("no device has answered yet; those that are away take it when they come back")
+        raise TimedOut("no device has answered yet; devices that are offline get it when they connect")
     return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
 
 
 def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
-    """The layer to push; bare settings get the revision after the one that stands at the broker."""
+    """The layer to push; bare settings get the revision after the one at the broker."""
     try:
         document = read_layer(path.read_text(encoding="utf-8"), path)
     except OSError as error:
@@ -110,7 +110,7 @@ def _next_revision(current: bytes) -> int:
 
 
 def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """What stands at the broker now: the layer's payload, and the reports by device."""
+    """What is retained at the broker: the layer's payload, and the reports by device."""
     payload, reports = b"", {}
     try:
         for message in session.messages(RETAINED_WITHIN):
@@ -126,14 +126,14 @@ def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[s
 def _settled(
     target: Target, payload: bytes, current: bytes, before: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The answers of devices that report this layer as in force already: to its push they have nothing to say."""
+    """Answers for devices that report this layer as in force already: they publish no new report for its push."""
     if not payload or (current and not _same(payload, current)):
         return {}
     answer = {
         "phase": "applied",
         "layer": target.layer,
         "revision": parse_layer(payload).revision,
-        "reason": "this revision was in force already; nothing was to do",
+        "reason": "this revision was in force already",
     }
     return {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
 
@@ -146,7 +146,7 @@ def _same(payload: bytes, current: bytes) -> bool:
 
 
 def _has(report: dict[str, Any], answer: dict[str, Any]) -> bool:
-    """Whether a report says that this layer is in force, and not that the last push to it failed."""
+    """Whether by this report the layer is in force and the last push to it did not fail."""
     in_force = report.get("in_force")
     failed = report.get("layer") == answer["layer"] and report.get("phase") != "applied"
     return isinstance(in_force, dict) and in_force.get(answer["layer"]) == answer["revision"] and not failed
@@ -155,7 +155,7 @@ def _has(report: dict[str, Any], answer: dict[str, Any]) -> bool:
 def _await_reports(
     session: Session, target: Target, revision: int | None, known: set[str], silent: set[str], wait: float
 ) -> dict[str, dict[str, Any]]:
-    """New reports about this layer, until every device that was known has sent one, but for those that stay silent."""
+    """New reports about this layer, until every known device has sent one, except those in `silent`."""
     answers: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + wait
     while (left := until - time.monotonic()) > 0 and not (known and known <= silent | set(answers)):
@@ -201,7 +201,7 @@ def _in_force(report: dict[str, Any]) -> str:
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
-    """Show every layer that stands at the broker and every device's report."""
+    """Show every layer at the broker and every device's report."""
     root = f"edged/v1/{fleet}"
     topics = (f"{root}/config", f"{root}/group/+/config", f"{root}/device/+/config", f"{root}/device/+/config/reported")
     layers: dict[str, Any] = {}
@@ -223,7 +223,7 @@ def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
         console.print(f"[bold]{'fleet' if name == 'config' else name}[/]")
         console.print(yaml.safe_dump(layer, sort_keys=False, allow_unicode=True), markup=False, end="")
     if not layers:
-        console.print(f"no layer stands at the broker for the fleet {fleet}")
+        console.print(f"the broker has no layer for the fleet {fleet}")
     for device, report in sorted(reports.items()):
         what = f"{report.get('phase')}, {escape(str(report.get('reason')))}; in force: {_in_force(report)}"
         console.print(f"[bold]{device}[/]: {what}", markup=True)

@@ -1,4 +1,4 @@
-"""The `edgectl` command: parses words, calls this room, gives exit codes."""
+"""The `edgectl` command: parses the arguments, runs one module of this package, gives the exit code."""
 
 from __future__ import annotations
 
@@ -11,87 +11,113 @@ from pathlib import Path
 from typing import Any
 
 from edged import __version__
-from edged.command_line import Parser, WrongUsage, reason, text_or_input, utf8
-from edged.config import checks as f
+from edged.command_line import (
+    DONE,
+    FAILED,
+    NO_BROKER,
+    TIMED_OUT,
+    USAGE,
+    Parser,
+    WrongUsage,
+    drop_output,
+    fail,
+    reason,
+    text_or_input,
+    utf8,
+)
+from edged.config import checks
 from edged.config import file as config_file
-from edged.config.schema import OWNER, SAMPLING, Settings, build, merge
+from edged.config.environment import from_environment
+from edged.config.keys import OWNER, SAMPLING
+from edged.config.schema import Settings, build, merge
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.link.session import TimedOut, default_requester
 from edged.wire.topics import REQUESTER
 
-MAX_WAIT = 1_000_000  # seconds; queues take no more than some 292 years of them
-DONE, FAILED, USAGE, NO_BROKER, TIMED_OUT = 0, 1, 2, 3, 4
+MAX_WAIT = 1_000_000  # seconds; a queue's timeout overflows at 292 years
 RESERVED = {
     ("top",): "show devices as they change",
     ("config", "diff"): "compare layers",
-    ("config", "history"): "keep the layers of before",
+    ("config", "history"): "show the decisions of before",
     ("rollout",): "roll a layer out in steps",
-    ("model",): "steer the models of devices",
+    ("model",): "manage the models of devices",
     ("keys",): "sign layers",
-    ("simulate",): "say beforehand what a layer would change",
-    ("forget",): "take a device out of the fleet",
+    ("simulate",): "show beforehand what a layer would change",
+    ("forget",): "remove a device from the fleet",
 }
-"""Commands that the contract names for later, and what they will do."""
+"""Reserved commands, and what a later version will do."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """All words that `edgectl` knows."""
+    """Every command and option of `edgectl`."""
     top = Parser(prog="edgectl", description="Talk to devices that run edged, through their broker.")
     top.add_argument("--version", action="version", version=f"edgectl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    prompt = commands.add_parser("prompt", help="ask a device, show the answer as it streams")
-    _connection(prompt)
+    prompt = commands.add_parser("prompt", help="send a prompt to a device and print the answer as it arrives")
+    _add_connection(prompt)
     prompt.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
-    prompt.add_argument("--device", help="which device (default: the fleet's only one)")
-    prompt.add_argument("--requester", default=None, help="who asks (default: your user name)")
-    prompt.add_argument("--system", help="a system turn before the prompt")
-    prompt.add_argument("--max-tokens", type=int)
-    prompt.add_argument("--temperature", type=float)
-    prompt.add_argument("--seed", type=int)
-    prompt.add_argument("--priority", type=int, help="0 (first) to 9")
-    prompt.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS")
-    prompt.add_argument("--json", action="store_true", help="print the final as one JSON document")
+    prompt.add_argument("--device", help="the device (default: the only one of the fleet)")
+    prompt.add_argument("--requester", default=None, help="the name to ask under (default: your user name)")
+    prompt.add_argument("--system", help="a system message before the prompt")
+    prompt.add_argument("--max-tokens", type=int, metavar="N", help="default: the device's")
+    prompt.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the device's)")
+    prompt.add_argument("--seed", type=int, metavar="N", help="of the sampling (default: random)")
+    prompt.add_argument("--priority", type=int, metavar="N", help="0 (first) to 9 (default: 5)")
+    prompt.add_argument(
+        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait so long for the answer (default: 120)"
+    )
+    prompt.add_argument("--json", action="store_true", help="print the final reply as one JSON document")
     prompt.set_defaults(run=_prompt)
-    _status_words(commands)
-    _config_words(commands)
+    _add_status(commands)
+    _add_config(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=_completion)
     return top
 
 
-def _status_words(commands: Any) -> None:
-    status = commands.add_parser("status", help="a table of every device of the fleet")
-    _connection(status)
+def _add_status(commands: Any) -> None:
+    status = commands.add_parser("status", help="print a table of the fleet's devices")
+    _add_connection(status)
     status.add_argument(
-        "--wait", type=_seconds, default=12.0, metavar="SECONDS", help="for readings (0: only what is kept)"
+        "--wait",
+        type=_seconds,
+        default=12.0,
+        metavar="SECONDS",
+        help="wait so long for readings (default: 12; 0: only retained messages)",
     )
     status.add_argument("--json", action="store_true", help="print one JSON document")
     status.set_defaults(run=_status)
 
 
-def _config_words(commands: Any) -> None:
-    config = commands.add_parser("config", help="push config layers, see what became of them")
+def _add_config(commands: Any) -> None:
+    config = commands.add_parser("config", help="push config layers, and show which are in force")
     verbs = config.add_subparsers(dest="verb", required=True, metavar="VERB")
     push = verbs.add_parser("push", help="push a layer of settings to the fleet, a group or a device")
     push.add_argument("file", type=Path, nargs="?", metavar="FILE", help="settings, or a whole layer, as YAML or JSON")
-    push.add_argument("--remove", action="store_true", help="take the layer away instead")
+    push.add_argument("--remove", action="store_true", help="remove the layer instead")
     target = push.add_mutually_exclusive_group()
     target.add_argument("--group", help="the layer of this group")
     target.add_argument("--device", help="the layer of this device")
-    push.add_argument("--wait", type=_seconds, default=10.0, metavar="SECONDS", help="for the devices' reports")
+    push.add_argument(
+        "--wait",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="wait so long for the devices' reports (default: 10)",
+    )
     push.set_defaults(run=_push)
-    get = verbs.add_parser("get", help="the layers at the broker and what devices report")
+    get = verbs.add_parser("get", help="print the layers at the broker and the devices' reports")
     get.set_defaults(run=_get)
     for verb in (push, get):
-        _connection(verb)
+        _add_connection(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
 
-def _connection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, help="take broker and fleet from this file")
-    command.add_argument("--url", help="the broker (default: the config's, or mqtt://127.0.0.1:1883)")
-    command.add_argument("--fleet", help="the fleet (default: the config's, or home)")
+def _add_connection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE", help="read broker and fleet from this file")
+    command.add_argument("--url", help="the broker (default: that of the config, or mqtt://127.0.0.1:1883)")
+    command.add_argument("--fleet", help="the fleet (default: that of the config, or home)")
 
 
 def _seconds(text: str) -> float:
@@ -99,36 +125,38 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= MAX_WAIT:  # nor is a NaN
+    if not 0 <= value <= MAX_WAIT:  # also refuses NaN
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0 to {MAX_WAIT}")
     return value
 
 
-def _refuse_reserved(words: Sequence[str]) -> None:
+def _refuse_reserved(arguments: Sequence[str]) -> None:
     for name, what in RESERVED.items():
-        if tuple(words[: len(name)]) == name:
+        if tuple(arguments[: len(name)]) == name:
             raise WrongUsage(f"{' '.join(name)}: this version does not {what} yet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of the command."""
-    words = sys.argv[1:] if argv is None else argv
+    """Entry point; gives the exit code. An error is one sentence on stderr."""
+    given = sys.argv[1:] if argv is None else argv
     try:
-        _refuse_reserved(words)
-        arguments = parser().parse_args(words)
+        _refuse_reserved(given)
+        arguments = parser().parse_args(given)
         code: int = arguments.run(arguments)
     except EdgedError as error:
-        return _complain(str(error), _code_of(error))
-    except TimedOut as silence:
-        why = str(silence) or "no answer came in time; look at the device's status, or wait longer"
-        return _complain(why, TIMED_OUT)
+        return fail("edgectl", str(error), _code_of(error))
+    except TimedOut as error:
+        why = (
+            str(error) or "no answer came in time; check the device with edgectl status, or wait longer with --timeout"
+        )
+        return fail("edgectl", why, TIMED_OUT)
     except KeyboardInterrupt:
-        return _complain("interrupted", FAILED)
+        return fail("edgectl", "interrupted", FAILED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return FAILED
     except OSError as error:
-        return _complain(f"the command failed ({reason(error)}); mend that and try again", FAILED)
+        return fail("edgectl", f"the command failed ({reason(error)}); fix that and try again", FAILED)
     return code
 
 
@@ -138,13 +166,8 @@ def _code_of(error: EdgedError) -> int:
     return NO_BROKER if isinstance(error, BrokerError) else FAILED
 
 
-def _complain(why: str, code: int) -> int:
-    print(f"edgectl: {why}", file=sys.stderr)
-    return code
-
-
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings in the config file (if there is one), with the command's own words laid over. Raises ConfigError."""
+    """The settings of the config file (if there is one), overridden by the command's options. Raises ConfigError."""
     given: dict[str, Any] = {}
     if arguments.url is not None:
         given = merge(given, {"mqtt": {"url": OWNER["mqtt"]["url"]("--url", arguments.url)}})
@@ -153,10 +176,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     try:
         values = config_file.load(arguments.config, os.environ)
     except config_file.Unreadable as error:
-        values = config_file.from_environment(os.environ)
-        said = merge(values, given)
-        if "url" not in said.get("mqtt", {}) or "fleet" not in said.get("identity", {}):
-            raise ConfigError(f"{error}, or broker and fleet with --url and --fleet") from None
+        values = from_environment(os.environ)
+        known = merge(values, given)
+        if "url" not in known.get("mqtt", {}) or "fleet" not in known.get("identity", {}):
+            raise ConfigError(f"{error}, or give the broker with --url and the fleet with --fleet") from None
     return build(merge(values, given))
 
 
@@ -165,9 +188,9 @@ def _prompt(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     requester = arguments.requester or default_requester()
-    f.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
+    checks.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
     if arguments.device is not None:
-        f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")("--device", arguments.device)
+        checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")("--device", arguments.device)
     body: dict[str, Any] = {"prompt": text_or_input("TEXT", arguments.text)}
     utf8("--system", arguments.system or "")
     for key in ("system", "max_tokens", "temperature", "seed", "priority"):
@@ -189,10 +212,10 @@ def _push(arguments: argparse.Namespace) -> int:
     from edged.ctl.config import Target, push
 
     if (arguments.file is None) != arguments.remove:
-        raise ConfigError("give a FILE to push, or --remove to take the layer away")
-    for word in ("group", "device"):
-        if getattr(arguments, word) is not None:
-            f.text(pattern=f.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{word}", getattr(arguments, word))
+        raise ConfigError("give a FILE to push, or --remove to remove the layer")
+    for option in ("group", "device"):
+        if (name := getattr(arguments, option)) is not None:
+            checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{option}", name)
     settings = settings_of(arguments)
     target = Target(settings.identity.fleet, arguments.group, arguments.device)
     return push(settings.mqtt, target, arguments.file, arguments.wait, arguments.json)

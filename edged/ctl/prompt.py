@@ -1,4 +1,4 @@
-"""`edgectl prompt`: one prompt to one device, its answer as it streams."""
+"""`edgectl prompt`: sends one prompt to one device and prints the answer as it arrives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESEND_EVERY = 5.0
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """What to ask whom. `device` None: the fleet's only one."""
+    """A prompt and where to send it. `device` None: the only one of the fleet. `timeout` in seconds."""
 
     fleet: str
     device: str | None
@@ -31,7 +31,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Printer:
-    """Shows an answer as it grows; a chunk with `at` 0 after others begins anew on a line of its own."""
+    """Prints an answer as it grows; a chunk with `at` 0 after others starts again on a new line."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -39,7 +39,7 @@ class Printer:
         self._text = ""
 
     def chunk(self, at: int, text: str) -> None:
-        """Show what is new. A gap is left for the final to fill."""
+        """Print what is new. After a gap nothing is printed until the final, which has the whole text."""
         if at > len(self._text):
             return
         if at == 0 and self._shown and not text.startswith(self._text):
@@ -52,7 +52,7 @@ class Printer:
             self._out.flush()
 
     def final(self, text: str) -> None:
-        """Fill what chunks left out."""
+        """Print what is missing."""
         self.chunk(0, text)
         self._out.write("\n")
         self._out.flush()
@@ -103,18 +103,18 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
             except TimedOut:
                 if not answered and time.monotonic() < until:
                     session.publish(f"{topics.own}/prompt/{wanted.requester}", payload)
-    raise TimedOut("" if answered else _silence(device, wanted.fleet, status))
+    raise TimedOut("" if answered else _why_silent(device, wanted.fleet, status))
 
 
-def _silence(device: str, fleet: str, status: str) -> str:
-    """Why nothing at all came from a device, as far as its last `status` (empty: none) says; else empty."""
+def _why_silent(device: str, fleet: str, status: str) -> str:
+    """Why no reply came, as far as the device's last `status` (empty: none) explains it; else empty."""
     if not status:
         return f"no device {device} of the fleet {fleet} is known at this broker; edgectl status shows those that are"
     return f"the device {device} is offline; ask again when it is back" if status == "offline" else ""
 
 
 def _reply(payload: bytes, prompt_id: str) -> dict[str, Any] | None:
-    """A reply to our prompt; None for anything else that someone may publish there."""
+    """A reply to our prompt; None for anything else that was published there."""
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):

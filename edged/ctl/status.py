@@ -1,4 +1,4 @@
-"""`edgectl status`: one table of every device of a fleet, from what they publish about themselves."""
+"""`edgectl status`: a table of the devices of a fleet, from what they publish about themselves."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from edged.config.schema import Mqtt
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 
-RETAINED_WITHIN = 0.8  # seconds in which a broker hands over what it keeps
+RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
 _COLOURS = {"online": "green", "starting": "yellow", "draining": "yellow", "safe": "red", "offline": "red"}
 _HEALTH_COLOURS = {"ok": "green", "degraded": "yellow", "failing": "red"}
 
 
 class Seen(msgspec.Struct):
-    """What one device has said. `status` is a word, the others are its newest documents."""
+    """What was received from one device: its status and its newest documents."""
 
     status: str = "unknown"
     health: dict[str, Any] = {}
@@ -33,18 +33,18 @@ class Seen(msgspec.Struct):
 
 
 def show_fleet(settings: Mqtt, fleet: str, wait: float, as_json: bool) -> int:
-    """Look at the fleet for at most `wait` seconds; ends early when every device that is there has sent a reading."""
+    """Listen for at most `wait` seconds; ends early when every device that is connected has sent a reading."""
     devices: dict[str, Seen] = {}
     root = f"edged/v1/{fleet}/device"
     topics = tuple(f"{root}/+/{what}" for what in ("status", "health", "config/reported", "telemetry"))
     console = Console(width=None if sys.stdout.isatty() else 200)  # a file or a pipe has no width to fit into
     with Session(settings, topics) as session:
         if as_json or not console.is_terminal:
-            for _ in _look(session, devices, root, wait):
+            for _ in _listen(session, devices, root, wait):
                 pass
         else:
             with Live(_table(fleet, devices), console=console, transient=True, refresh_per_second=4) as live:
-                for _ in _look(session, devices, root, wait):
+                for _ in _listen(session, devices, root, wait):
                     live.update(_table(fleet, devices))
     if as_json:
         print(
@@ -58,27 +58,27 @@ def show_fleet(settings: Mqtt, fleet: str, wait: float, as_json: bool) -> int:
     return 0 if devices else 1
 
 
-def _look(session: Session, devices: dict[str, Seen], root: str, wait: float) -> Iterator[None]:
-    begun = time.monotonic()
-    while (left := begun + max(wait, RETAINED_WITHIN) - time.monotonic()) > 0:
+def _listen(session: Session, devices: dict[str, Seen], root: str, wait: float) -> Iterator[None]:
+    began = time.monotonic()
+    while (left := began + max(wait, RETAINED_WITHIN) - time.monotonic()) > 0:
         try:
             for message in session.messages(min(left, RETAINED_WITHIN)):
-                _note(devices, root, message)
+                _store(devices, root, message)
                 yield
-                age = time.monotonic() - begun
-                if age > wait or (age > RETAINED_WITHIN and _all_told(devices)):
+                age = time.monotonic() - began
+                if age > wait or (age > RETAINED_WITHIN and _all_reported(devices)):
                     return
         except TimedOut:
             pass
-        if _all_told(devices):
+        if _all_reported(devices):
             return
 
 
-def _all_told(devices: dict[str, Seen]) -> bool:
+def _all_reported(devices: dict[str, Seen]) -> bool:
     return all(seen.telemetry or seen.status in {"offline", "unknown"} for seen in devices.values())
 
 
-def _note(devices: dict[str, Seen], root: str, message: Arrived) -> None:
+def _store(devices: dict[str, Seen], root: str, message: Arrived) -> None:
     name, _, what = message.topic[len(root) + 1 :].partition("/")
     if not message.payload:
         return

@@ -1,1 +1,1 @@
-"""What this board is and how it feels: probes, findings. May import core."""
+"""What this board is and in which state: probes, health rules, findings. May import core."""

@@ -17,12 +17,12 @@ ROUNDS = 40
 PAUSE_S = 0.25  # long enough for caches to cool between readings, as they do in a daemon that mostly sleeps
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Prints one line to stdout; gives the exit code."""
     sampler, judge, encode = Sampler(Path.cwd()), Judge(), msgspec.json.Encoder().encode
     reading = sampler.read()
     time.sleep(PAUSE_S)
-    if "--cost" not in words:
+    if "--cost" not in arguments:
         sys.stdout.write(encode(sampler.read()).decode() + "\n")
         return 0
     began = time.process_time()

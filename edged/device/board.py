@@ -1,7 +1,7 @@
 """What this board is: model, processor, memory, cgroups, GPU. Read once.
 
 Sources: Devicetree Specification 0.4, 2.3.2 (`model`); kernel drivers/firmware/dmi-id.c (/sys/class/dmi/id); proc(5)
-for /proc/cpuinfo, its words from Documentation/arch/arm64/elf_hwcaps.rst and <asm/cpufeatures.h>;
+for /proc/cpuinfo, its flags from Documentation/arch/arm64/elf_hwcaps.rst and <asm/cpufeatures.h>;
 Documentation/admin-guide/cgroup-v2.rst (`cgroup.controllers`); cgroups(7) for /proc/cgroups.
 """
 
@@ -20,7 +20,7 @@ from edged.device.memory import memory
 from edged.device.rules import Limits
 
 Kind = Literal["raspberry_pi", "jetson", "other"]
-# Those that the arithmetic of a model profits from; `asimddp` is ARM's dot product.
+# The instructions that make a model faster; `asimddp` is the dot product of ARM.
 _FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"),
     *("neon", "asimd", "asimddp", "i8mm", "fphp", "asimdhp", "bf16", "sve", "sve2"),
@@ -29,7 +29,7 @@ _DOT_PRODUCTS = frozenset(("avx_vnni", "avx512_vnni", "amx_int8", "asimddp"))
 
 
 class Board(msgspec.Struct, frozen=True):
-    """Facts that do not change while the board runs. None: cannot be told here.
+    """Facts that do not change while the board runs. None: not known here.
 
     `memory_cgroup` says whether the kernel can limit a service's memory.
     """
@@ -68,7 +68,7 @@ def describe(root: Path = Path("/"), machine: str | None = None, release: str | 
 
 
 def limits_for(board: Board) -> Limits:
-    """From where heat matters: a Raspberry Pi slows down at 80 °C and more so at 85, a Jetson's chip near 99."""
+    """The temperatures that matter: a Raspberry Pi slows down at 80 °C and more so at 85, a Jetson's chip near 99."""
     if board.kind == "raspberry_pi":
         return Limits(temperature_c=80.0, temperature_critical_c=85.0)
     if board.kind == "jetson":
@@ -91,14 +91,14 @@ def memory_cgroup(root: Path) -> bool | None:
 
 def _model(root: Path) -> str | None:
     for path in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
-        if text := _shown(_text(root, path)):
+        if text := _printable(_text(root, path)):
             return text
-    words = [_shown(_text(root, f"sys/class/dmi/id/{file}")) for file in ("sys_vendor", "product_name")]
+    words = [_printable(_text(root, f"sys/class/dmi/id/{file}")) for file in ("sys_vendor", "product_name")]
     if known := " ".join(word for word in words if word):
         return known
     for line in (_head(root, "proc/cpuinfo") or "").split("\n"):
         if line.startswith(("Model", "model name")):
-            return _shown(line.partition(":")[2])
+            return _printable(line.partition(":")[2])
     return None
 
 
@@ -136,7 +136,7 @@ def _gpu(root: Path) -> str | None:
     for path in sorted(Path(root, "proc/driver/nvidia/gpus").glob("*/information")):
         for line in (_text(root, str(path.relative_to(root))) or "").split("\n"):
             if line.startswith("Model:"):
-                return _shown(line.partition(":")[2])
+                return _printable(line.partition(":")[2])
     return "NVIDIA Tegra" if find_gpu(root) else None
 
 
@@ -154,7 +154,7 @@ def _head(root: Path, path: str) -> str | None:
         return None
 
 
-def _shown(text: str | None) -> str | None:
+def _printable(text: str | None) -> str | None:
     """Text from firmware made fit for a terminal: one line, printable, at most 80 characters."""
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""What this machine can do and what to mend: the facts for `edged doctor`. Pure."""
+"""What this machine can do and what to fix: the facts for `edged doctor`. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import msgspec
 
 from edged.core.reading import Reading, ThrottleFlag
 from edged.device.board import Board
-from edged.device.rules import CLOCK_FLOOR, Limits, disk_room
+from edged.device.rules import CLOCK_FLOOR, Limits, free_space_wanted
 
 Status = Literal["ok", "warn", "fail"]
-_FLAG_WORDS: dict[ThrottleFlag, str] = {
+_FLAG_TEXTS: dict[ThrottleFlag, str] = {
     "under_voltage": "too low a voltage",
     "frequency_capped": "a capped clock",
     "throttled": "throttling",
@@ -21,15 +21,15 @@ _FLAG_WORDS: dict[ThrottleFlag, str] = {
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """One fact. `mend` says what to do; None where all is well."""
+    """One fact. `fix` says what to do; None where nothing has to be done."""
 
     code: str
     status: Status
     fact: str
-    mend: str | None = None
+    fix: str | None = None
 
 
-def doctor(
+def examine_board(
     board: Board, reading: Reading, *, limits: Limits | None = None, model_bytes: int | None = None
 ) -> list[Advice]:
     """The facts in the order to show them. `model_bytes` is the size of the configured model's file, where known."""
@@ -80,14 +80,14 @@ def _memory(board: Board, reading: Reading) -> Advice | None:
 def _model(reading: Reading, model_bytes: int | None) -> Advice | None:
     if model_bytes is None or reading.memory is None:
         return None
-    # The worker's own memory comes free when it loads another model.
+    # The worker frees its own memory when it loads another model.
     own = (reading.worker.rss_bytes or 0) if reading.worker else 0
-    room, total = reading.memory.available_bytes + own, reading.memory.total_bytes
+    available, total = reading.memory.available_bytes + own, reading.memory.total_bytes
     if model_bytes >= total:
         fact = f"the model ({_size(model_bytes)}) is larger than the board's memory ({_size(total)})"
         return Advice("model_memory", "fail", fact, "Choose a smaller model, or fewer bits (model.bits).")
-    if model_bytes >= room:
-        fact = f"the model ({_size(model_bytes)}) is larger than what is available ({_size(room)})"
+    if model_bytes >= available:
+        fact = f"the model ({_size(model_bytes)}) is larger than what is available ({_size(available)})"
         return Advice("model_memory", "fail", fact, "Stop other programs, or choose a smaller model.")
     return Advice("model_memory", "ok", f"the model ({_size(model_bytes)}) fits into the memory available")
 
@@ -107,7 +107,10 @@ def _swap(reading: Reading) -> Advice | None:
 def _memory_cgroup(board: Board) -> Advice | None:
     if board.memory_cgroup is None:
         return Advice(
-            "memory_cgroup", "warn", "it cannot be told whether the kernel limits memory", "Mount /sys/fs/cgroup."
+            "memory_cgroup",
+            "warn",
+            "whether the kernel can limit a service's memory is not known",
+            "Mount /sys/fs/cgroup.",
         )
     if board.memory_cgroup:
         return Advice("memory_cgroup", "ok", "the memory cgroup is on")
@@ -127,56 +130,63 @@ def _temperature(reading: Reading, limits: Limits) -> Advice | None:
     if reading.temperature_c < limits.temperature_c:
         return Advice("temperature", "ok", fact)
     status: Status = "fail" if reading.temperature_c >= limits.temperature_critical_c else "warn"
-    return Advice("temperature", status, fact, "Cool the board: free its air, add a heat sink or a fan.")
+    return Advice("temperature", status, fact, "Cool the board: improve the air flow, add a heat sink or a fan.")
 
 
 def _throttling(board: Board, reading: Reading) -> list[Advice]:
     throttle = reading.throttle
     if throttle is None:
         if board.kind != "raspberry_pi":
-            return [Advice("throttled", "ok", "this board does not tell about throttling")]
-        fact = "whether the firmware throttles cannot be read"
-        return [Advice("throttled", "warn", fact, "Put the user of the service into the group video (for /dev/vcio).")]
+            return [Advice("throttled", "ok", "this board does not report throttling")]
+        fact = "the firmware's throttling state cannot be read"
+        return [Advice("throttled", "warn", fact, "Add the user of the service to the group video (for /dev/vcio).")]
     if not throttle.since_boot and not throttle.now:
         return [Advice("throttled", "ok", "not throttled since boot")]
     found = []
     if throttle.now:
-        fact = f"held back now by {_words(throttle.now)}"
-        found.append(Advice("throttled", "warn", fact, _mend(throttle.now)))
+        fact = f"slowed down now by {_listed(throttle.now)}"
+        found.append(Advice("throttled", "warn", fact, _fix_for(throttle.now)))
     if past := [flag for flag in throttle.since_boot if flag not in throttle.now]:
-        fact = f"held back since boot by {_words(past)}"
-        found.append(Advice("throttled_since_boot", "warn", fact, _mend(past)))
+        fact = f"slowed down since boot by {_listed(past)}"
+        found.append(Advice("throttled_since_boot", "warn", fact, _fix_for(past)))
     return found
 
 
-def _mend(flags: Sequence[ThrottleFlag]) -> str:
+def _fix_for(flags: Sequence[ThrottleFlag]) -> str:
     if "under_voltage" in flags:
         return "Use the board's own power supply and a short, thick cable."
-    return "Cool the board: free its air, add a heat sink or a fan."
+    return "Cool the board: improve the air flow, add a heat sink or a fan."
 
 
 def _disk(reading: Reading) -> Advice | None:
     if reading.disk is None:
-        return Advice("disk", "warn", "the disk of state_dir cannot be read", "See that state_dir exists and is yours.")
+        return Advice(
+            "disk",
+            "warn",
+            "the disk of state_dir cannot be read",
+            "Check that state_dir exists and that this user may read it.",
+        )
     free, total = reading.disk.free_bytes, reading.disk.total_bytes
     fact = f"{_size(free)} of {_size(total)} free on the disk of state_dir"
-    room = disk_room(total)
-    if free > room:
+    wanted = free_space_wanted(total)
+    if free > wanted:
         return Advice("disk", "ok", fact)
     return Advice(
         "disk",
-        "fail" if free <= room // 10 else "warn",
+        "fail" if free <= wanted // 10 else "warn",
         fact,
-        "Make room: `edged model list` shows models, `edged model remove` deletes one.",
+        "Free some space: `edged model list` shows models, `edged model remove` deletes one.",
     )
 
 
 def _clock(reading: Reading) -> Advice:
     if reading.at < CLOCK_FLOOR:
-        mend = 'Let the board reach a time server (`timedatectl set-ntp true`): until then TLS says "not yet valid".'
-        return Advice("clock", "fail", "the clock is not set", mend)
+        fix = (
+            'Start a time service (`timedatectl set-ntp true`): until the clock is set TLS fails with "not yet valid".'
+        )
+        return Advice("clock", "fail", "the clock is not set", fix)
     if reading.clock_synced is None:
-        return Advice("clock", "ok", "the clock is set; whether it is kept right cannot be told")
+        return Advice("clock", "ok", "the clock is set; whether it is synchronised is not known")
     if reading.clock_synced:
         return Advice("clock", "ok", "the clock is synchronised")
     return Advice(
@@ -189,14 +199,14 @@ def _sensors(reading: Reading) -> Advice | None:
         return None
     parts = [
         f"{verb}: {', '.join(names)}"
-        for verb, names in (("nonsense from", reading.broken), ("no answer from", reading.stuck))
+        for verb, names in (("wrong values from", reading.broken), ("no answer from", reading.stuck))
         if names
     ]
-    return Advice("sensors", "warn", "; ".join(parts), "Look into the kernel's log (`dmesg`); they are left out.")
+    return Advice("sensors", "warn", "; ".join(parts), "Look into the kernel log (`dmesg`); these sensors are ignored.")
 
 
-def _words(flags: Sequence[ThrottleFlag]) -> str:
-    names = [_FLAG_WORDS[flag] for flag in flags]
+def _listed(flags: Sequence[ThrottleFlag]) -> str:
+    names = [_FLAG_TEXTS[flag] for flag in flags]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -1,4 +1,4 @@
-"""Is the wall clock right? A board without a battery clock starts in the past until a time server is heard.
+"""Is the wall clock right? A board without a battery clock starts in the past until a time server answers.
 
 Sources: adjtimex(2) and <linux/timex.h>; systemd-timesyncd.service(8) for /run/systemd/timesync/synchronized.
 """
@@ -19,13 +19,13 @@ _TIME_ERROR = 5
 
 
 class ClockState(msgspec.Struct, frozen=True):
-    """Whether something keeps the clock right; None if nobody says."""
+    """Whether something keeps the clock right; None if that is not known."""
 
     synced: bool | None
 
 
 class _Timex(ctypes.Structure):
-    """`struct timex`; `long` has the width of a pointer on every Linux that we run on. The tail is room, never read."""
+    """`struct timex`; `long` has the width of a pointer on every Linux here. The tail is padding, never read."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
@@ -39,7 +39,7 @@ class _Timex(ctypes.Structure):
 
 
 def clock_state(root: Path, adjtimex: Callable[[], tuple[int, int]] | None = None) -> ClockState:
-    """Asks the kernel, and where it must not be asked (a service with ProtectClock=) looks for timesyncd's mark.
+    """Ask the kernel; where that is not allowed (a service with ProtectClock=) look for the file of timesyncd.
 
     `adjtimex` gives the call's return value and the status bits, or raises OSError.
     """
@@ -72,5 +72,5 @@ def _libc() -> ctypes.CDLL:
 
 
 def uptime() -> float:
-    """Seconds since boot, time asleep included: it runs alongside the wall clock and no one sets it."""
+    """Seconds since boot, including time asleep; nothing can set it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

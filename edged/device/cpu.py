@@ -1,4 +1,4 @@
-"""The processor: how busy, how fast, how long the queue for it.
+"""The processor: load, clock, run queue.
 
 Sources: proc(5) for /proc/stat and /proc/loadavg; kernel Documentation/admin-guide/pm/cpufreq.rst for
 `scaling_cur_freq`.
@@ -39,7 +39,7 @@ class CpuClock(msgspec.Struct, frozen=True):
 def cpu_times(root: Path) -> CpuTimes:
     """The lines `cpu` and `cpuN` of /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice.
 
-    Guest time is part of user time already. The file's tail (one figure an interrupt) is not read.
+    Guest time is part of user time already. The file's tail (one figure per interrupt) is not read.
     """
     lines = read_head(f"{root}/proc/stat", 16384).split("\n")
     words = lines[0].split()
@@ -71,7 +71,7 @@ def load(root: Path) -> Load:
 
 
 def find_clocks(root: Path) -> tuple[str, ...]:
-    """The files that give a clock in kHz, one a cpufreq policy; at most 8 are looked at."""
+    """The files that give a clock in kHz, one per cpufreq policy; at most 8 are looked at."""
     found = sorted(str(path) for path in Path(root, "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq"))
     return tuple(found[:8])
 
@@ -91,7 +91,7 @@ def clock_from_cpuinfo(root: Path) -> CpuClock:
 
 
 def has_cpuinfo_clock(root: Path) -> bool:
-    """Whether /proc/cpuinfo tells a clock on this machine (not on ARM)."""
+    """Whether /proc/cpuinfo gives a clock on this machine (not on ARM)."""
     try:
         return "\ncpu MHz" in read_head(f"{root}/proc/cpuinfo", 4096)
     except (OSError, GarbageError):

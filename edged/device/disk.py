@@ -1,4 +1,4 @@
-"""Room on the disk that holds the state folder."""
+"""Space on the disk that holds the state folder."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def read_int(path: str, low: int, high: int) -> int:
 
 
 def integer(text: str, low: int, high: int) -> int:
-    """A decimal integer in `low` … `high`, else GarbageError. Takes nothing else that `int` would."""
+    """A decimal integer in `low` … `high`, else GarbageError. Accepts nothing else that `int` would."""
     if not _INTEGER.match(text) or not low <= int(text) <= high:
         raise GarbageError(f"{text[:32]!r} is no integer from {low} to {high}")
     return int(text)
@@ -57,7 +57,7 @@ def number(text: str) -> float:
 
 
 def plain_name(text: str) -> str:
-    """A name from the kernel made fit to be a key: ASCII letters, digits, `_.-`, at most 24 characters."""
+    """A name from the kernel made usable as a key: ASCII letters, digits, `_.-`, at most 24 characters."""
     return _UNSAFE.sub("_", text.strip()).strip("_")[:NAME_LENGTH] or "unnamed"
 
 

@@ -12,16 +12,16 @@ from edged.device.rules import RULES, Level, Limits, Rule, Shown
 JUMP_LIMIT_S = 2.0
 JUMP_HOLD_S = 300.0
 _JUMP_ADVICE = (
-    "The clock was set while we ran: prompts with an absolute expires_at may have been judged by the wrong time; "
+    "The clock was set while we ran: prompts with an absolute expires_at may have expired at the wrong time; "
     "keep the clock synchronised (`timedatectl set-ntp true`)."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Latch:
-    """One severity of one rule. `turning` is the uptime since which the measure speaks against the present state.
+    """One severity of one rule. `turning` is the uptime since which the measure contradicts the present state.
 
-    `since` is the wall time at which it began to speak for the finding; `shown` the last value beyond the threshold.
+    `since` is the wall time at which it first passed the threshold; `shown` the last value beyond the threshold.
     """
 
     active: bool = False
@@ -32,7 +32,7 @@ class Latch:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """The wall clock's last jump (seconds, forwards positive), when it was found, and when the first of a row was."""
+    """The wall clock's last jump (seconds, forwards positive), when it was found, and when the series began."""
 
     seconds: float
     uptime_s: float
@@ -56,13 +56,13 @@ class Judge:
         self._state = JudgeState()
 
     def update(self, reading: Reading) -> tuple[Finding, ...]:
-        """The findings that stand after this reading."""
+        """The findings after this reading."""
         self._state, findings = judge(self._state, reading, self._limits)
         return findings
 
 
 def judge(state: JudgeState, reading: Reading, limits: Limits) -> tuple[JudgeState, tuple[Finding, ...]]:
-    """The state after this reading, and the findings that stand."""
+    """The state after this reading, and the findings."""
     jumped = _jumped(state.clocks, reading)
     latches = dict(state.latches)
     if jumped:
@@ -85,15 +85,15 @@ def judge(state: JudgeState, reading: Reading, limits: Limits) -> tuple[JudgeSta
 def _step(latch: Latch, rule: Rule, level: Level, reading: Reading) -> Latch:
     value = rule.measure(reading)
     if value is not None and (shown := rule.shows(reading, value, level.on))[0] is not None:
-        latch = replace(latch, shown=shown)  # names of sensors stay until the finding goes, figures follow the measure
+        latch = replace(latch, shown=shown)  # names of sensors stay until the finding ends, figures follow the measure
     against = rule.behind(value, level.off) if latch.active else rule.beyond(value, level.on)
     if not against:
         return replace(latch, turning=None)
-    begun = reading.uptime_s if latch.turning is None else latch.turning
+    began = reading.uptime_s if latch.turning is None else latch.turning
     since = reading.at if latch.turning is None and not latch.active else latch.since
-    if reading.uptime_s - begun >= (rule.hold_off_s if latch.active else rule.hold_on_s):
+    if reading.uptime_s - began >= (rule.hold_off_s if latch.active else rule.hold_on_s):
         return replace(latch, active=not latch.active, turning=None, since=since)
-    return replace(latch, turning=begun, since=since)
+    return replace(latch, turning=began, since=since)
 
 
 def _finding(rule: Rule, mild: Latch, grave: Latch) -> Finding:

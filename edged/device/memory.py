@@ -1,4 +1,4 @@
-"""Memory of the board, and how much work waits for what.
+"""Memory of the board, and pressure stall information.
 
 Sources: proc(5) for /proc/meminfo; kernel Documentation/accounting/psi.rst for /proc/pressure.
 """
@@ -35,9 +35,9 @@ def memory(root: Path) -> Memory:
                 raise GarbageError(f"/proc/meminfo: {key} is not in kB")
             found[key] = integer(words[0], 0, 2**53) * 1024
     total = found.get("MemTotal", 0)
-    # Kernels before 3.14 have no MemAvailable; what is free or cached comes near it.
-    near = sum(found.get(key, 0) for key in ("MemFree", "Buffers", "Cached"))
-    available = found.get("MemAvailable", near)
+    # Kernels before 3.14 have no MemAvailable; what is free or cached is close to it.
+    estimate = sum(found.get(key, 0) for key in ("MemFree", "Buffers", "Cached"))
+    available = found.get("MemAvailable", estimate)
     swap_total = found.get("SwapTotal", 0)
     swap_free = found.get("SwapFree", 0)
     if total <= 0 or available > total or swap_free > swap_total:
@@ -54,7 +54,7 @@ def memory(root: Path) -> Memory:
 def stall(root: Path, resource: Resource) -> StallOf:
     """/proc/pressure/cpu, memory or io: `some avg10=0.12 avg60=… avg300=… total=…`, and mostly a line `full` alike.
 
-    Kernels before 5.13 have no line `full` for the processor. A kernel booted with `psi=0` says EOPNOTSUPP.
+    Kernels before 5.13 have no line `full` for the processor. A kernel booted with `psi=0` gives EOPNOTSUPP.
     """
     shares: dict[str, float] = {}
     for line in read_text(f"{root}/proc/pressure/{resource}").splitlines():

@@ -1,4 +1,4 @@
-"""Bytes in and out over the interface that leads to the world.
+"""Bytes in and out over the interface of the default route.
 
 Sources: proc(5) for /proc/net/route and /proc/net/dev; kernel net/ipv6/route.c (`rt6_info_route`) for
 /proc/net/ipv6_route.

@@ -1,12 +1,12 @@
-"""What holds the processor back: under-voltage, heat, a capped clock.
+"""What slows the processor down: under-voltage, heat, a capped clock.
 
 Sources: Raspberry Pi documentation, `vcgencmd get_throttled` (bits 0 to 3 now, 16 to 19 since boot), and the firmware's
 "Mailbox property interface" page (tag 0x00030046; the value sent is a mask of sticky bits to clear: we send 0);
 kernel drivers/hwmon/raspberrypi-hwmon.c (chip `rpi_volt`); Documentation/driver-api/thermal/sysfs-api.rst (cooling
 devices); Documentation/admin-guide/thermal/intel_thermal_throttle.rst (counters).
 
-The kernel's `rpi_volt` driver asks the firmware every 2 s and clears the sticky bits by it, so "since boot" may be lost
-there between two of our readings. The sampler therefore remembers what it has seen.
+The kernel's `rpi_volt` driver asks the firmware every 2 s and clears the sticky bits by that, so "since boot" may be
+lost between two of our readings. The sampler therefore keeps the flags that it has read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Ioctl = Callable[[int, int, bytearray], int]
 
 
 class ThrottleSample(msgspec.Struct, frozen=True):
-    """What one source says. `knows` are the flags that it would tell of: where it is silent on them, they are off."""
+    """What one source reports. `knows` are the flags that it can report: one that is not in `now` is off."""
 
     now: frozenset[ThrottleFlag]
     since_boot: frozenset[ThrottleFlag]
@@ -52,7 +52,7 @@ class ThrottleCount(msgspec.Struct, frozen=True):
 
 
 def decode(bits: int) -> ThrottleSample:
-    """The firmware's bit pattern in words."""
+    """The firmware's bit pattern as flags."""
     return ThrottleSample(
         now=frozenset(flag for bit, flag in _BITS if bits >> bit & 1),
         since_boot=frozenset(flag for bit, flag in _BITS if bits >> (bit + 16) & 1 or bits >> bit & 1),
@@ -83,7 +83,7 @@ def mailbox(path: str, ioctl: Ioctl | None = None) -> ThrottleSample:
         os.close(descriptor)
     words = struct.unpack("=8I", message)
     if words[1] != _SUCCESS or not words[4] & _SUCCESS:
-        raise GarbageError(f"{path}: the firmware refused to say")
+        raise GarbageError(f"{path}: the firmware refused the request")
     return decode(words[5])
 
 

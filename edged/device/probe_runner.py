@@ -1,9 +1,8 @@
 """Runs probes so that one which hangs does not stop the others.
 
-A reading's probes run one after another on a short-lived daemon thread (a lane). If it makes no progress for a
-deadline, the lane is left behind with the probe that hangs, and another takes over the rest. A probe left behind is
-not started again until it returns, so there is never more than one thread for a probe, and where none hangs there is
-no thread between readings.
+A reading's probes run one after another on a short-lived daemon thread. If no probe ends within a deadline, the thread
+is abandoned with the probe that hangs, and a new one runs the rest. A probe that hangs is not started again until it
+returns, so there is never more than one thread for a probe, and where none hangs there is no thread between readings.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["ok", "silent", "gone", "broken"]
-# The part is switched off, or has nothing to say just now: no fault of the sensor.
+# The part is switched off, or has no value just now: no fault of the sensor.
 _SILENT = frozenset((errno.EAGAIN, errno.EBUSY, errno.ENODATA, errno.EOPNOTSUPP))
 # The source went away, or we lost the right to read it.
 _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ESRCH, errno.EACCES, errno.EPERM))
@@ -23,7 +22,7 @@ _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ESRCH, errno.E
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a probe gave. `value` is None unless the verdict is `ok`; `why` is for the log."""
+    """The result of a probe. `value` is None unless the verdict is `ok`; `why` is for the log."""
 
     verdict: Verdict
     value: object = None
@@ -33,34 +32,34 @@ class Outcome:
 Job = tuple[str, Callable[[], object]]
 
 
-class Lanes:
+class ProbeRunner:
     """Owned by the one thread that calls `run`."""
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
-        self._left_behind: dict[str, _Lane] = {}
+        self._hanging: dict[str, _ProbeThread] = {}
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
         """The outcomes by name; a job without one hangs. Blocks at most two deadlines a job that begins to hang."""
-        self._left_behind = {name: lane for name, lane in self._left_behind.items() if not lane.ended.is_set()}
-        waiting = [job for job in jobs if job[0] not in self._left_behind]
+        self._hanging = {name: thread for name, thread in self._hanging.items() if not thread.ended.is_set()}
+        waiting = [job for job in jobs if job[0] not in self._hanging]
         outcomes: dict[str, Outcome] = {}
         while waiting:
-            lane = _Lane(waiting)
+            thread = _ProbeThread(waiting)
             try:
-                threading.Thread(target=lane.work, name="edged-probes", daemon=True).start()
-            except RuntimeError:  # no thread to be had: everything waits for better times
+                threading.Thread(target=thread.work, name="edged-probes", daemon=True).start()
+            except RuntimeError:  # no more threads at the moment: the rest counts as hanging
                 break
-            done = lane.wait(self._deadline_s)
+            done = thread.wait(self._deadline_s)
             outcomes.update(done)
             if len(done) == len(waiting):
                 break
-            self._left_behind[waiting[len(done)][0]] = lane
+            self._hanging[waiting[len(done)][0]] = thread
             del waiting[: len(done) + 1]
         return outcomes
 
 
-class _Lane:
+class _ProbeThread:
     """One thread's list of jobs. `work` runs on that thread, `wait` on the owner's."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -92,12 +91,12 @@ class _Lane:
 
 
 def attempt(read: Callable[[], object]) -> Outcome:
-    """Runs one probe and sorts what it raises."""
+    """Run one probe; what it raises becomes a verdict."""
     try:
         return Outcome("ok", read())
     except OSError as error:
         if error.errno in _SILENT:
             return Outcome("silent", why=str(error))
         return Outcome("gone" if error.errno in _GONE else "broken", why=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever a driver makes of its file, the other probes go on
+    except Exception as error:  # noqa: BLE001 - whatever one probe raises, the others go on
         return Outcome("broken", why=f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Which probes this board has. Looked for once at start and rarely after that: one that is not there costs nothing."""
+"""Which probes this board has. Discovered at start and then rarely; a source that is not there costs nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edged.device import clock, cpu, disk, gpu, memory, network, power, processe
 class Probe:
     """A named plain function that reads one source. It raises OSError or GarbageError, and may block.
 
-    With `every_s` it is run at most that often, and its last value stands in between.
+    With `every_s` it is run at most that often, and its last value is used in between.
     """
 
     name: str

@@ -22,9 +22,9 @@ def rss_bytes(root: Path, pid: int) -> int | None:
 
 
 def pss_bytes(root: Path, pid: int) -> int | None:
-    """Resident pages, shared ones by share: `Pss` of smaps_rollup. None if the process is gone or not ours.
+    """Resident pages, shared ones counted by share: `Pss` of smaps_rollup. None if the process is gone or not ours.
 
-    The kernel walks all page tables of the process for it: dear for a large one, so ask rarely.
+    The kernel walks all page tables of the process for it, which is slow for a large one: call it rarely.
     """
     try:
         text = read_text(f"{root}/proc/{pid}/smaps_rollup", 16384)
@@ -36,7 +36,7 @@ def pss_bytes(root: Path, pid: int) -> int | None:
             if len(words) != 3 or words[2] != "kB":
                 raise GarbageError(f"/proc/{pid}/smaps_rollup: Pss is not in kB")
             return integer(words[1], 0, 2**50) * 1024
-    # A process between death and burial has no memory any more, and an empty file.
+    # A zombie process has no memory any more, and an empty file.
     if not text.strip():
         return None
     raise GarbageError(f"/proc/{pid}/smaps_rollup has no Pss")

@@ -1,6 +1,6 @@
-"""When is a reading worth a finding? One rule a code: what is measured, its limits, how long it must last, what to do.
+"""The rules that turn readings into findings: what is measured, its limits, how long it must last, what to do.
 
-A rule comes on when the measure is at or beyond `on` for `hold_on_s` without a break, and goes off when it is at or
+A finding begins when the measure is at or beyond `on` for `hold_on_s` without a break, and ends when it is at or
 behind `off` for `hold_off_s` without a break; between the two nothing changes. That a processor is busy, or that work
 waits for it, is no finding here: computing is what the board is for.
 """
@@ -14,12 +14,12 @@ from edged.core.reading import Reading
 
 # No board that runs this has a clock before 2026: one that shows an earlier date was never set.
 CLOCK_FLOOR = 1_767_225_600.0
-DISK_ROOM_BYTES = 2_000_000_000
+FREE_SPACE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What depends on the board: from where heat slows it down, and from where it is in danger (degrees Celsius)."""
+    """What depends on the board: where heat slows it down, and where it may be damaged (degrees Celsius)."""
 
     temperature_c: float = 85.0
     temperature_critical_c: float = 100.0
@@ -38,7 +38,7 @@ Shown = tuple[float | str | None, float | str | None]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One code. `measure` gives None where the board cannot say, which counts as being well.
+    """One code. `measure` gives None where the board cannot measure it, which counts as good.
 
     `shows` gives the finding's value and limit from the reading, the measure and the threshold that was passed.
     """
@@ -93,19 +93,19 @@ def _memory_stall(reading: Reading) -> float | None:
     return None if stall is None else stall.full
 
 
-def disk_room(total_bytes: int) -> int:
+def free_space_wanted(total_bytes: int) -> int:
     """How much should stay free: a tenth of the disk, at most 2 GB."""
-    return min(total_bytes // 10, DISK_ROOM_BYTES)
+    return min(total_bytes // 10, FREE_SPACE_BYTES)
 
 
-def _disk_room(reading: Reading) -> float | None:
+def _free_space_wanted(reading: Reading) -> float | None:
     disk = reading.disk
-    return None if disk is None else disk.free_bytes / max(disk_room(disk.total_bytes), 1)
+    return None if disk is None else disk.free_bytes / max(free_space_wanted(disk.total_bytes), 1)
 
 
 def _disk_shows(reading: Reading, _value: float, limit: float) -> Shown:
     disk = reading.disk
-    return (disk.free_bytes, round(disk_room(disk.total_bytes) * limit)) if disk else (None, None)
+    return (disk.free_bytes, round(free_space_wanted(disk.total_bytes) * limit)) if disk else (None, None)
 
 
 RULES: tuple[Rule, ...] = (
@@ -116,7 +116,7 @@ RULES: tuple[Rule, ...] = (
         failing=lambda limits: Level(limits.temperature_critical_c, limits.temperature_critical_c - 5),
         hold_on_s=20,
         hold_off_s=60,
-        advice="Cool the board: free its air, add a heat sink or a fan, or give it less to do.",
+        advice="Cool the board: improve the air flow, add a heat sink or a fan, or reduce the load.",
     ),
     Rule(
         "throttled",
@@ -125,7 +125,7 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=0,
         hold_off_s=300,
         shows=_nothing,
-        advice="The processor is held below its speed and answers are slower: look for heat or a weak power supply.",
+        advice="The processor is slowed down, so answers are slower: check the temperature and the power supply.",
     ),
     Rule(
         "under_voltage",
@@ -134,7 +134,7 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=0,
         hold_off_s=300,
         shows=_nothing,
-        advice="Use the board's own power supply and a short, thick cable, and take power-hungry USB devices away.",
+        advice="Use the board's own power supply and a short, thick cable; remove USB devices that need much power.",
     ),
     Rule(
         "memory_low",
@@ -153,7 +153,7 @@ RULES: tuple[Rule, ...] = (
         failing=lambda _: Level(40, 20),
         hold_on_s=20,
         hold_off_s=60,
-        advice="Work stands still waiting for memory: stop other programs or choose a smaller model.",
+        advice="Programs wait for memory: stop other programs or choose a smaller model.",
     ),
     Rule(
         "swap_heavy",
@@ -161,18 +161,18 @@ RULES: tuple[Rule, ...] = (
         degraded=lambda _: Level(25, 15),
         hold_on_s=60,
         hold_off_s=120,
-        advice="Much of what should be in memory lies on the disk: stop other programs or choose a smaller model.",
+        advice="Much memory is swapped to disk, which is slow: stop other programs or choose a smaller model.",
     ),
     Rule(
         "disk_nearly_full",
-        measure=_disk_room,
+        measure=_free_space_wanted,
         degraded=lambda _: Level(1.0, 1.25),
         failing=lambda _: Level(0.1, 0.15),
         hold_on_s=0,
         hold_off_s=60,
         rising=False,
         shows=_disk_shows,
-        advice="Make room on the disk of state_dir: `edged model list` shows models, `edged model remove` deletes one.",
+        advice="Free disk space for state_dir: `edged model list` shows models, `edged model remove` removes one.",
     ),
     Rule(
         "clock_not_set",
@@ -181,7 +181,7 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=0,
         hold_off_s=0,
         shows=_nothing,
-        advice="Let the board reach a time server (`timedatectl set-ntp true`): TLS fails until then.",
+        advice="Start a time service (`timedatectl set-ntp true`): until then TLS certificates are refused.",
     ),
     Rule(
         "clock_not_synced",
@@ -190,7 +190,7 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=300,
         hold_off_s=30,
         shows=_nothing,
-        advice="Nothing keeps the clock right: let a time service (`timedatectl set-ntp true`) reach its server.",
+        advice="The clock is not synchronised: start a time service (`timedatectl set-ntp true`).",
     ),
     Rule(
         "sensor_broken",
@@ -199,7 +199,7 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=5,
         hold_off_s=60,
         shows=lambda reading, _, __: (", ".join(reading.broken) or None, None),
-        advice="A sensor of this board gives nonsense and is left out: look into the kernel's log (`dmesg`).",
+        advice="A sensor of this board gives wrong values and is ignored: look into the kernel log (`dmesg`).",
     ),
     Rule(
         "sensor_stuck",
@@ -208,6 +208,6 @@ RULES: tuple[Rule, ...] = (
         hold_on_s=5,
         hold_off_s=60,
         shows=lambda reading, _, __: (", ".join(reading.stuck) or None, None),
-        advice="A sensor of this board does not answer and is left out: look into the kernel's log (`dmesg`).",
+        advice="A sensor of this board does not answer and is ignored: look into the kernel log (`dmesg`).",
     ),
 )

@@ -1,4 +1,4 @@
-"""Takes a reading: runs the probes that this board has and puts what they say together."""
+"""Takes a reading: runs the probes that this board has and combines their results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edged.device.clock import ClockState, uptime
 from edged.device.cpu import CpuClock, CpuTimes, Load, percent_used
 from edged.device.memory import StallOf
 from edged.device.power import ThrottleCount, ThrottleSample
-from edged.device.probe_runner import Lanes, Outcome
+from edged.device.probe_runner import Outcome, ProbeRunner
 from edged.device.probes import Probe, ProcessFigure, discover, process_probes
 from edged.device.thermal import ZoneTemperature, hottest
 
@@ -61,7 +61,7 @@ class Sampler:
         self._pss_every_s = pss_every_s
         self._wall = wall
         self._uptime = uptime
-        self._lanes = Lanes(deadline_s)
+        self._runner = ProbeRunner(deadline_s)
         self._probes: tuple[Probe, ...] = ()
         self._discovered_at: float | None = None
         self._kept: dict[str, tuple[float, Outcome]] = {}
@@ -104,7 +104,7 @@ class Sampler:
         """Looks for probes if it is time to; gives the names for `stuck`, should the looking itself hang."""
         if self._discovered_at is not None and now - self._discovered_at < self._rediscover_every_s:
             return []
-        found = self._lanes.run([("discover", lambda: discover(self._root, self._state_dir))])
+        found = self._runner.run([("discover", lambda: discover(self._root, self._state_dir))])
         outcome = found.get("discover")
         if outcome is None:
             return ["discover"]
@@ -121,7 +121,7 @@ class Sampler:
         if worker_pid is not None:
             probes += process_probes(self._root, "worker", worker_pid, self._pss_every_s)
         due = [probe for probe in probes if not self._is_kept(probe, now)]
-        outcomes = self._lanes.run([(probe.name, probe.read) for probe in due])
+        outcomes = self._runner.run([(probe.name, probe.read) for probe in due])
         stuck = [probe.name for probe in due if probe.name not in outcomes]
         for probe in probes:
             if probe.every_s and probe.name in outcomes:
@@ -157,7 +157,7 @@ class Sampler:
         return throttled, Throttle(now=_sorted(now), since_boot=_sorted(self._throttled_since_boot))
 
     def _counted(self, events: int) -> ThrottleSample:
-        """A counter that grew since the reading before says `now`."""
+        """A counter that grew since the reading before means `now`."""
         flags: frozenset[ThrottleFlag] = frozenset(("throttled",))
         none = frozenset[ThrottleFlag]()
         grew = self._throttle_events is not None and events > self._throttle_events

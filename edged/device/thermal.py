@@ -14,7 +14,7 @@ import msgspec
 from edged.device.files import NAME_LENGTH, GarbageError, plain_name, read_int, read_text
 
 MAX_ZONES = 8
-# A chip that reads outside of this is not measuring: unconnected sensors say -273, 0x7fff or 200 and more.
+# A chip that reads outside of this range is not measuring: unconnected sensors give -273, 0x7fff or 200 and more.
 _COLDEST, _HOTTEST = -60_000, 180_000
 _CPU_CHIPS = frozenset(("coretemp", "k10temp", "k8temp", "zenpower"))
 _RELEVANT = ("cpu", "gpu", "soc", "tj", "pkg", "package", "core", "tctl", "tdie", "cluster", "npu")
@@ -30,7 +30,7 @@ class Zone(msgspec.Struct, frozen=True):
 
 
 class ZoneTemperature(msgspec.Struct, frozen=True):
-    """What one sensor says, in degrees Celsius."""
+    """The reading of one sensor, in degrees Celsius."""
 
     name: str
     celsius: float
@@ -45,7 +45,7 @@ def find_zones(root: Path) -> tuple[Zone, ...]:
             found.append((name, str(folder / "temp")))
     for folder in _numbered(Path(root, "sys/class/hwmon"), "hwmon*"):
         chip = _label(folder / "name")
-        if chip not in _CPU_CHIPS:  # all other chips are either thermal zones already or do not concern us
+        if chip not in _CPU_CHIPS:  # other chips are thermal zones already, or not on the processor
             continue
         for file in _numbered(folder, "temp*_input"):
             label = _label(file.with_name(file.name.replace("_input", "_label")))

@@ -1,4 +1,4 @@
-"""From logits to a token, in numpy: what `kernels/choose.cpp` is tested against, and what serves without a compiler.
+"""From logits to a token, in numpy: the reference of `kernels/ops/choose.cpp`, and used without a compiler.
 
 In this order: repetition penalty (Keskar et al. 2019) over the prompt and what was written, temperature, top-k, top-p
 (Holtzman et al. 2020), min-p, then one draw. Everything has a fixed order: the lower id first among equals.
@@ -22,8 +22,8 @@ NUCLEUS: Final = (256, 4096)  # as many of the best are looked at before all are
 Floats = npt.NDArray[np.float32]
 
 
-def choose(logits: Floats, sampling: Sampling, seen: npt.NDArray[np.int32], chance: float) -> int:
-    """The token that a `chance` from 0 to 1 falls on; -1 where the best logit is no finite number.
+def choose(logits: Floats, sampling: Sampling, seen: npt.NDArray[np.int32], uniform: float) -> int:
+    """The token that the draw `uniform` from [0, 1) selects; -1 where the best logit is no finite number.
 
     `seen` are the tokens that the repetition penalty is for, each once.
     """
@@ -34,7 +34,7 @@ def choose(logits: Floats, sampling: Sampling, seen: npt.NDArray[np.int32], chan
     if sampling.temperature == 0:
         return int(logits.argmax())
     tokens, weights = candidates(logits, sampling)
-    at = draw(weights, chance)
+    at = draw(weights, uniform)
     return at if tokens is None else int(tokens[at])
 
 
@@ -71,9 +71,9 @@ def _only(
 
 def best(values: Floats, count: int) -> npt.NDArray[np.int64]:
     """The indices of the `count` largest, rising; of equals the lower ones."""
-    found = np.flatnonzero(values >= _bound(values, count))
-    order = np.argsort(-values[found], kind="stable")[:count]
-    return np.sort(found[order])
+    some = np.flatnonzero(values >= _bound(values, count))
+    order = np.argsort(-values[some], kind="stable")[:count]
+    return np.sort(some[order])
 
 
 def _bound(values: Floats, count: int) -> float:
@@ -88,22 +88,22 @@ def _bound(values: Floats, count: int) -> float:
 def _nucleus(weights: Floats, share: float) -> npt.NDArray[np.int64]:
     """The fewest of the largest that make up `share` of the sum, at least one; indices, rising."""
     target = share * float(weights.sum(dtype=np.float64))
-    found = np.arange(len(weights))
+    largest = np.arange(len(weights))
     for count in NUCLEUS:
         some = np.flatnonzero(weights >= _bound(weights, min(count, len(weights))))
         if float(weights[some].sum(dtype=np.float64)) >= target:
-            found = some
+            largest = some
             break
-    order = found[np.argsort(-weights[found], kind="stable")]
+    order = largest[np.argsort(-weights[largest], kind="stable")]
     before = np.cumsum(weights[order], dtype=np.float64) - weights[order]
     return np.sort(order[: max(1, int((before < target).sum()))])
 
 
-def draw(weights: Floats, chance: float) -> int:
-    """The index that a `chance` from 0 to 1 falls on when each takes a part of the line as long as its weight."""
+def draw(weights: Floats, uniform: float) -> int:
+    """The index that the draw `uniform` from [0, 1) selects, each with a probability in proportion to its weight."""
     whole = len(weights) // BLOCK * BLOCK
     ends = np.append(weights[:whole].reshape(-1, BLOCK).sum(1), weights[whole:].sum()).cumsum(dtype=np.float64)
-    place = chance * ends[-1]
+    place = uniform * ends[-1]
     block = min(int(np.searchsorted(ends, place, side="right")), len(ends) - 1)
     begin = block * BLOCK
     inner = weights[begin : begin + BLOCK].cumsum(dtype=np.float64)

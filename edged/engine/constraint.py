@@ -1,8 +1,7 @@
 """Constrained output: which tokens may come next, so that the text obeys a format.
 
 llguidance follows the text and gives a mask of the vocabulary for each token; what is not in the mask gets a logit of
-minus infinity before anything else looks at the logits. Whatever goes wrong fails the sequence: there is no way from
-here to free text.
+minus infinity before sampling. Any error fails the sequence: it never continues without the constraint (promise 8).
 """
 
 from __future__ import annotations
@@ -26,16 +25,18 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MASK_SECONDS = 1.0  # a single mask that takes longer ends the sequence
-_REMEMBERED: Final = 256  # verdicts on formats
+_REMEMBERED: Final = 256  # formats whose check is remembered
 # A token may divide what the grammar forces (a choice) as the model likes it, not only as its tokenizer would.
 _HEAD: Final = '%llguidance {"no_forcing": true}\n'
-# One line of JSON with at most one space after a comma or colon: a model cannot lose itself in whitespace.
+# One line of JSON with at most one space after a comma or colon: a model cannot write whitespace without end.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # \u escapes are allowed only where a schema may need them for control characters, and never for printable ones:
 # a second spelling of a key would slip past what the schema says about that key.
 _NEEDS_ESCAPES: Final = re.compile(r'"pattern|\\u00[01]|\x7f')
 _PLAIN_ESCAPES: Final = 'nrbtf\\"'
 _STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
+_CAUSE: Final = re.compile(r"invalid regex (.{1,80}?) \(in regex\)", re.DOTALL)
+_ERROR: Final = re.compile(r"\nerror: ([^\n]+)")
 _TOO_COMPLEX: Final = (
     "it is too complex to be enforced; use shorter patterns, smaller counts and fewer conditions that must hold at once"
 )
@@ -46,7 +47,7 @@ _NO_MEMORY: Final = (
 
 
 class ConstraintError(Exception):
-    """A constrained sequence cannot go on. `failure` is what its final says."""
+    """A constrained sequence cannot continue. `failure` is for its final."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -54,21 +55,21 @@ class ConstraintError(Exception):
 
 
 class Constraint:
-    """What one sequence may write: `mask` and `accept` in turns, then `verdict` on the whole text.
+    """What one sequence may write: `mask` and `accept` in turns, then `violation` for the whole text.
 
-    `words` is the number of tokens that write something; the library's token after them stands for the end of the text,
-    in whose place all of the model's `stops` are allowed.
+    `vocabulary` is the number of the model's tokens; the library's token after them means the end of the text, in whose
+    place all of the model's `stops` are allowed.
     """
 
-    def __init__(self, compiled: LLMatcher, words: int, stops: frozenset[int], *, is_json: bool) -> None:
+    def __init__(self, compiled: LLMatcher, vocabulary: int, stops: frozenset[int], *, is_json: bool) -> None:
         self._compiled = compiled
-        self._words = words
+        self._vocabulary = vocabulary
         self._stops = stops
         self._is_json = is_json
 
     @property
     def satisfied(self) -> bool:
-        """Whether the text obeys as it stands."""
+        """Whether the text so far obeys."""
         return not self._compiled.is_error() and self._compiled.is_accepting()
 
     @property
@@ -82,33 +83,33 @@ class Constraint:
         return masked
 
     def allowed(self, size: int) -> npt.NDArray[np.bool_]:
-        """Which of `size` tokens may come next; those that end the answer only where the text obeys as it is.
+        """Which of `size` tokens may come next; those that end the answer only where the text so far obeys.
 
-        Raises ConstraintError where there is none, or where they are not found in time.
+        bool [size]. Raises ConstraintError where there is none, or where finding them takes longer than MASK_SECONDS.
         """
         begun = time.perf_counter()
         bits = self._compiled.compute_bitmask()
         if self._compiled.is_error():  # such a mask would allow the end
-            raise _broken(f"llguidance says: {_first_line(self._compiled.get_error())}")
+            raise _broken(f"llguidance reports: {_first_line(self._compiled.get_error())}")
         if time.perf_counter() - begun > MASK_SECONDS:
             raise _broken(f"one token took longer than {MASK_SECONDS:g} s")
         flags = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little").astype(np.bool_)
-        found = np.zeros(size, np.bool_)
-        found[: self._words] = flags[: min(self._words, size)]
+        allowed = np.zeros(size, np.bool_)
+        allowed[: self._vocabulary] = flags[: min(self._vocabulary, size)]
         for stop in self._stops:
             if stop < size:
-                found[stop] = flags[self._words] and self.satisfied
-        if not found.any():
+                allowed[stop] = flags[self._vocabulary] and self.satisfied
+        if not allowed.any():
             raise _broken("the model has no token that could follow")
-        return found
+        return allowed
 
     def accept(self, token: int) -> None:
-        """Takes the chosen token. Raises ConstraintError for one that was not allowed."""
-        held = self.satisfied if token in self._stops else self._compiled.consume_token(token)
-        if not held:
+        """Advances by the chosen token. Raises ConstraintError for one that was not allowed."""
+        obeyed = self.satisfied if token in self._stops else self._compiled.consume_token(token)
+        if not obeyed:
             raise _broken("a token was chosen that may not follow")
 
-    def verdict(self, text: str) -> Failure | None:
+    def violation(self, text: str) -> Failure | None:
         """Why the text, as it ended, does not obey; None where it does."""
         if not self.satisfied:
             message = (
@@ -123,12 +124,12 @@ class Constraint:
 
 
 class FormatCompiler:
-    """Makes constraints for one model. The first one takes a moment: the library has to learn the vocabulary."""
+    """Makes constraints for one model. The first one takes longer: the library indexes the vocabulary."""
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
         self._view: LLTokenizer | None = None
-        self._verdicts: OrderedDict[str, str] = OrderedDict()
+        self._checked: OrderedDict[str, str] = OrderedDict()
 
     def compile(self, wanted: Format) -> Constraint:
         """A constraint at the beginning of a text.
@@ -136,10 +137,10 @@ class FormatCompiler:
         Raises PromptRefused `invalid` or `failed` with the code `format`, or `unavailable` with `no_memory`.
         """
         grammar = _grammar(wanted)
-        if not isinstance(wanted, Choice) and (wrong := self._complaint(grammar)):
+        if not isinstance(wanted, Choice) and (wrong := self._grammar_error(grammar)):
             raise _refused(wrong)
         if self._view is None:
-            self._view = format_check.tokenizer(self._words())
+            self._view = format_check.tokenizer(self._token_texts())
         compiled = format_check.matcher(self._view, grammar)
         is_json = isinstance(wanted, JsonSchema)
         constraint = Constraint(compiled, self._codec.vocabulary, self._codec.stops, is_json=is_json)
@@ -149,29 +150,30 @@ class FormatCompiler:
             raise _refused(compiled.get_error() or "this model cannot write any text that obeys it") from None
         return constraint
 
-    def _complaint(self, grammar: str) -> str:
-        """What is wrong with a grammar, "" for nothing; remembered, because finding out costs a process."""
-        if grammar in self._verdicts:
-            self._verdicts.move_to_end(grammar)
-            return self._verdicts[grammar]
+    def _grammar_error(self, grammar: str) -> str:
+        """What is wrong with a grammar, "" for nothing; remembered, because a check costs a process."""
+        if grammar in self._checked:
+            self._checked.move_to_end(grammar)
+            return self._checked[grammar]
         try:
-            said = format_check.complaint(grammar, available_bytes())
+            error = format_check.grammar_error(grammar, available_bytes())
         except format_check.TooComplexError:
-            said = _TOO_COMPLEX
+            error = _TOO_COMPLEX
         except format_check.NoMemoryError:
             raise PromptRefused("unavailable", "no_memory", _NO_MEMORY) from None
-        except (OSError, RuntimeError) as error:
-            raise PromptRefused("failed", "format", f"The format could not be checked ({error}); try again.") from None
-        self._verdicts[grammar] = said
-        if len(self._verdicts) > _REMEMBERED:
-            self._verdicts.popitem(last=False)
-        return said
+        except (OSError, RuntimeError) as failure:
+            message = f"The format could not be checked ({failure}); try again."
+            raise PromptRefused("failed", "format", message) from None
+        self._checked[grammar] = error
+        if len(self._checked) > _REMEMBERED:
+            self._checked.popitem(last=False)
+        return error
 
-    def _words(self) -> list[bytes]:
-        """What each token writes, then the end. Stops write nothing; 0xFF is no UTF-8, and marks other things there."""
+    def _token_texts(self) -> list[bytes]:
+        """The bytes of each token, then the end. Stops have none, nor tokens with 0xFF, the mark of the library."""
         codec = self._codec
-        words = [b"" if token in codec.stops else codec.token_bytes(token) for token in range(codec.vocabulary)]
-        return [*(b"" if 0xFF in word else word for word in words), b""]
+        texts = [b"" if token in codec.stops else codec.token_bytes(token) for token in range(codec.vocabulary)]
+        return [*(b"" if 0xFF in text else text for text in texts), b""]
 
 
 def _grammar(wanted: Format) -> str:
@@ -190,7 +192,7 @@ def _grammar(wanted: Format) -> str:
 
 
 def _bad_keys(text: str) -> str:
-    """What is wrong with the keys of a JSON text in words, "" for nothing: a key twice, or spelled with \\u escapes."""
+    """What is wrong with the keys of a JSON text, "" for nothing: a key twice, or spelled with \\u escapes."""
     if any(match[2] and "\\u" in match[1] for match in _STRING.finditer(text)):
         return "spells a key with an escape"
     repeated: list[str] = []
@@ -216,11 +218,12 @@ def _refused(why: str) -> PromptRefused:
     return PromptRefused("invalid", "format", f"The format cannot be used: {_first_line(why)}; change it.")
 
 
-def _first_line(words: str) -> str:
-    """What the library says, without the place in a grammar that is not the requester's and without its long tail."""
-    if words.startswith("NoExtension"):
+def _first_line(message: str) -> str:
+    """The library's message in short, without the position in a grammar that the requester does not know."""
+    if message.startswith("NoExtension"):
         return "there is no text that obeys it"
-    if cause := re.search(r"invalid regex (.{1,80}?) \(in regex\).*?\nerror: ([^\n]+)", words, re.DOTALL):
-        return f"the regex {cause[1]} has an error: {cause[2][:200]}"
-    first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", words).partition("\n")[0]
+    # Two searches: one for both would begin anew at each of a thousand causes that a requester's pattern may quote.
+    if (cause := _CAUSE.search(message)) and (error := _ERROR.search(message, cause.end())):
+        return f"the regex {cause[1]} has an error: {error[1][:200]}"
+    first = re.sub(r"\Aat \d+\(\d+\): (failed to compile JSON schema: )?", "", message).partition("\n")[0]
     return first if len(first) <= 200 else first[:199] + "…"

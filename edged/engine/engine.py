@@ -1,7 +1,7 @@
 """The engine: sequences in, text out, a bounded piece of work at a time.
 
-One thread owns an engine. `step` reads as one sentence: schedule a batch, run it, sample, hand on what is new, retire
-what is done.
+One thread owns an engine. A step schedules a batch, computes it, applies the results (samples, emits what is new,
+retires what is finished), and observes what it cost.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from itertools import zip_longest
 
 from edged.core.errors import PromptRefused
@@ -17,12 +19,13 @@ from edged.engine.backends.base import Backend, ComputeError, Logits
 from edged.engine.chat import PromptEncoder
 from edged.engine.constraint import ConstraintError, FormatCompiler
 from edged.engine.sampler import SEEDS, BadLogitsError
-from edged.engine.scheduler import Scheduler, Work
+from edged.engine.scheduler import Batch, Scheduler, Work
 from edged.engine.sequence import Sequence
 from edged.engine.speculation import Speculation
 from edged.models.tokenizer.codec import TextCodec
 
 Event = Started | Chunk | Final
+Result = list[int] | Logits | ComputeError
 Events = list[tuple[str, Event]]
 
 
@@ -44,11 +47,11 @@ class Engine:
         self._formats = FormatCompiler(codec)
         self._clock = clock
         self._stops = array("i", sorted(codec.stops))
-        self._hurry = array("i", [0])
+        self._interrupt = array("i", [0])
         self._speculation = Speculation()
         self._scheduler = Scheduler(backend, self._speculation)
         self._sequences: dict[str, Sequence] = {}
-        self._begun: list[Work] = []  # a batch that was announced and is computed by the next step
+        self._announced: Batch | None = None  # computed by the next step
 
     @property
     def busy(self) -> bool:
@@ -60,7 +63,7 @@ class Engine:
         return self._encoder.encode(request)
 
     def add(self, key: str, request: Request) -> None:
-        """Takes a request in under a key that is not in use.
+        """Queues a request under a key that is not in use.
 
         Raises PromptRefused `too_long` for a prompt that fills the context alone, `invalid` for what cannot be run.
         """
@@ -93,76 +96,89 @@ class Engine:
 
     def interrupt(self) -> None:
         """Ends a step of several tokens after the one it is computing: there is something new. For any thread."""
-        self._hurry[0] = 1
+        self._interrupt[0] = 1
 
     def step(self) -> Events:
-        """One bounded piece of work: a token for each that decodes, or a few, and a chunk of a prompt.
+        """One bounded piece of work: a token for each sequence that decodes, or a few, and a chunk of a prompt.
 
-        A step that begins a sequence only says so (`Started`): should its first work end the process, it is known whose
-        work that was.
+        A step that begins a sequence only announces it (`Started`): should its first work end the process, it is known
+        which sequence that was.
         """
+        events = self._end_cancelled()
+        batch = self._schedule()
+        if started := self._announce(batch):
+            return events + started
+        if not batch.work:
+            return events
+        begun = self._clock()
+        results = self._compute(batch)
+        events += self._apply(batch, results)
+        self._observe(batch, results, self._clock() - begun)
+        return events
+
+    def _end_cancelled(self) -> Events:
         events: Events = []
         for sequence in [sequence for sequence in self._sequences.values() if sequence.cancelled]:
             events += self._retire(sequence, "cancelled")
-        batch = [work for work in self._begun or self._scheduler.schedule() if work.sequence.key in self._sequences]
-        self._begun = []
-        if fresh := [work.sequence for work in batch if not work.sequence.started]:
-            self._begun = batch
-            return events + [self._start(sequence) for sequence in fresh]
-        if not batch:
-            return events
-        prefilled, begun = sum(work.tokens for work in batch if work.sequence.prefilling), self._clock()
-        if decoded := self._decode(batch):
-            for work, tokens in zip(batch, decoded, strict=True):
-                events += self._take_chosen(work.sequence, tokens)
-            self._speculation.measured(len(batch), self._clock() - begun, len(decoded[0]))
-            return events
-        results = self._run(batch)
-        for work, result in zip(batch, results, strict=True):
-            sequence = work.sequence
-            sequence.computed += work.tokens
-            if isinstance(result, ComputeError):
-                failure = Failure(
-                    "compute", f"the model could not compute this ({result}); send it again or shorten it"
-                )
-                events += self._retire(sequence, "failed", failure)
-            elif sequence.computed == len(sequence.tokens):
-                events += self._take(work, result)
-        took = self._clock() - begun
-        if prefilled:
-            replies = self._speculation.seconds(len(batch) - 1) or 0.0
-            self._scheduler.prefilled(prefilled, took - replies)
-        else:
-            rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
-            self._speculation.measured(rows, took)
         return events
 
-    def _decode(self, batch: list[Work]) -> list[list[int]]:
-        """The tokens that the backend chose for each, in one step or a few; [] where `_run` is to give logits."""
-        if not batch[0].steps:
-            return []
-        sequences = [work.sequence.decoding(work.steps, work.watch) for work in batch]
-        decoded = self._backend.decode(sequences, batch[0].steps, self._stops, self._hurry)
-        self._hurry[0] = 0  # who asks first makes known what is new, which is looked at before the next step
-        return decoded
+    def _schedule(self) -> Batch:
+        """The batch that was announced, or a new one; without sequences that were cancelled since."""
+        batch, self._announced = self._announced or self._scheduler.schedule(), None
+        return replace(batch, work=tuple(work for work in batch.work if work.sequence.key in self._sequences))
 
-    def _take_chosen(self, sequence: Sequence, tokens: list[int]) -> Events:
-        """Takes tokens that the backend chose, up to one that ends the sequence."""
+    def _announce(self, batch: Batch) -> Events:
+        """`Started` for each sequence that begins; the batch is then left to the next step."""
+        starting = [work.sequence for work in batch.work if not work.sequence.started]
+        if starting:
+            self._announced = batch
+        return [self._start(sequence) for sequence in starting]
+
+    def _compute(self, batch: Batch) -> list[Result]:
+        """For each sequence the tokens that the backend chose, its logits, or its error."""
+        if batch.steps:
+            with suppress(ComputeError):  # `run` finds out which sequence it was
+                return [*self._decode(batch)]
+        return [*self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch.work])]
+
+    def _decode(self, batch: Batch) -> list[list[int]]:
+        sequences = [work.sequence.decoding(batch.steps, work.watch) for work in batch.work]
+        try:
+            return self._backend.decode(sequences, batch.steps, self._stops, self._interrupt)
+        finally:
+            self._interrupt[0] = 0  # what is new was queued before the flag was set, and is looked at after this step
+
+    def _apply(self, batch: Batch, results: list[Result]) -> Events:
+        """Adds what was computed to each sequence."""
+        events: Events = []
+        for work, result in zip(batch.work, results, strict=True):
+            if isinstance(result, ComputeError):
+                message = f"the model could not compute this ({result}); send it again or shorten it"
+                events += self._retire(work.sequence, "failed", Failure("compute", message))
+            elif isinstance(result, list):
+                events += self._append_chosen(work.sequence, result)
+            else:
+                events += self._append_sampled(work, result)
+        return events
+
+    def _append_chosen(self, sequence: Sequence, tokens: list[int]) -> Events:
+        """Appends tokens that the backend chose, up to one that ends the sequence."""
         events: Events = []
         for token in tokens:
             sequence.computed += 1
-            sequence.take(token)
-            events += self._follow(sequence, token)
+            sequence.append_token(token)
+            events += self._emit_token(sequence, token)
             if sequence.slot is None:
                 break
         return events
 
-    def _run(self, batch: list[Work]) -> list[Logits | ComputeError]:
-        return self._backend.run([work.sequence.slice(work.tokens, work.drafts) for work in batch])
-
-    def _take(self, work: Work, logits: Logits) -> Events:
-        """Chooses tokens after what was computed: one, and one more after each draft that was chosen."""
+    def _append_sampled(self, work: Work, logits: Logits) -> Events:
+        """Samples from [1 + drafts, vocabulary], once a prompt is computed whole: one token, and one more after each
+        draft that was sampled."""
         sequence, events = work.sequence, []
+        sequence.computed += work.tokens
+        if sequence.computed < len(sequence.tokens):
+            return []
         for row, draft in zip_longest(logits, work.drafts[: len(logits) - 1]):
             events += self._sample(sequence, row)
             if sequence.slot is None or sequence.tokens[-1] != draft:
@@ -171,41 +187,52 @@ class Engine:
             sequence.computed += 1
         return events
 
+    def _observe(self, batch: Batch, results: list[Result], seconds: float) -> None:
+        """Records what the step cost, by which the next ones are scheduled."""
+        if prefilled := sum(work.tokens for work in batch.work if work.prefill):
+            replies = self._speculation.seconds(len(batch.work) - 1) or 0.0
+            self._scheduler.observe_prefill(prefilled, seconds - replies)
+        elif isinstance(results[0], list):
+            self._speculation.observe(len(results), seconds, len(results[0]))
+        else:
+            rows = sum(1 if isinstance(result, ComputeError) else len(result) for result in results)
+            self._speculation.observe(rows, seconds)
+
     def _start(self, sequence: Sequence) -> tuple[str, Event]:
         sequence.started = True
-        sequence.began = self._clock()
+        sequence.started_at = self._clock()
         return sequence.key, Started()
 
     def _sample(self, sequence: Sequence, logits: Logits) -> Events:
         """Chooses a sequence's next token from [vocabulary]."""
         try:
-            token = sequence.choose(logits)
+            token = sequence.sample(logits)
         except BadLogitsError:
             return self._retire(sequence, "failed")
         except ConstraintError as error:
             return self._retire(sequence, "failed", error.failure)
-        return self._follow(sequence, token)
+        return self._emit_token(sequence, token)
 
-    def _follow(self, sequence: Sequence, token: int) -> Events:
-        """Hands on the text of a token that was chosen, and retires the sequence that it ends."""
-        if sequence.first is None:
-            sequence.first = self._clock()
+    def _emit_token(self, sequence: Sequence, token: int) -> Events:
+        """The text of a token that was appended; retires the sequence that it ends."""
+        if sequence.first_token_at is None:
+            sequence.first_token_at = self._clock()
         if token in self._codec.stops:
             return self._retire(sequence, "stop")
-        events = self._hand_on(sequence, sequence.stream.push(self._codec.token_bytes(token)))
+        events = self._emit_text(sequence, sequence.stream.push(self._codec.token_bytes(token)))
         if sequence.stream.stopped or sequence.complete:
             return events + self._retire(sequence, "stop")
         if sequence.completion >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.info.context:
             return events + self._retire(sequence, "length")
         return events
 
-    def _hand_on(self, sequence: Sequence, text: str) -> Events:
+    def _emit_text(self, sequence: Sequence, text: str) -> Events:
         return [(sequence.key, Chunk(at=len(sequence.stream.text) - len(text), text=text))] if text else []
 
     def _retire(self, sequence: Sequence, reason: Reason, failure: Failure | None = None) -> Events:
-        events = self._hand_on(sequence, sequence.stream.finish())
-        if (disobeyed := sequence.verdict(reason)) is not None:
-            reason, failure = "failed", disobeyed
+        events = self._emit_text(sequence, sequence.stream.finish())
+        if (violation := sequence.violation(reason)) is not None:
+            reason, failure = "failed", violation
         self._scheduler.retire(sequence)
         del self._sequences[sequence.key]
         return [*events, (sequence.key, sequence.final(reason, self._clock(), failure))]

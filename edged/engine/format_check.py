@@ -46,7 +46,7 @@ class NoMemoryError(Exception):
 
 
 class _Tokens:
-    """A vocabulary as the library wants to see one; the last token is the end. It is never asked to encode."""
+    """A vocabulary in the form that the library takes; the last token is the end. It is never asked to encode."""
 
     bos_token_id = None
 
@@ -73,11 +73,11 @@ def matcher(view: LLTokenizer, grammar: str) -> LLMatcher:
     return LLMatcher(view, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
 
 
-def complaint(grammar: str, available: int) -> str:
-    """What the library says against a grammar, found out in a child; "" for one that can be used.
+def grammar_error(grammar: str, available: int) -> str:
+    """The library's error for a grammar, from a trial compilation in a child; "" for one that can be used.
 
-    `available` is what the board has left, in bytes. Raises TooComplexError; NoMemoryError, or RuntimeError where the
-    machine did not let the child finish, which say nothing about the grammar.
+    `available`: the board's free memory in bytes. Raises TooComplexError; NoMemoryError, or RuntimeError where the
+    child could not finish for other reasons than the grammar.
     """
     if available < USUAL_BYTES:
         raise NoMemoryError
@@ -88,16 +88,16 @@ def complaint(grammar: str, available: int) -> str:
         raise RuntimeError("this machine is too busy") from None
     if -done.returncode in _LIMIT_SIGNALS:
         raise TooComplexError
-    if done.returncode == -signal.SIGKILL:  # the kernel, to whom the child offers itself first
+    if done.returncode == -signal.SIGKILL:  # by the kernel, for which the child is the first to end
         raise NoMemoryError
     if done.returncode:
         raise RuntimeError(f"the check of a format cannot run: {done.stderr.decode('utf-8', 'replace')[-500:]}")
-    said: str = json.loads(done.stdout)
-    return said
+    message: str = json.loads(done.stdout)
+    return message
 
 
 def trial(grammar: str) -> str:
-    """Compiles a grammar for single bytes and takes its first step; gives what the library says against it."""
+    """Compiles a grammar for single bytes and takes its first step; returns the library's error, "" for none."""
     compiled = matcher(tokenizer([*(bytes([byte]) for byte in range(255)), b"", b""]), grammar)
     if not compiled.is_error():
         compiled.compute_bitmask()
@@ -107,7 +107,7 @@ def trial(grammar: str) -> str:
 
 
 def main() -> None:
-    """The child: a grammar on standard input, the complaint as JSON on standard output."""
+    """The child: a grammar on standard input, the error as JSON on standard output."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # the worker's is 600
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -118,5 +118,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    sys.path = [folder for folder in sys.path if Path(folder).resolve() != here]  # its modules stand in for no others
+    sys.path = [folder for folder in sys.path if Path(folder).resolve() != here]  # else its modules would shadow others
     main()

@@ -11,32 +11,36 @@ from typing import Final
 from edged.core.errors import ModelError
 from edged.core.prompt import ModelInfo
 from edged.engine.backends.base import Backend
+from edged.engine.backends.extras import needs_extra
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_open import kernels_here, open_native
 from edged.engine.chat import PromptEncoder
 from edged.engine.engine import Engine
 from edged.engine.kernels.library import load_library
-from edged.engine.memory import available_bytes, give_back
+from edged.engine.memory import available_bytes, trim_heap
 from edged.engine.model import Model
 from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
+from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import PackedModel
+from edged.models.panics import panics_as
 from edged.models.store.locate import LocatedModel, locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
 from edged.models.tokenizer.codec import TextCodec
 from edged.models.tokenizer.tables import open_tables
 from edged.models.tokenizer.template import ChatTemplate
+from edged.models.tokenizer.template_check import check_template
 from edged.models.tokenizer.texts import read_texts
 
 MODELS: Final = Path("/var/lib/edged/models")
 _GPU_DEVICES: Final = ("/dev/nvidia0", "/dev/nvhost-gpu")
-# What the torch backend may still run; other errors would meet it as well.
-_NOT_FOR_NATIVE: Final = frozenset({"unsupported", "no_disk"})
+# Errors of the native engine with which torch may still run the model; others would occur there as well.
+_TRY_TORCH: Final = frozenset({"unsupported", "no_disk"})
 
 
 @dataclass(frozen=True)
-class _Order:
+class _LoadRequest:
     """What to load, and how."""
 
     model: LocatedModel
@@ -49,6 +53,7 @@ class _Order:
     exact: bool
 
 
+@panics_as(lambda why: ModelError("bad_model", f"A file of the model cannot be used ({why}); fetch the model again."))
 def load_model(
     source: str | Path,
     backend: str = "auto",
@@ -74,73 +79,92 @@ def load_model(
         raise ModelError("unsupported", f"There is no backend {backend!r}; set model.backend to auto, native or torch.")
     progress("verifying the model")
     models = MODELS if store_root is None else store_root
-    found = locate(str(source), digest, Store(models))
-    packed = packed_model(found, bits, models, progress) if found.format == "packed" else None
-    order = _Order(found, packed, bits, context, threads, models, progress, exact)
-    computed, fallback = _open(order, backend)
-    codec, template, architecture = _texts(order, computed)
+    located = locate(str(source), digest, Store(models))
+    packed = packed_model(located, bits, models, progress) if located.format == "packed" else None
+    request = _LoadRequest(located, packed, bits, context, threads, models, progress, exact)
+    opened, fallback = _open(request, backend)
+    codec, template, architecture = _texts(request, opened)
     compiled()  # sampling's kernels, too, are built now rather than at the first token
-    give_back()
+    trim_heap()
     info = ModelInfo(
-        name=found.name,
-        digest=found.digest,
+        name=located.name,
+        digest=located.digest,
         architecture=architecture,
-        quantization=computed.quantization,
-        backend=computed.name,
-        context=computed.context,
-        slots=computed.slots,
-        weights_bytes=computed.weights_bytes,
+        quantization=opened.quantization,
+        backend=opened.name,
+        context=opened.context,
+        slots=opened.slots,
+        weights_bytes=opened.weights_bytes,
         fallback=fallback,
     )
-    return Model(Engine(info, computed, codec, PromptEncoder(codec, template)), computed, codec)
+    return Model(Engine(info, opened, codec, PromptEncoder(codec, template)), opened, codec)
 
 
-def _open(order: _Order, backend: str) -> tuple[Backend, str]:
-    """The backend, and why it is not the native one where nobody asked for another."""
+def _open(request: _LoadRequest, backend: str) -> tuple[Backend, str]:
+    """Chooses and opens the backend; and why it is not the native one where `auto` was asked for, else ""."""
     if backend == "torch":
-        return _open_torch(order), ""
-    if backend == "native" or order.model.format == "packed":
-        return _open_native(order), ""
+        return _open_torch(request), ""
+    if backend == "native" or request.model.format == "packed":
+        return _open_native(request), ""
     if _gpu():
-        return _open_torch(order), "this machine has a GPU"
+        return _open_torch(request), "this machine has a GPU"
     try:
-        return _open_native(order), ""
+        return _open_native(request), ""
     except ModelError as error:
-        if error.code not in _NOT_FOR_NATIVE:
+        if error.code not in _TRY_TORCH:
             raise
         reason = str(error)
-    order.progress(f"taking the torch backend: {reason}")
+    request.progress(f"using the torch backend: {reason}")
     if importlib.util.find_spec("torch") is None:
-        raise ModelError(
-            "unsupported", f"{reason} Only the torch backend may run it; install that: pip install 'edged[torch]'."
-        )
-    return _open_torch(order), reason
+        raise needs_extra(f"{reason} Only the torch backend may run it, and it is not installed.")
+    return _open_torch(request), reason
 
 
-def _open_native(order: _Order) -> Backend:
+def _open_native(request: _LoadRequest) -> Backend:
     kernels_here()
-    order.progress("mapping the packed model")
-    packed = order.packed or packed_model(order.model, order.bits, order.models, order.progress)
-    return open_native(packed, order.context, order.threads, available_bytes)
+    request.progress("mapping the packed model")
+    packed = request.packed or packed_model(request.model, request.bits, request.models, request.progress)
+    return open_native(packed, request.context, request.threads, available_bytes)
 
 
-def _open_torch(order: _Order) -> Backend:
-    if order.model.format == "packed":
-        raise ModelError("unsupported", "The torch backend reads no packed folders; set model.backend to native.")
-    order.progress("loading the torch backend")
+def _open_torch(request: _LoadRequest) -> Backend:
+    """GGUF files of the Llama family run in `torch_llama`; transformers' classes run everything else."""
+    _check_torch(request)
+    request.progress("loading the torch backend")
     try:
-        from edged.engine.backends.torch_backend import open_torch
+        from edged.engine.backends import torch_backend, torch_gguf, torch_hub
     except ImportError as error:
+        raise needs_extra("The torch backend is not installed.") from error
+    torch_backend.use_threads(request.threads)
+    device = torch_backend.torch_device()
+    available = torch_backend.free_gpu_bytes if device == "cuda" else available_bytes
+    if request.model.format == "gguf":
+        file = open_gguf(request.model.path)
+        if shape := torch_gguf.written_out(file, request.context):
+            return torch_gguf.open_llama(
+                file, shape, request.context, device, request.progress, available, exact=request.exact
+            )
+    return torch_hub.open_hub(request.model, request.context, device, request.progress, available)
+
+
+def _check_torch(request: _LoadRequest) -> None:
+    """Raises ModelError `unsupported` for a format or bits that are not for torch."""
+    if request.model.format == "packed":
+        raise ModelError("unsupported", "The torch backend reads no packed folders; set model.backend to native.")
+    if request.bits in {4, "4"}:
         raise ModelError(
-            "unsupported", "The torch backend is not installed; run: pip install 'edged[torch]'."
-        ) from error
-    return open_torch(
-        order.model, order.bits, order.context, order.threads, order.progress, available_bytes, exact=order.exact
-    )
+            "unsupported", "4 bits are for the native engine; set model.bits to 8 or auto with the torch backend."
+        )
+    if request.model.format == "gguf" and request.bits != "auto":
+        raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
+    if request.bits not in {"auto", 8, "8"}:
+        raise ModelError(
+            "unsupported", f"model.bits {request.bits!r} is not supported by the torch backend; use 8 or auto."
+        )
 
 
 def _gpu() -> bool:
-    """Whether torch is here and can compute on a GPU. torch is only imported where there may be one."""
+    """Whether torch is installed and can compute on a GPU. It is imported only where there may be one."""
     if not any(Path(device).exists() for device in _GPU_DEVICES) or importlib.util.find_spec("torch") is None:
         return False
     import torch
@@ -148,9 +172,9 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _texts(order: _Order, computed: Backend) -> tuple[TextCodec, ChatTemplate | None, str]:
+def _texts(request: _LoadRequest, opened: Backend) -> tuple[TextCodec, ChatTemplate | None, str]:
     """The tokenizer, the chat template and the architecture's name of a model."""
-    tables = open_tables(computed.model.packed.folder) if isinstance(computed, NativeBackend) else None
+    tables = open_tables(opened.model.packed.folder) if isinstance(opened, NativeBackend) else None
     if tables:
         codec, source, architecture = (
             codec_from_tables(tables, load_library()),
@@ -158,6 +182,8 @@ def _texts(order: _Order, computed: Backend) -> tuple[TextCodec, ChatTemplate | 
             tables.about.architecture,
         )
     else:
-        texts = read_texts(order.model.path)
+        texts = read_texts(request.model.path)
         codec, source, architecture = texts.codec, texts.template, texts.architecture
+    if source:
+        check_template(source, codec.names)
     return codec, ChatTemplate(source, codec.names) if source else None, architecture

@@ -13,12 +13,12 @@ from typing import Final
 from edged.core.errors import ModelError
 
 MAX_SLOTS: Final = 8
-WORKING: Final = 100_000_000  # bytes for activations, logits and pieces of weights while computing
-SHARE: Final = 0.8  # of what is left after the weights, caches may take
+WORKSPACE_BYTES: Final = 100_000_000  # bytes for activations, logits and pieces of weights while computing
+CACHE_SHARE: Final = 0.8  # of what is left after weights and workspace, for caches
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheBudget:
     """How many caches may be open at once, and the bytes that all together may take."""
 
     slots: int
@@ -26,7 +26,7 @@ class Room:
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """What can be used without swapping, in bytes: the kernel's word for the board, or less where a cgroup leaves less.
+    """Bytes that can be used without swapping: the kernel's estimate for the board, or less where a cgroup leaves less.
 
     Sources: proc(5) for /proc/meminfo; kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
     """
@@ -59,7 +59,7 @@ def _of_cgroups(root: Path) -> Iterator[int]:
 
 def _of_levels(top: Path, own: str, limit: str, usage: str, cache: str) -> Iterator[int]:
     folder = top / own.strip("/")
-    # In a container the path may be the host's, which is not there; the container's limit then stands at the top.
+    # In a container the path may be the host's, which is not there; the container's limit is then at the top.
     for level in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
         with suppress(OSError, ValueError, KeyError):  # "max", no such level, no such file
             yield int((level / limit).read_text("ascii")) - _used(level, usage, cache)
@@ -72,23 +72,23 @@ def _used(level: Path, usage: str, cache: str) -> int:
     return int((level / usage).read_text("ascii")) - cached
 
 
-def admit(weights: int, cache: int, available: int, most: int = MAX_SLOTS) -> Room:
-    """Room for weights and at most `most` caches of these bytes.
+def admit(weights: int, cache: int, available: int, most: int = MAX_SLOTS) -> CacheBudget:
+    """The budget for caches beside weights: at most `most` of them, all in bytes.
 
     Raises ModelError `no_memory` where one cache does not fit.
     """
-    needed = weights + cache + WORKING
+    needed = weights + cache + WORKSPACE_BYTES
     if needed > available:
         raise ModelError(
             "no_memory",
             f"The model needs {_megabytes(needed)} MB ({_megabytes(weights)} for weights, {_megabytes(cache)} for one "
             f"context) but {_megabytes(available)} MB are free; set a smaller model.context or choose a smaller model.",
         )
-    spare = SHARE * (available - weights - WORKING)
-    return Room(slots=max(1, min(most, int(spare // max(1, cache)))), cache_bytes=max(cache, int(spare)))
+    spare = CACHE_SHARE * (available - weights - WORKSPACE_BYTES)
+    return CacheBudget(slots=max(1, min(most, int(spare // max(1, cache)))), cache_bytes=max(cache, int(spare)))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Returns what loading freed to the system, where the C library can (glibc; 60 MB after SmolLM2-135M)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -68,7 +68,7 @@ class Model:
     ) -> Iterator[Chunk | Final]:
         """Answers a prompt: chunks of text, then one final. A text is one turn of the user.
 
-        `sampling` replaces that of a Request. Several generators may be read in turns; closing one cancels its prompt.
+        `sampling` replaces that of a Request. Several generators may be read by turns; closing one cancels its prompt.
         Raises PromptRefused at once, before anything is computed.
         """
         request = _request(prompt, sampling)

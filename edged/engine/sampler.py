@@ -1,6 +1,6 @@
 """Chooses a sequence's tokens, by the compiled kernels or by `choose_plain`.
 
-The draws come from a PCG64 stream of the sequence's own: the same seed gives the same choices, alone or in company.
+The draws come from a PCG64 stream of the sequence's own: the same seed gives the same choices, alone or in a batch.
 """
 
 from __future__ import annotations
@@ -44,42 +44,42 @@ class Sampler:
         self.seed = secrets.randbelow(SEEDS) if sampling.seed is None else sampling.seed
         self._sampling = sampling
         self._penalizes = sampling.repetition_penalty != 1.0
-        self._seen = set(prompt) if self._penalizes else set()
-        self.ids = array("i", sorted(self._seen))  # what the penalty is for
+        self._seen_set = set(prompt) if self._penalizes else set()
+        self.seen = array("i", sorted(self._seen_set))  # the tokens that the penalty is for
         self._random = np.random.Generator(np.random.PCG64(self.seed))
-        self._draws: deque[float] = deque()  # of tokens that are not chosen yet
+        self._pending: deque[float] = deque()  # draws of tokens that are not chosen yet
         self._library = compiled()
         self._call = sampling_call(sampling)
 
-    def pick(self, logits: npt.NDArray[np.float32]) -> int:
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """The next token from float32 [vocabulary]. Raises BadLogitsError where there is no finite best one."""
-        token = self._choose(np.ascontiguousarray(logits, np.float32), self.chances(1)[0])
+        token = self._choose(np.ascontiguousarray(logits, np.float32), self.uniforms(1)[0])
         if token < 0:
             raise BadLogitsError("the model's logits are not finite")
-        self.took(token)
+        self.advance(token)
         return token
 
-    def chances(self, count: int) -> array[float]:
-        """The draws of the next `count` tokens, float64."""
+    def uniforms(self, count: int) -> array[float]:
+        """The uniform draws from [0, 1) of the next `count` tokens, float64 [count]; zeros where sampling is greedy."""
         if self._sampling.temperature == 0:
             return array("d", bytes(8 * count))
-        while len(self._draws) < count:
-            self._draws.append(self._random.random())
-        return array("d", [self._draws[index] for index in range(count)])
+        while len(self._pending) < count:
+            self._pending.append(self._random.random())
+        return array("d", [self._pending[index] for index in range(count)])
 
-    def took(self, token: int) -> None:
-        """Says that the next token was chosen, here or with its draw elsewhere."""
-        if self._draws:
-            self._draws.popleft()
-        if self._penalizes and token not in self._seen:
-            self._seen.add(token)
-            self.ids.append(token)
+    def advance(self, token: int) -> None:
+        """Records the next token, which was chosen here or by a backend with its draw: the draw is used up."""
+        if self._pending:
+            self._pending.popleft()
+        if self._penalizes and token not in self._seen_set:
+            self._seen_set.add(token)
+            self.seen.append(token)
 
-    def _choose(self, logits: npt.NDArray[np.float32], chance: float) -> int:
+    def _choose(self, logits: npt.NDArray[np.float32], uniform: float) -> int:
         if self._library is None:
-            return choose_plain.choose(logits, self._sampling, np.array(self.ids, np.int32), chance)
-        self._call.seen, self._call.seen_count = self.ids.buffer_info()
-        self._call.chance = chance
+            return choose_plain.choose(logits, self._sampling, np.array(self.seen, np.int32), uniform)
+        self._call.seen, self._call.seen_count = self.seen.buffer_info()
+        self._call.uniform = uniform
         return self._library.choose(logits.ctypes.data, len(logits), self._call)
 
 

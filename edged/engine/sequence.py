@@ -12,13 +12,13 @@ from edged.engine.backends.base import Decoding, Slice
 from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
 from edged.engine.sampler import Sampler, logprob
-from edged.engine.speculation import Lookup, Offer
+from edged.engine.speculation import PromptLookup, Proposal
 
 
 class Sequence:
     """`tokens` are the prompt and what was chosen since; the first `computed` of them are in the cache `slot`.
 
-    `served` counts tokens chosen since the slot was given. `began` and `first` are seconds of the engine's clock.
+    `slot_tokens` counts tokens chosen since the slot was given. Times are seconds of the engine's clock.
     """
 
     def __init__(self, key: str, request: Request, prompt: Tokens[int], constraint: Constraint | None = None) -> None:
@@ -27,16 +27,16 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0
-        self.reached = 0  # the most that was ever in its cache
-        self.cached = 0  # tokens of the prompt that the cache held when it began
+        self.most_computed = 0  # the most that was ever in its cache
+        self.cached = 0  # tokens of the prompt that the cache had from other sequences
         self.slot: int | None = None
-        self.served = 0
+        self.slot_tokens = 0
         self.started = False
         self.cancelled = False
-        self.began: float | None = None
-        self.first: float | None = None
+        self.started_at: float | None = None
+        self.first_token_at: float | None = None
         self.sampler = Sampler(request.sampling, prompt)
-        self.lookup = Lookup(prompt)
+        self.lookup = PromptLookup(prompt)
         self.stream = TextStream(request.sampling.stop)
         self.constraint = constraint
         self.logprobs: list[float] = []
@@ -51,76 +51,84 @@ class Sequence:
         """The number of tokens chosen so far."""
         return len(self.tokens) - self.prompt_length
 
-    def slice(self, count: int, drafts: Tokens[int] = ()) -> Slice:
-        """The next `count` tokens to compute, and drafts to follow them."""
-        assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
-        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count], drafts)
-
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """How many tokens may still be chosen."""
         return self.request.sampling.max_tokens - self.completion
 
     @property
-    def streams(self) -> bool:
-        """Whether its first token is out and the others are chosen from logits alone: a few may come together."""
-        return self.first is not None and self.constraint is None and not self.request.logprobs
-
-    def decoding(self, steps: int, watch: bool) -> Decoding:
-        """What a backend needs to choose its next `steps` tokens. `watch`: it ends where drafts could follow."""
-        assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
-        sampler, past = self.sampler, self.lookup.tokens if watch else None
-        chances = sampler.chances(steps)
-        return Decoding(self.slot, self.computed, self.tokens[-1], self.request.sampling, chances, sampler.ids, past)
-
-    def offer(self, most: int) -> Offer:
-        """At most `most` drafts, none past the last token that may still be chosen."""
-        most = min(most, self.left - 1)
-        return Offer(self.lookup.offer(most), self.lookup.chance)
-
-    def choose(self, logits: npt.NDArray[np.float32]) -> int:
-        """Takes the next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
-        if self.constraint is None:
-            token = self.sampler.pick(logits)
-        else:
-            token = self.sampler.pick(self.constraint.mask(logits))
-            self.constraint.accept(token)
-        if self.request.logprobs:
-            self.logprobs.append(logprob(logits, token))
-        self._append(token)
-        return token
-
-    def take(self, token: int) -> None:
-        """Takes the next token, which a backend chose."""
-        self.sampler.took(token)
-        self._append(token)
-
-    def _append(self, token: int) -> None:
-        self.tokens.append(token)
-        self.lookup.append(token)
-        self.served += 1
+    def sampled_by_backend(self) -> bool:
+        """Whether the backend may choose its next tokens, a few in one call: the first is out, and nothing but the
+        sampling decides."""
+        return self.first_token_at is not None and self.constraint is None and not self.request.logprobs
 
     @property
     def complete(self) -> bool:
         """Whether a constraint allows nothing more."""
         return self.constraint is not None and self.constraint.complete
 
-    def verdict(self, reason: Reason) -> Failure | None:
-        """Why a text that ends for this reason may not be shown as an answer: it does not obey its format."""
+    def slice(self, count: int, drafts: Tokens[int] = ()) -> Slice:
+        """The next `count` tokens to compute, and drafts to follow them."""
+        assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
+        return Slice(self.slot, self.computed, self.tokens[self.computed : self.computed + count], drafts)
+
+    def decoding(self, steps: int, watch: bool) -> Decoding:
+        """What a backend needs to choose its next `steps` tokens. `watch`: it ends where drafts could follow."""
+        assert self.slot is not None  # noqa: S101 the scheduler gives a slot before it gives work
+        sampler = self.sampler
+        return Decoding(
+            slot=self.slot,
+            start=self.computed,
+            token=self.tokens[-1],
+            sampling=self.request.sampling,
+            uniforms=sampler.uniforms(steps),
+            seen=sampler.seen,
+            history=self.lookup.tokens if watch else None,
+        )
+
+    def propose(self, most: int) -> Proposal:
+        """At most `most` drafts, none past the last token that may still be chosen."""
+        most = min(most, self.remaining - 1)
+        return Proposal(self.lookup.propose(most), self.lookup.acceptance)
+
+    def sample(self, logits: npt.NDArray[np.float32]) -> int:
+        """Chooses and appends the next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
+        if self.constraint is None:
+            token = self.sampler.sample(logits)
+        else:
+            token = self.sampler.sample(self.constraint.mask(logits))
+            self.constraint.accept(token)
+        if self.request.logprobs:
+            self.logprobs.append(logprob(logits, token))
+        self._append(token)
+        return token
+
+    def append_token(self, token: int) -> None:
+        """Appends the next token, which a backend chose with the sequence's draw."""
+        self.sampler.advance(token)
+        self._append(token)
+
+    def _append(self, token: int) -> None:
+        self.tokens.append(token)
+        self.lookup.append(token)
+        self.slot_tokens += 1
+
+    def violation(self, reason: Reason) -> Failure | None:
+        """Why a text that ends for this reason may not be returned as an answer: it does not obey its format."""
         if self.constraint is None or reason not in {"stop", "length"}:
             return None
-        return self.constraint.verdict(self.stream.text)
+        return self.constraint.violation(self.stream.text)
 
     def final(self, reason: Reason, now: float, failure: Failure | None = None) -> Final:
         """The outcome at time `now`."""
-        began = now if self.began is None else self.began
-        first = now if self.first is None else self.first
+        started = now if self.started_at is None else self.started_at
+        first = now if self.first_token_at is None else self.first_token_at
         return Final(
             reason=reason,
             text=self.stream.text,
             usage=Usage(self.prompt_length, self.cached, self.completion),
             seed=self.sampler.seed,
-            prefill_ms=(first - began) * 1e3,
+            prefill_ms=(first - started) * 1e3,
             decode_ms=(now - first) * 1e3,
             failure=failure,
             logprobs=tuple(self.logprobs),

@@ -50,13 +50,13 @@ class TableSplitter:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in which no control token is obeyed."""
-        found: list[int] = []
+        ids: list[int] = []
         for index, piece in enumerate(self._whole.split(text)):
             if index % 2:
-                found.append(self._tables.about.whole[piece])
+                ids.append(self._tables.about.whole[piece])
             elif piece:
-                found += self._merged(piece)
-        return found
+                ids += self._merged(piece)
+        return ids
 
     def _merged(self, text: str) -> list[int]:
         plain = self._normalizer.normalize_str(text) if self._normalizer else text
@@ -65,11 +65,11 @@ class TableSplitter:
             spelled = "".join(words).translate(_TO_BYTES).encode("latin-1")
         except UnicodeEncodeError:
             raise ModelError(
-                "bad_model", "The packed tokenizer does not spell text byte by byte; pack the model again."
+                "bad_model", "The packed tokenizer does not encode text as bytes; pack the model again."
             ) from None
         lengths = np.fromiter(map(len, words), np.int32, len(words))
         ids = np.empty(len(spelled), np.int32)
-        count = self._library.merge(self._merges, spelled, lengths.ctypes.data, len(words), ids.ctypes.data)
+        count = self._library.bpe_encode(self._merges, spelled, lengths.ctypes.data, len(words), ids.ctypes.data)
         return list(ids[:count].tolist())
 
 

@@ -1,6 +1,6 @@
 """The layers on disk, so that a restart without the broker ends in the same settings.
 
-One JSON file, replaced whole: written beside it, synced, renamed, the folder synced. Its digest is checked when read.
+One JSON file, replaced whole. Its digest is checked at read; one that cannot be used is kept under another name.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edged import state_files
 from edged.wire.layers import Reported
 
 NOTHING_PUSHED = Reported("applied", None, None, "nothing was pushed yet; the device's own file is in force", {})
+
+
+_MAX_BYTES = 128_000_000  # of the file; a layer comes in one message, and there are at most 34
 
 
 class StoredLayers(msgspec.Struct, frozen=True):
@@ -29,10 +32,11 @@ class StoredLayers(msgspec.Struct, frozen=True):
 
 
 class DamagedError(Exception):
-    """The file cannot be read, or is not what was written. It was moved to `moved_to` (None: that failed)."""
+    """The file cannot be read, or is not what was written. It was set aside as `aside` (None: that failed)."""
 
-    def __init__(self, path: Path, moved_to: Path | None) -> None:
-        where = f"the file was moved to {moved_to}" if moved_to else "the next push replaces the file"
+    def __init__(self, path: Path, aside: Path | None) -> None:
+        self.aside = aside
+        where = f"they are kept as {aside}" if aside else "the next push replaces them"
         super().__init__(f"the stored config layers in {path} are damaged; {where}")
 
 
@@ -40,7 +44,7 @@ def load(path: Path, scope: str) -> StoredLayers:
     """What is stored for this scope; no layers where there is no file, or another device's. Raises DamagedError."""
     nothing = StoredLayers(scope, {}, NOTHING_PUSHED)
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(state_files.read(path, _MAX_BYTES))
         body = document["kept"]
         if document["sha256"] != _digest(body):
             raise ValueError("the digest does not match")
@@ -51,16 +55,7 @@ def load(path: Path, scope: str) -> StoredLayers:
     except FileNotFoundError:
         return nothing
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
-        raise DamagedError(path, _move_away(path)) from None
-
-
-def _move_away(path: Path) -> Path | None:
-    moved_to = path.with_suffix(".damaged")
-    try:
-        path.replace(moved_to)
-    except OSError:
-        return None
-    return moved_to
+        raise DamagedError(path, state_files.set_aside(path)) from None
 
 
 def save(path: Path, stored: StoredLayers) -> None:
@@ -70,17 +65,7 @@ def save(path: Path, stored: StoredLayers) -> None:
         "layers": {name: base64.b64encode(payload).decode() for name, payload in stored.layers.items()},
         "reported": {**msgspec.to_builtins(stored.reported), "in_force": dict(stored.reported.in_force)},
     }
-    temporary = path.with_suffix(".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"sha256": _digest(body), "kept": body}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    state_files.replace(path, json.dumps({"sha256": _digest(body), "kept": body}).encode())
 
 
 def _digest(body: dict[str, Any]) -> str:

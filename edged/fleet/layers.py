@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edged.config import checks as f
+from edged.config import checks
 from edged.config.schema import Model, Settings, build, merge
 from edged.core.errors import BadValue
 from edged.wire.layers import BadLayer, Layer, Reported, parse_layer
@@ -58,7 +58,7 @@ def parse(owner_model: Model, payload: bytes) -> PushedLayer:
     for key, value in layer.settings.get("model", {}).items():
         if getattr(owner_model, key) != value:
             sentence = (
-                f"would change the model ({f.shown(value)}); this version does not change the model by a push yet"
+                f"would change the model ({checks.shown(value)}); this version does not change the model by a push yet"
             )
             raise BadLayer(f"model.{key}", sentence, layer.revision)
     return PushedLayer(payload, layer)

@@ -1,1 +1,1 @@
-"""The connection to a broker; the only room that imports paho. May import core and wire."""
+"""The connection to a broker; the only package that imports paho. May import core, config and wire."""

@@ -1,16 +1,21 @@
-"""How a broker is reached: its address, who we are to it, and why it cannot be reached, in words."""
+"""How a broker is reached: its address, credentials and TLS, and why it cannot be reached."""
 
 from __future__ import annotations
 
 import socket
 import ssl
+import stat
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
 
+from edged import state_files
 from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
+
+_MAX_PASSWORD_FILE: Final = 65_536
 
 
 def broker_address(url: str) -> tuple[str, int]:
@@ -25,7 +30,7 @@ def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
         if settings.username is not None:
             password = None
             if settings.password_file is not None:
-                password = Path(settings.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+                password = read_password(Path(settings.password_file))
             client.username_pw_set(settings.username, password)
         if settings.url.startswith("mqtts://"):
             context = ssl.create_default_context(cafile=settings.ca)
@@ -36,8 +41,25 @@ def configure_access(client: mqtt.Client, settings: Mqtt) -> None:
         raise BrokerError(f"a password or certificate file cannot be used: {error}") from None
 
 
+def read_password(path: Path) -> str:
+    """The first line of a file. Raises OSError or UnicodeDecodeError."""
+    return state_files.read(path, _MAX_PASSWORD_FILE).partition(b"\n")[0].rstrip(b"\r").decode("utf-8")
+
+
+def exposed_password(path: str) -> int | None:
+    """The mode of a password file that others than its owner and group can read or write; None where they cannot.
+
+    A group may read it: a service's own group often must.
+    """
+    try:
+        mode = stat.S_IMODE(Path(path).stat().st_mode)
+    except OSError:
+        return None
+    return mode if mode & (stat.S_IRWXO | stat.S_IWGRP) else None
+
+
 def in_words(error: Exception) -> str:
-    """Why a broker cannot be reached, for people."""
+    """Why a broker cannot be reached: one sentence for people."""
     if isinstance(error, BrokerError):
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -1,4 +1,4 @@
-"""A short connection for an operator: publish, and take messages off one by one until a deadline."""
+"""A short connection for an operator: publish, and receive messages one by one until a deadline."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from types import TracebackType
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
-from edged.link.connection import Acked, Arrived, Connection, Down, Event, Subscription, Up
+from edged.link.attempt import Subscription
+from edged.link.connection import Connection
+from edged.link.events import Acked, Arrived, Down, Event, Up
 
 
 class TimedOut(Exception):
-    """Nothing came in time (exit code 4)."""
+    """No message came in time (exit code 4)."""
 
 
 class Session:
-    """A clean session at the broker with subscriptions that stand once it is entered. Raises BrokerError on entry."""
+    """A clean session at the broker; once it is entered its subscriptions are granted. Raises BrokerError on entry."""
 
     def __init__(self, settings: Mqtt, topics: tuple[str, ...], connect_timeout: float = 20.0) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -44,7 +46,7 @@ class Session:
             if isinstance(event, Up):
                 if event.refused:
                     self._connection.stop()
-                    raise BrokerError(f"the broker at {self._url} does not let us read {event.refused[0]}")
+                    raise BrokerError(f"the broker at {self._url} refuses the subscription to {event.refused[0]}")
                 self._up = event
                 return self
             if isinstance(event, Down):

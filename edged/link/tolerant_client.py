@@ -1,4 +1,4 @@
-"""A paho client that goes on after a message which it cannot read."""
+"""A paho client that continues after a message which it cannot read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MQTTException
 
+from edged.link.inbound_properties import without_repeatable
+
 _CANNOT_READ = (MQTTException, ValueError, IndexError, KeyError, struct.error)  # paho 2.1 lets all of these through
 
 
 class UnreadableMessage(mqtt.MQTTMessage):
-    """Stands for a message that could not be read, so that it takes the road of all others up to `on_message`."""
+    """A message that could not be read. It is handed to `on_message` like any other; `why` says what is wrong."""
 
     why: str
 
@@ -20,13 +22,16 @@ class UnreadableMessage(mqtt.MQTTMessage):
 class TolerantClient(mqtt.Client):
     """Hands an `UnreadableMessage` to `on_message`, to be acknowledged there like any other.
 
-    paho ends the connection at a string that it does not like (U+FEFF, which brokers let through). Nobody acknowledges
-    the message then, so the broker brings it again after each reconnect: one message, retained where a whole fleet
-    listens, keeps every board off the broker.
+    paho ends the connection at a string that it refuses (U+FEFF, which brokers accept). The message is then never
+    acknowledged, so the broker sends it again after each reconnect: one such message, retained on a topic of the whole
+    fleet, would keep every board off the broker.
     """
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:
+            if self._protocol == mqtt.MQTTv5:
+                received = self._in_packet
+                received["packet"] = without_repeatable(received["command"], received["packet"])
             return super()._handle_publish()
         except _CANNOT_READ as error:
             message = _unreadable(self._in_packet["command"], bytes(self._in_packet["packet"]), str(error))

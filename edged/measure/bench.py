@@ -1,8 +1,8 @@
-"""`edged bench`: every case a few times, the peer's turn right after ours, and what to show of it.
+"""`edged bench`: every case a few times, the peer's measurement right after ours, and the medians.
 
-Medians over the rounds. The ratio is taken pair by pair and its median shown: on a shared machine two neighbours in
-time are alike, two averages need not be. Decode depends most on what else uses the memory, so its pairs are spread
-over the whole run, one before each other case.
+Medians over the rounds. The ratio is taken pair by pair and its median shown: on a shared machine two measurements
+side by side are comparable, two averages need not be. Decode depends most on the memory's load by other
+programs, so its pairs are spread over the whole run, one before each other case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOKENIZER_JSON: Final = "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class PeerOrder:
+class PeerChoice:
     """Which peer: `llama-cpp-python` in `python`, or the program `llama_bench` where one is given."""
 
     python: str
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass
 class Result:
-    """All that a run found."""
+    """The results of a run."""
 
     about: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
@@ -70,7 +70,7 @@ def bench(
     threads: int | None,
     rounds: int,
     kernels: str,
-    peer: PeerOrder | None,
+    peer: PeerChoice | None,
     work: Path,
     progress: Callable[[str], None],
 ) -> Result:
@@ -83,25 +83,25 @@ def bench(
     result = Result(about)
     decode, *others = speed.cases(backend)
     try:
-        beside = _Beside(decode, backend.model.threads)
+        with_bandwidth = _WithBandwidth(decode, backend.model.threads)
         progress(decode.name)
-        spread = _Pairs(replace(decode, run=beside.run), opened)
+        spread = _Pairs(replace(decode, run=with_bandwidth.run), opened)
         rows = []
         for case in others:
-            spread.take()
+            spread.measure()
             progress(case.name)
             pairs = _Pairs(case, opened)
             for _ in range(rounds):
-                pairs.take()
+                pairs.measure()
             rows.append(pairs.row())
         while spread.count < rounds:
-            spread.take()
+            spread.measure()
         result.rows += [spread.row(), *rows, _outside(backend, rounds)]
     finally:
         if opened is not None:
             about["peer"] = opened.about
             opened.close()
-    about |= _limit(speed.token_bytes(packed), beside.moments[1:], spread.theirs)  # the first was to warm up
+    about |= _limit(speed.token_bytes(packed), with_bandwidth.moments[1:], spread.theirs)  # the first was to warm up
     about |= {"huge_pages": huge_share((packed.folder / WEIGHTS).resolve())}
     return result
 
@@ -124,7 +124,7 @@ def _about(packed: PackedModel) -> dict[str, Any]:
 def open_peer(
     model: LocatedModel,
     packed: PackedModel,
-    order: PeerOrder,
+    order: PeerChoice,
     threads: int,
     work: Path,
     progress: Callable[[str], None] = lambda _: None,
@@ -158,15 +158,15 @@ class _Pairs:
     def count(self) -> int:
         return len(self._ours)
 
-    def take(self) -> None:
-        """One more."""
+    def measure(self) -> None:
+        """Measures once more."""
         self._ours.append(self._case.run())
-        found = self._ask()
-        if found is not None:
-            self.theirs.append(found)
+        value = self._ask()
+        if value is not None:
+            self.theirs.append(value)
 
     def row(self) -> Row:
-        """What was found."""
+        """The medians."""
         ours, theirs = self._ours, self.theirs
         if not theirs:
             return Row(self._case.name, self._case.unit, median(ours))
@@ -184,8 +184,8 @@ def _outside(backend: NativeBackend, rounds: int) -> Row:
     return Row("a step outside the model", "ms", median(speed.outside_ms(backend, ids) for _ in range(rounds)))
 
 
-class _Beside:
-    """Decode with the memory's speed of the same moment: neighbours on the same memory change it from second to second.
+class _WithBandwidth:
+    """Decode with the memory's speed of the same moment, which other programs change from second to second.
 
     `moments`: tokens a second, and bytes a second that a plain loop read before its warm-up and right after (their
     mean).
@@ -209,11 +209,11 @@ def _limit(size: int, moments: Sequence[tuple[float, float]], theirs: Sequence[f
     """The memory's limit for decode: how fast a plain loop reads over the `size` bytes that a token needs, the fraction
     of it that was reached, and how many times the peer's decode that limit is; medians, moment by moment."""
     limits = [read / size for _, read in moments]
-    found = {
+    figures = {
         "read_bytes_per_second": median(read for _, read in moments),
         "limit_tokens_per_second": median(limits),
         "fraction_of_limit": median(tokens / limit for (tokens, _), limit in zip(moments, limits, strict=True)),
     }
     if theirs:
-        found["limit_over_peer"] = median(limit / their for limit, their in zip(limits, theirs, strict=True))
-    return found
+        figures["limit_over_peer"] = median(limit / their for limit, their in zip(limits, theirs, strict=True))
+    return figures

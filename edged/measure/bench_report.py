@@ -1,4 +1,4 @@
-"""What `edged bench` shows: a table for people, a document for programs, a picture where asked."""
+"""The output of `edged bench`: a table, a JSON document, and on request an SVG picture."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def show(result: Result) -> None:
         )
     most = f" ({about['limit_over_peer']:.2f} × the peer's decode)" if "limit_over_peer" in about else ""
     console.print(
-        f"memory reads {about['read_bytes_per_second'] / 1e9:.1f} GB/s in a plain loop beside decode: "
+        f"memory reads {about['read_bytes_per_second'] / 1e9:.1f} GB/s in a plain loop alongside decode: "
         f"about {about['limit_tokens_per_second']:.0f} tokens/s of {about['token_bytes'] / 1e6:.0f} MB each{most}; "
         f"decode reaches {about['fraction_of_limit']:.0%} of that; "
-        f"{about['huge_pages']:.0%} of the weights lie in huge pages"
+        f"{about['huge_pages']:.0%} of the weights are in huge pages"
     )
 
 
@@ -84,9 +84,9 @@ def picture(result: Result) -> str:
             if value is None:
                 continue
             y, width = top + place * 20, BAR * value / longest
-            said = f"{value:.0f} tokens/s" + (f" ({row.ratio:.2f} ×)" if row.ratio and not place else "")
+            label = f"{value:.0f} tokens/s" + (f" ({row.ratio:.2f} ×)" if row.ratio and not place else "")
             parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.0f}" height="16" fill="{COLOURS[place]}"/>')
-            parts.append(f'<text x="{LEFT + width + 8:.0f}" y="{y + 13}">{said}</text>')
+            parts.append(f'<text x="{LEFT + width + 8:.0f}" y="{y + 13}">{label}</text>')
     about = result.about
     title = f"{about['model']} {about['quantization']}, {about['threads']} threads, {about['kernels']} kernels"
     if peer := about.get("peer"):

@@ -1,6 +1,6 @@
 """`edged eval`: how well a model predicts a text, and how far it is from a reference on the same tokens.
 
-The text is cut into windows that are computed from nothing; every token but a window's first is predicted. In nats,
+The text is cut into windows, each computed with an empty cache; every token but a window's first is predicted. In nats,
 with p the reference's probabilities and q the model's, over all predicted tokens:
 
     perplexity = exp(mean −log q(token))         KL = mean Σ p (log p − log q)         top-1 = share of equal argmax
@@ -59,19 +59,19 @@ class Quality:
     def document(self) -> dict[str, Any]:
         """As plain data."""
         parts = {name: getattr(self, name) for name in ("perplexity", "ratio", "kl", "top1")}
-        found = {name: vars(value) for name, value in parts.items() if value is not None}
-        return {"name": self.name, **found}
+        figures = {name: vars(value) for name, value in parts.items() if value is not None}
+        return {"name": self.name, **figures}
 
 
 def windows(tokens: Sequence[int], size: int, most: int | None) -> list[list[int]]:
     """Whole windows of a text, at most `most`. Raises EdgedError where the text is too short."""
-    found = [list(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)][:most]
-    if len(found) < MIN_WINDOWS:
+    cut = [list(tokens[at : at + size]) for at in range(0, len(tokens) - size + 1, size)][:most]
+    if len(cut) < MIN_WINDOWS:
         raise EdgedError(
             f"the text has {len(tokens)} tokens, less than {MIN_WINDOWS} windows of {size}; "
             "give a longer one, or a smaller --window"
         )
-    return found
+    return cut
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def evaluate(
     """The reference's figures first (where there is one), then the others' in their order."""
     losses: dict[str, list[float]] = {name: [] for name in named}
     base: list[float] = []
-    apart: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
+    differences: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
     for number, tokens in enumerate(cut):
         progress(f"window {number + 1} of {len(cut)}")
         truth = None
@@ -91,20 +91,22 @@ def evaluate(
             truth = _log_probabilities(reference[1], tokens)
             base.append(_loss(truth, tokens))
         for name, predictor in named.items():
-            found = _log_probabilities(predictor, tokens)
-            losses[name].append(_loss(found, tokens))
+            predicted = _log_probabilities(predictor, tokens)
+            losses[name].append(_loss(predicted, tokens))
             if truth is not None:
-                apart[name].append((_divergence(truth, found), float((truth.argmax(1) == found.argmax(1)).mean())))
+                differences[name].append(
+                    (_divergence(truth, predicted), float((truth.argmax(1) == predicted.argmax(1)).mean()))
+                )
     first = [Quality(reference[0], _exp(estimate(base)))] if reference else []
-    return first + [_quality(name, losses[name], base, apart[name]) for name in named]
+    return first + [_quality(name, losses[name], base, differences[name]) for name in named]
 
 
-def _quality(name: str, losses: list[float], base: list[float], apart: list[tuple[float, float]]) -> Quality:
+def _quality(name: str, losses: list[float], base: list[float], differences: list[tuple[float, float]]) -> Quality:
     perplexity = _exp(estimate(losses))
     if not base:
         return Quality(name, perplexity)
     ratio = _exp(estimate([one - other for one, other in zip(losses, base, strict=True)]))
-    kls, hits = zip(*apart, strict=True)
+    kls, hits = zip(*differences, strict=True)
     return Quality(name, perplexity, ratio, estimate(kls), estimate(hits))
 
 
@@ -116,21 +118,21 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - wide, mean + wide)
 
 
-def _exp(found: Estimate) -> Estimate:
-    return Estimate(*(math.exp(min(value, 700.0)) for value in (found.value, found.low, found.high)))
+def _exp(estimated: Estimate) -> Estimate:
+    return Estimate(*(math.exp(min(value, 700.0)) for value in (estimated.value, estimated.low, estimated.high)))
 
 
-def _loss(found: Floats, tokens: Sequence[int]) -> float:
-    return float(-found[np.arange(len(tokens) - 1), np.asarray(tokens[1:])].mean())
+def _loss(predicted: Floats, tokens: Sequence[int]) -> float:
+    return float(-predicted[np.arange(len(tokens) - 1), np.asarray(tokens[1:])].mean())
 
 
 def _log_probabilities(predictor: Predictor, tokens: Sequence[int]) -> Floats:
-    """float64 [tokens - 1, vocabulary]: what is thought of each token after the first."""
+    """Log probabilities of each token after the first, float64 [tokens - 1, vocabulary], in nats."""
     logits = predictor.logits(tokens)[:-1].astype(np.float64)
     logits -= logits.max(1, keepdims=True)
     return np.asarray(logits - np.log(np.exp(logits).sum(1, keepdims=True)))
 
 
-def _divergence(truth: Floats, found: Floats) -> float:
-    width = min(truth.shape[1], found.shape[1])
-    return float((np.exp(truth[:, :width]) * (truth[:, :width] - found[:, :width])).sum(1).mean())
+def _divergence(truth: Floats, predicted: Floats) -> float:
+    width = min(truth.shape[1], predicted.shape[1])
+    return float((np.exp(truth[:, :width]) * (truth[:, :width] - predicted[:, :width])).sum(1).mean())

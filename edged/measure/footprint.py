@@ -1,10 +1,10 @@
-"""What a worker takes in memory: a process of its own that loads a model, answers one prompt and counts.
+"""The memory of a worker: a process of its own loads a model, answers one prompt and measures itself.
 
     python -m edged.measure.footprint SOURCE MODELS CONTEXT
 
 prints JSON, all in bytes: `resident`, `peak`, `weights` (the mapped file, or what the backend holds), `cache`, and
-`above`: what of `resident` is neither. The cache counts as it is resident: the kernel may back what was touched by huge
-pages, which is more than the blocks in use.
+`above`: what of `resident` is neither. Of the cache its resident pages count: the kernel may back it with huge pages,
+which take more than the blocks in use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import edged.worker.main  # noqa: F401 what a worker imports counts
+import edged.worker.main  # noqa: F401 a worker's imports are part of its memory
 from edged.core.errors import ModelError
 from edged.core.prompt import Request, Sampling
 from edged.engine import load_model
@@ -33,8 +33,8 @@ def footprint(source: str, models: Path, context: int) -> dict[str, int]:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ModelError("failed", f"The memory could not be measured: {result.stderr.strip()[-300:]}")
-    found: dict[str, int] = json.loads(result.stdout)
-    return found
+    figures: dict[str, int] = json.loads(result.stdout)
+    return figures
 
 
 def _main(source: str, models: Path, context: int) -> None:
@@ -54,11 +54,11 @@ def _main(source: str, models: Path, context: int) -> None:
 
 
 def huge_share(path: Path) -> float:
-    """How much of a mapped file's bytes in memory this process has mapped in huge pages, 0 to 1."""
+    """The share of a mapped file's resident bytes that this process maps in huge pages, 0 to 1."""
     if not SMAPS.exists():
         return 0.0
-    found = [one for one in mappings(SMAPS.read_text("utf-8", "replace")) if one.name == str(path)]
-    return sum(one.huge for one in found) / max(1, sum(one.resident for one in found))
+    parts = [one for one in mappings(SMAPS.read_text("utf-8", "replace")) if one.name == str(path)]
+    return sum(one.huge for one in parts) / max(1, sum(one.resident for one in parts))
 
 
 class Mapping(NamedTuple):
@@ -72,14 +72,14 @@ class Mapping(NamedTuple):
 
 def mappings(smaps: str) -> list[Mapping]:
     """A process's mappings. Source: proc(5) for /proc/PID/smaps."""
-    found: list[Mapping] = []
+    result: list[Mapping] = []
     for line in smaps.splitlines():
         key, _, rest = line.partition(":")
         if "-" in key.split(" ", 1)[0]:
-            found.append(Mapping([*line.split(maxsplit=5), ""][5], 0, 0, 0))
+            result.append(Mapping([*line.split(maxsplit=5), ""][5], 0, 0, 0))
         elif field := {"Size": "reserved", "Rss": "resident", "FilePmdMapped": "huge"}.get(key):
-            found[-1] = Mapping(**{**found[-1]._asdict(), field: int(rest.split()[0]) * 1024})
-    return found
+            result[-1] = Mapping(**{**result[-1]._asdict(), field: int(rest.split()[0]) * 1024})
+    return result
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python llama_peer.py FILE.gguf THREADS CONTEXT
 
-It imports nothing of ours, so it runs under any Python that has `llama-cpp-python`. Its first line says what it is.
+It imports nothing of ours, so it runs under any Python that has `llama-cpp-python`. Its first line describes it.
 Then a line `{"case": "decode" | "prefill" | "batch", "n": N}` is answered by `{"value": tokens a second}`, as is
-`{"case": "go on", "tokens": […], "n": N}` (N greedy tokens after a prompt and one more), and a line
+`{"case": "continue", "tokens": […], "n": N}` (N greedy tokens after a prompt and one more), and a line
 `{"case": "logits", "tokens": […], "file": "x.npy"}` by `{"value": 0}` once float32 [tokens, vocabulary] is in the file.
 """
 
@@ -50,11 +50,11 @@ class Peer:
         params.kv_unified = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
-            raise SystemExit(f"llama.cpp has no room for a context of {context}")
+            raise SystemExit(f"llama.cpp cannot allocate a context of {context}")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(512, 0, 1)
         random.seed(0)
-        self.ids = [random.randrange(self.vocabulary) for _ in range(4096)]  # noqa: S311 any tokens do
+        self.ids = [random.randrange(self.vocabulary) for _ in range(4096)]  # noqa: S311 any tokens serve
 
     def about(self) -> dict[str, Any]:
         info = self.lib.llama_print_system_info().decode()
@@ -104,18 +104,18 @@ class Peer:
             part = tokens[start : start + 64]
             self.run([(token, start + at, 0, True) for at, token in enumerate(part)])
             for row in range(len(part)):
-                found = self.lib.llama_get_logits_ith(self.context, row)
-                rows.append(np.ctypeslib.as_array(found, (self.vocabulary,)).copy())
+                row_logits = self.lib.llama_get_logits_ith(self.context, row)
+                rows.append(np.ctypeslib.as_array(row_logits, (self.vocabulary,)).copy())
         np.save(path, np.stack(rows))
         return 0.0
 
     def best(self, row: int) -> int:
         import numpy as np
 
-        found = self.lib.llama_get_logits_ith(self.context, row)
-        return int(np.ctypeslib.as_array(found, (self.vocabulary,)).argmax())
+        row_logits = self.lib.llama_get_logits_ith(self.context, row)
+        return int(np.ctypeslib.as_array(row_logits, (self.vocabulary,)).argmax())
 
-    def go_on(self, tokens: list[int], count: int) -> float:
+    def continue_greedily(self, tokens: list[int], count: int) -> float:
         self.clear()
         last = len(tokens) - 1
         for start in range(0, len(tokens), 512):
@@ -128,12 +128,12 @@ class Peer:
             token = self.best(0)
         return count / (time.perf_counter() - begun)
 
-    def answer(self, order: dict[str, Any]) -> float:
-        case, number = order["case"], order.get("n", 0)
+    def answer(self, request: dict[str, Any]) -> float:
+        case, number = request["case"], request.get("n", 0)
         if case == "logits":
-            return self.logits(order["tokens"], order["file"])
-        if case == "go on":
-            return self.go_on(order["tokens"], number)
+            return self.logits(request["tokens"], request["file"])
+        if case == "continue":
+            return self.continue_greedily(request["tokens"], number)
         until = time.perf_counter() + WARM_UP
         while time.perf_counter() < until:
             self.several(1, BATCH_STEPS)

@@ -35,18 +35,18 @@ class LlamaPeer:
 
     def ask(self, case: str, number: int) -> float:
         """One case's value."""
-        return float(self._order({"case": case, "n": number}))
+        return float(self._request({"case": case, "n": number}))
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after each token, float32 [tokens, vocabulary]."""
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:
-            self._order({"case": "logits", "tokens": list(tokens), "file": file.name})
-            found: npt.NDArray[np.float32] = np.load(file.name)
-        return found
+            self._request({"case": "logits", "tokens": list(tokens), "file": file.name})
+            logits: npt.NDArray[np.float32] = np.load(file.name)
+        return logits
 
-    def go_on(self, tokens: Sequence[int], count: int) -> float:
+    def continue_greedily(self, tokens: Sequence[int], count: int) -> float:
         """Tokens a second of `count` greedy ones that follow the first after a prompt."""
-        return self._order({"case": "go on", "tokens": list(tokens), "n": count})
+        return self._request({"case": "continue", "tokens": list(tokens), "n": count})
 
     def close(self) -> None:
         """Ends the process."""
@@ -55,27 +55,27 @@ class LlamaPeer:
         self._process.wait(30)
         self._log.close()
 
-    def _order(self, order: dict[str, Any]) -> float:
+    def _request(self, request: dict[str, Any]) -> float:
         assert self._process.stdin is not None  # noqa: S101 a pipe was asked for
         try:
-            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the line below says what became of it
+            pass  # reading the answer below reports why
         return float(self._line()["value"])
 
     def _line(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101 a pipe was asked for
         line = self._process.stdout.readline()
         if line:
-            found: dict[str, Any] = json.loads(line)
-            return found
+            answer: dict[str, Any] = json.loads(line)
+            return answer
         self._process.wait()
         self._log.seek(0)
-        said = self._log.read().strip().splitlines() or ["it said nothing"]
-        if "No module named 'llama_cpp'" in said[-1]:
-            raise ModelError("missing", f"llama-cpp-python is not here; {INSTALL}.")
-        raise ModelError("failed", f"The peer ended: {said[-1]}")
+        output = self._log.read().strip().splitlines() or ["it wrote no message"]
+        if "No module named 'llama_cpp'" in output[-1]:
+            raise ModelError("missing", f"llama-cpp-python is not installed; {INSTALL}.")
+        raise ModelError("failed", f"The peer ended: {output[-1]}")
 
 
 class LlamaBench:
@@ -86,18 +86,18 @@ class LlamaBench:
         self.about: dict[str, Any] = {"name": str(program.name), "system": "see llama-bench", "peak_bytes": None}
 
     def ask(self, case: str, number: int) -> float | None:
-        """One case's value; None for what llama-bench does not do."""
+        """One case's value; None for cases that llama-bench does not have."""
         if case == "batch":
             return None
         sizes = ["-p", "0", "-n", str(number)] if case == "decode" else ["-p", str(number), "-n", "0"]
         try:
             result = subprocess.run([*self._command, *sizes], capture_output=True, text=True, check=True)
-            (found,) = json.loads(result.stdout)
+            (result_row,) = json.loads(result.stdout)
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
             raise ModelError("failed", f"llama-bench could not be run: {error}") from error
-        self.about["name"] = f"llama-bench {found.get('build_commit', '')}".strip()
-        self.about["system"] = str(found.get("cpu_info", ""))
-        return float(found["avg_ts"])
+        self.about["name"] = f"llama-bench {result_row.get('build_commit', '')}".strip()
+        self.about["system"] = str(result_row.get("cpu_info", ""))
+        return float(result_row["avg_ts"])
 
     def close(self) -> None:
         """Nothing runs between the cases."""

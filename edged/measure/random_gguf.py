@@ -1,4 +1,4 @@
-"""A GGUF file with random weights of a shape that `edged pack --shape` knows, so that a peer can run the same shape."""
+"""A GGUF file with random weights of a shape of `edged pack --shape`, so that a peer can run the same shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edged.models.formats.families import Shape
+from edged.models.formats.shape import Shape
 from edged.models.packing.shapes import RandomSource
 
 
@@ -51,23 +51,25 @@ def _matrices(shape: Shape) -> list[tuple[str, int, int]]:
         ("ffn_up", shape.ffn, shape.width),
         ("ffn_down", shape.width, shape.ffn),
     )
-    found = [("token_embd.weight", shape.vocabulary, shape.width)]
-    found += [(f"blk.{layer}.{part}.weight", rows, cols) for layer in range(shape.layers) for part, rows, cols in parts]
-    return found
+    tensors = [("token_embd.weight", shape.vocabulary, shape.width)]
+    tensors += [
+        (f"blk.{layer}.{part}.weight", rows, cols) for layer in range(shape.layers) for part, rows, cols in parts
+    ]
+    return tensors
 
 
 def _vectors(shape: Shape) -> list[tuple[str, npt.NDArray[np.float32]]]:
     ones = np.ones(shape.width, np.float32)
-    found = [("output_norm.weight", ones)]
+    vectors = [("output_norm.weight", ones)]
     for layer in range(shape.layers):
-        found += [(f"blk.{layer}.{part}.weight", ones) for part in ("attn_norm", "ffn_norm")]
+        vectors += [(f"blk.{layer}.{part}.weight", ones) for part in ("attn_norm", "ffn_norm")]
         if shape.family.qkv_bias:
             sizes = {"q": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}
-            found += [
+            vectors += [
                 (f"blk.{layer}.attn_{part}.bias", np.zeros(heads * shape.head_dim, np.float32))
                 for part, heads in sizes.items()
             ]
-    return found
+    return vectors
 
 
 def _blocks(random: np.random.Generator, rows: int, cols: int, bits: int) -> npt.NDArray[np.uint8]:

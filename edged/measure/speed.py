@@ -23,12 +23,12 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import load_library
 from edged.engine.memory import available_bytes
-from edged.engine.scheduler import steps_at_once
+from edged.engine.scheduler import steps_per_call
 from edged.models.formats.packed import PackedModel
 
 DECODE_TOKENS: Final = 64
 BATCH_STEPS: Final = 16
-TURN: Final = 8  # tokens before the other context's turn
+ALTERNATE: Final = 8  # tokens of one context before the other's
 START: Final = 16  # tokens in each cache before decoding is timed
 BATCHES: Final = (1, 2, 4, 8, 16)
 PREFILLS: Final = (128, 512, 2048)
@@ -41,7 +41,7 @@ BUFFER: Final = 400_000_000  # bytes read to measure the memory: far more than a
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `peer` is what the other engine is asked to do for the same, None where it is not asked."""
+    """One measurement. `peer` is the peer's case and its size, None where the peer has none."""
 
     name: str
     unit: str
@@ -58,29 +58,29 @@ def open_for_bench(packed: PackedModel, threads: int | None, kernels: str) -> Na
 def cases(backend: Backend) -> list[Case]:
     """All that fit the model's context, in the order to show them."""
     ids = np.random.default_rng(0).integers(0, backend.vocabulary, 4096).tolist()
-    found = [Case("decode", "tokens/s", partial(decode, backend, ids), ("decode", DECODE_TOKENS))]
+    chosen = [Case("decode", "tokens/s", partial(decode, backend, ids), ("decode", DECODE_TOKENS))]
     for length in PREFILLS:
         if length <= backend.context:
             run = partial(prefill, backend, ids[:length])
-            found.append(Case(f"prefill {length}", "tokens/s", run, ("prefill", length)))
+            chosen.append(Case(f"prefill {length}", "tokens/s", run, ("prefill", length)))
     for count in BATCHES:
         if 1 < count <= backend.slots:
             run = partial(batch, backend, ids, count)
-            found.append(Case(f"decode × {count}", "tokens/s", run, ("batch", count)))
-    found += [
+            chosen.append(Case(f"decode × {count}", "tokens/s", run, ("batch", count)))
+    chosen += [
         Case(f"decode behind {length}", "tokens/s", partial(long_context, backend, ids, length))
         for length in BEHIND
         if length + DECODE_TOKENS <= backend.context
     ]
     near, far = BEHIND
     if far + DECODE_TOKENS <= backend.context:
-        found.append(Case(f"kept behind {far} of {near}", "%", partial(kept, backend, ids, near, far)))
+        chosen.append(Case(f"kept behind {far} of {near}", "%", partial(kept, backend, ids, near, far)))
     if backend.context >= PROMPT:
-        found += [
+        chosen += [
             Case("first token, cold", "ms", partial(first_token, backend, ids, 0)),
             Case(f"first token, {SHARED} of {PROMPT} shared", "ms", partial(first_token, backend, ids, SHARED)),
         ]
-    return [replace(case, run=partial(_warm, backend, ids, case.run)) for case in found]
+    return [replace(case, run=partial(_warm, backend, ids, case.run)) for case in chosen]
 
 
 def _warm(backend: Backend, ids: Sequence[int], run: Callable[[], float]) -> float:
@@ -102,7 +102,7 @@ def batch(backend: Backend, ids: Sequence[int], count: int, steps: int = BATCH_S
     try:
         for number, slot in enumerate(slots):
             _run(backend, [Slice(slot, 0, ids[number : number + START])])
-        return _go_on(backend, dict.fromkeys(slots, ids[START]), START, steps)
+        return _decode_speed(backend, dict.fromkeys(slots, ids[START]), START, steps)
     finally:
         for slot in slots:
             backend.close(slot)
@@ -144,21 +144,21 @@ def long_context(backend: Backend, ids: Sequence[int], context: int) -> float:
     slot = backend.open()
     try:
         _chunks(backend, slot, 0, [ids[index % len(ids)] for index in range(context)])
-        return _go_on(backend, {slot: ids[0]}, context, DECODE_TOKENS)
+        return _decode_speed(backend, {slot: ids[0]}, context, DECODE_TOKENS)
     finally:
         backend.close(slot)
 
 
 def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
     """Percent of the speed behind `near` tokens that decode has behind `far`: a few tokens of each in turn, so that
-    both meet the same neighbours on the machine; the median of the pairs."""
+    both run under the same load of the machine; the median of the pairs."""
     slots = {context: backend.open() for context in (near, far)}
     try:
         for context, slot in slots.items():
             _chunks(backend, slot, 0, ids[:context])
         pairs = [
-            [_go_on(backend, {slot: ids[done]}, context + done, TURN) for context, slot in slots.items()]
-            for done in range(0, DECODE_TOKENS, TURN)
+            [_decode_speed(backend, {slot: ids[done]}, context + done, ALTERNATE) for context, slot in slots.items()]
+            for done in range(0, DECODE_TOKENS, ALTERNATE)
         ]
         return median(behind_far / behind_near for behind_near, behind_far in pairs) * 100
     finally:
@@ -167,20 +167,20 @@ def kept(backend: Backend, ids: Sequence[int], near: int, far: int) -> float:
 
 
 class ReadLoop:
-    """A plain loop over a buffer that is kept.
+    """A plain loop that reads a buffer.
 
-    One that is given back slows what is measured a second or two later, on a virtual machine by a sixth
-    (docs/native.md, "Measured").
+    The buffer is kept: freeing it slows what is measured a second or two later, on a virtual machine by a sixth
+    (docs/decisions/0014).
     """
 
     def __init__(self, threads: int) -> None:
-        self._room = np.ones(BUFFER // 8, np.float64)
+        self._buffer = np.ones(BUFFER // 8, np.float64)
         self._threads = threads
         self._library = load_library()
 
     def bandwidth(self) -> float:
         """Bytes a second at which it reads memory, right now."""
-        return self._library.read_bandwidth(self._room.ctypes.data, self._room.nbytes, self._threads, 5)
+        return self._library.read_bandwidth(self._buffer.ctypes.data, self._buffer.nbytes, self._threads, 5)
 
 
 def token_bytes(packed: PackedModel) -> int:
@@ -190,27 +190,25 @@ def token_bytes(packed: PackedModel) -> int:
 
 
 def outside_ms(backend: NativeBackend, ids: Sequence[int]) -> float:
-    """Milliseconds of a decode step that are not C++."""
+    """Milliseconds of a decode step outside the kernels."""
     slot = backend.open()
     try:
         _run(backend, [Slice(slot, 0, ids[:START])])
-        begun, inside = time.perf_counter(), backend.model.inside
-        _go_on(backend, {slot: ids[START]}, START, DECODE_TOKENS)
-        return (time.perf_counter() - begun - (backend.model.inside - inside)) / DECODE_TOKENS * 1e3
+        begun, before = time.perf_counter(), backend.model.kernel_seconds
+        _decode_speed(backend, {slot: ids[START]}, START, DECODE_TOKENS)
+        return (time.perf_counter() - begun - (backend.model.kernel_seconds - before)) / DECODE_TOKENS * 1e3
     finally:
         backend.close(slot)
 
 
-def _go_on(backend: Backend, newest: dict[int, int], at: int, steps: int) -> float:
+def _decode_speed(backend: Backend, newest: dict[int, int], at: int, steps: int) -> float:
     """All tokens a second of `steps` decode steps, as many in a call as the engine would ask for. `newest`: by slot."""
-    nothing, calm, draws, done = array("i"), array("i", [0]), array("d", bytes(8 * steps)), 0
+    nothing, interrupt, draws, done = array("i"), array("i", [0]), array("d", bytes(8 * steps)), 0
     seconds: float | None = None
     begun = now = time.perf_counter()
     while done < steps:
         sequences = [Decoding(slot, at + done, token, GREEDY, draws, nothing) for slot, token in newest.items()]
-        chosen = backend.decode(sequences, min(steps - done, steps_at_once(seconds)), nothing, calm)
-        if not chosen:
-            raise ComputeError("the model could not decode random tokens")
+        chosen = backend.decode(sequences, min(steps - done, steps_per_call(seconds)), nothing, interrupt)
         newest = {slot: tokens[-1] for slot, tokens in zip(newest, chosen, strict=True)}
         done += len(chosen[0])
         since, now = now, time.perf_counter()

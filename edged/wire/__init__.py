@@ -1,1 +1,1 @@
-"""The contract: topics and payloads, bytes ↔ words. The only place that knows JSON keys. May import core."""
+"""The MQTT contract: topics and payloads, bytes ↔ types. Only wire knows JSON keys. May import core, config."""

@@ -1,4 +1,4 @@
-"""The documents a device publishes about itself: health, telemetry, events. Words → bytes; every key stands here."""
+"""The documents a device publishes about itself: health, telemetry, events. Types → bytes; every key is here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` what a load is busy with."""
+    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` the step of a load."""
 
     state: str
     source: str
@@ -53,7 +53,7 @@ class LinkState(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Running means of finished answers; None until one was measured."""
+    """Running means over finished answers; None until one was measured."""
 
     tokens_per_second: float | None
     ttft_ms: float | None
@@ -105,7 +105,7 @@ def telemetry(frame: Frame, reading: Reading, speed: Speed, queue: Queue) -> byt
 
 
 def event(frame: Frame, code: str, message: str, facts: dict[str, Any]) -> bytes:
-    """One thing worth knowing."""
+    """An event: a code, one sentence, and figures beside them."""
     return strict_json.dumps({**_head(frame), "code": code, "message": message, **facts})
 
 

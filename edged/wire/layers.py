@@ -1,4 +1,4 @@
-"""Config layers and the reported state: bytes ↔ words."""
+"""Config layers and the reported state: bytes ↔ types."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from edged import __version__
-from edged.config import checks as f
-from edged.config.schema import check_layer
+from edged.config import checks
+from edged.config.keys import check_layer
 from edged.core.errors import BadValue
 from edged.wire import strict_json
 from edged.wire.replies import rfc3339
@@ -47,12 +47,12 @@ class Reported(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
-_LAYER_KEYS: dict[str, f.Check] = {
-    "revision": f.integer(0),
+_LAYER_KEYS: dict[str, checks.Check] = {
+    "revision": checks.integer(0),
     "settings": lambda _path, value: check_layer(value),
-    "expires_at": f.not_yet("honour expires_at of a layer"),
-    "rollout": f.not_yet("roll a layer out in steps (rollout)"),
-    "signature": f.not_yet("verify signatures"),
+    "expires_at": checks.not_yet("honour expires_at of a layer"),
+    "rollout": checks.not_yet("roll a layer out in steps (rollout)"),
+    "signature": checks.not_yet("verify signatures"),
 }
 
 
@@ -67,9 +67,9 @@ def parse_layer(payload: bytes) -> Layer:
         except BadValue as error:
             raise BadValue("", f"the layer {error.sentence}") from None
         if not isinstance(document, dict):
-            raise BadValue("", f"the layer must be one JSON object, not {f.shown(document)}")
+            raise BadValue("", f"the layer must be one JSON object, not {checks.shown(document)}")
         revision = _readable_revision(document)
-        return Layer(**f.record("", document, _LAYER_KEYS, required=("revision", "settings")))
+        return Layer(**checks.record("", document, _LAYER_KEYS, required=("revision", "settings")))
     except BadValue as error:
         raise BadLayer(error.path, error.sentence, revision) from None
 

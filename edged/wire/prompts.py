@@ -1,4 +1,4 @@
-"""Incoming prompts and cancels: bytes → words. What cannot be read becomes `BadPrompt`, with an id to answer under."""
+"""Incoming prompts and cancels: bytes → types. What cannot be read becomes `BadPrompt`, with an id to answer under."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from edged.config import checks as f
-from edged.config.schema import SAMPLING
+from edged.config import checks
+from edged.config.keys import SAMPLING
 from edged.core.errors import BadValue, EdgedError
 from edged.core.prompt import DEFAULT_PRIORITY, Format, Turn
 from edged.wire import strict_json
@@ -20,13 +20,15 @@ from edged.wire.topics import PROMPT_ID
 
 _SEARCHED = 4096  # bytes in which the id of a broken body is looked for
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z", re.ASCII)
+# The lone quote begins a text that nothing ends: it is tried last, so every byte is read at most twice.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
 _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A prompt as it was asked. `sampling` holds only what the prompt sets itself.
+    """A prompt as it was sent. `sampling` holds only what the prompt sets itself.
 
-    `stream` None: not said, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is a Unix time.
+    `stream` None: not given, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is Unix time.
     """
 
     id: str
@@ -41,7 +43,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class BadPrompt(EdgedError):
-    """A body that cannot be a prompt. `id` is the one to answer under, `stream` as far as it could be read."""
+    """A body that cannot be a prompt. `id` is the one to answer under."""
 
     def __init__(self, prompt_id: str, message: str) -> None:
         super().__init__(message)
@@ -72,7 +74,7 @@ def parse_prompt(payload: bytes, content_type: str | None, cap: int, make_id: Ca
 
 
 def id_of(payload: bytes, cap: int, make_id: Callable[[], str]) -> str:
-    """The id to answer under, of a body that is refused whatever it says; a made-up one where none is found."""
+    """The id to answer under, of a body that is refused unread; a made-up one where none is found."""
     try:
         found = _own_id(_readable(payload)) if len(payload) <= cap else _first_id(payload)
     except BadValue:
@@ -82,12 +84,12 @@ def id_of(payload: bytes, cap: int, make_id: Callable[[], str]) -> str:
 
 def _plain(payload: bytes, made_id: str) -> Prompt:
     try:
-        words = strict_json.utf8(payload)
+        text = strict_json.utf8(payload)
     except BadValue as error:
         raise BadValue("", f"the payload {error.sentence}") from None
-    if not words.strip():
+    if not text.strip():
         raise BadValue("prompt", "is empty; send the text of a prompt")
-    return Prompt(id=made_id, named=False, turns=(Turn("user", words),), sampling={})
+    return Prompt(id=made_id, named=False, turns=(Turn("user", text),), sampling={})
 
 
 def _own_id(document: dict[str, Any]) -> str | None:
@@ -102,30 +104,30 @@ def _readable(payload: bytes) -> dict[str, Any]:
     except BadValue as error:
         raise BadValue("", f"the payload {error.sentence}") from None
     if not isinstance(document, dict):
-        raise BadValue("", f"the payload must be one JSON object, not {f.shown(document)}")
+        raise BadValue("", f"the payload must be one JSON object, not {checks.shown(document)}")
     return document
 
 
 def _not_blank(path: str, value: object) -> str:
-    words = _any_text(path, value)
-    if not words.strip():
+    text = _any_text(path, value)
+    if not text.strip():
         raise BadValue(path, "is empty; send the text of a prompt")
-    return words
+    return text
 
 
 def _any_text(path: str, value: object) -> str:
     if not isinstance(value, str):
-        raise BadValue(path, f"must be text, not {f.shown(value)}")
+        raise BadValue(path, f"must be text, not {checks.shown(value)}")
     return value
 
 
 def _turn(path: str, value: object) -> Turn:
-    known = {"role": f.one_of("system", "user", "assistant"), "content": _any_text}
-    return Turn(**f.record(path, value, known, required=("role", "content")))
+    known = {"role": checks.one_of("system", "user", "assistant"), "content": _any_text}
+    return Turn(**checks.record(path, value, known, required=("role", "content")))
 
 
 def _turns(path: str, value: object) -> tuple[Turn, ...]:
-    turns: tuple[Turn, ...] = f.list_of(_turn, high=4096)(path, value)
+    turns: tuple[Turn, ...] = checks.list_of(_turn, high=4096)(path, value)
     if not any(turn.content.strip() for turn in turns):
         raise BadValue(path, "is empty; send at least one turn with text")
     return turns
@@ -139,35 +141,35 @@ def timestamp(path: str, value: object) -> float:
             raise ValueError
         moment = datetime.strptime(match[1] + "Z", "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
     except ValueError:
-        raise BadValue(path, f"must be a UTC time such as 2026-11-24T08:00:00Z, not {f.shown(value)}") from None
+        raise BadValue(path, f"must be a UTC time such as 2026-11-24T08:00:00Z, not {checks.shown(value)}") from None
     return moment.timestamp() + float(match[2] or 0)
 
 
-_PROMPT_KEYS: dict[str, f.Check] = {
-    "id": f.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
+_PROMPT_KEYS: dict[str, checks.Check] = {
+    "id": checks.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
     "prompt": _not_blank,
     "messages": _turns,
     "system": _any_text,
     **SAMPLING,
-    "stream": f.boolean,
-    "priority": f.integer(0, 9),
-    "deadline_ms": f.integer(1),
+    "stream": checks.boolean,
+    "priority": checks.integer(0, 9),
+    "deadline_ms": checks.integer(1),
     "expires_at": timestamp,
     "format": check_format,
-    "supersede": f.not_yet("replace waiting prompts (supersede)"),
-    "model": f.not_yet("choose a model per prompt (model)"),
-    "privacy": f.not_yet("take privacy marks"),
+    "supersede": checks.not_yet("replace waiting prompts (supersede)"),
+    "model": checks.not_yet("choose a model per prompt (model)"),
+    "privacy": checks.not_yet("take privacy marks"),
 }
 
 
 def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
-    checked = f.record("", document, _PROMPT_KEYS)
+    checked = checks.record("", document, _PROMPT_KEYS)
     if ("prompt" in checked) == ("messages" in checked):
         found = "both are there" if "prompt" in checked else "neither is there"
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
     turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
     if "format" in checked and checked.get("stop"):
-        raise BadValue("stop", "cannot stand beside format, which says itself where the output ends; leave one out")
+        raise BadValue("stop", "cannot be combined with format, which determines where the output ends; leave one out")
     if "system" in checked:
         turns = (Turn("system", checked["system"]), *turns)
     return Prompt(
@@ -184,16 +186,20 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
 
 
 def _first_id(payload: bytes) -> str | None:
-    """The first top-level string `id` in the first 4 KB of a body that does not parse, if it is a valid id."""
+    """The first top-level string `id` in the first 4 KB of a body that does not parse, if it is a valid id.
+
+    Takes time in proportion to what is searched.
+    """
     source = payload[:_SEARCHED].decode("utf-8", "replace")
-    depth, position = 0, 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', source, re.DOTALL):
-        position = token.end()
+    depth = 0
+    for token in _TOKEN.finditer(source):
         if token[0] in "{[":
             depth += 1
         elif token[0] in "}]":
             depth -= 1
-        elif depth == 1 and token[0] == '"id"' and (value := _FIRST_ID.match(source, position)):
+        elif token[0] == '"':
+            return None  # this text does not end, and so none that begins after it ends either
+        elif depth == 1 and token[0] == '"id"' and (value := _FIRST_ID.match(source, token.end())):
             try:
                 found = json.loads(value[1])
             except ValueError:
@@ -206,8 +212,8 @@ def parse_cancel(payload: bytes) -> Cancel:
     """`{"id":…}` or `{"all":true}`. Raises BadValue."""
     if len(payload) > _SEARCHED:
         raise BadValue("", f"a cancel has {len(payload)} bytes, above {_SEARCHED}")
-    known = {"id": _PROMPT_KEYS["id"], "all": f.boolean}
-    checked = f.record("", _readable(payload), known)
+    known = {"id": _PROMPT_KEYS["id"], "all": checks.boolean}
+    checked = checks.record("", _readable(payload), known)
     if len(checked) != 1 or checked.get("all") is False:
         raise BadValue("", 'a cancel is {"id":"…"} or {"all":true}')
     return Cancel(checked.get("id"))

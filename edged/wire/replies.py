@@ -1,4 +1,4 @@
-"""Outgoing replies: words → bytes. Notices, chunks and finals as the contract spells them."""
+"""Outgoing replies: types → bytes. Notices, chunks and finals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTENT_TYPE = "application/json"
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Milliseconds; `tokens_per_second` of the decode, None where fewer than two tokens came."""
+    """Milliseconds; `tokens_per_second` of the decode, None with fewer than two tokens."""
 
     queue_ms: float
     ttft_ms: float | None
@@ -35,12 +35,12 @@ class Receipt(msgspec.Struct, frozen=True):
     throttled: bool | None
 
 
-_REASONS: dict[str, Reason] = {word: word for word in get_args(Reason)}
+_REASONS: dict[str, Reason] = {name: name for name in get_args(Reason)}
 
 
-def reason(word: str) -> Reason:
-    """A word that came from elsewhere as a final's reason; an unknown one is `failed`."""
-    return _REASONS.get(word, "failed")
+def reason(text: str) -> Reason:
+    """A final's reason by its name; an unknown one is `failed`."""
+    return _REASONS.get(text, "failed")
 
 
 def rfc3339(moment: float) -> str:
@@ -54,8 +54,8 @@ def accepted(prompt_id: str, position: int, eta_ms: int | None) -> bytes:
 
 
 def conflict(prompt_id: str) -> bytes:
-    """The notice that another body stands under this id."""
-    message = "another prompt was already sent under this id; use a new id"
+    """The notice that this id was used for another body."""
+    message = "another prompt was already sent with this id; use a new id"
     return strict_json.dumps({"id": prompt_id, "conflict": True, "message": message})
 
 

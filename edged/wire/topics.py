@@ -1,4 +1,4 @@
-"""The topics of one fleet, built and taken apart. Incoming names are checked; outgoing ones are built, never taken."""
+"""The topics of one fleet, built and parsed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 PROMPT_ID = re.compile(r"(?![^/]*[/+#])[\x21-\x7e]{1,128}\Z")
 ROOT = "edged/v1"
-MAX_LEVELS = 32  # of a Response Topic: brokers end the connection of whoever publishes to one with more than they allow
+MAX_LEVELS = 32  # of a Response Topic: some brokers close the connection at a publish to a deeper one
 
 
 class Inbound(NamedTuple):
-    """What an incoming topic asks for: `kind` is `prompt`, `cancel`, `command`, `config` or `status`.
+    """A parsed incoming topic: `kind` is `prompt`, `cancel`, `command`, `config` or `status`.
 
-    `name` is the requester (as it stands in the topic, unchecked) or the layer (`fleet`, `group:NAME`, `device`).
+    `name` is the requester (unchecked) or the layer (`fleet`, `group:NAME`, `device`).
     """
 
     kind: str
@@ -22,7 +22,7 @@ class Inbound(NamedTuple):
 
 
 class Topics:
-    """The names below `edged/v1/{fleet}/` as one device uses them. Holds nothing that changes."""
+    """The names below `edged/v1/{fleet}/` as one device uses them. Immutable."""
 
     def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = ()) -> None:
         self.fleet = fleet
@@ -44,7 +44,7 @@ class Topics:
         }
 
     def parse(self, topic: str) -> Inbound | None:
-        """What a received topic asks for, or None where it is none of ours."""
+        """A received topic parsed, or None where it is none of ours."""
         if topic in self.layers:
             return Inbound("config", self.layers[topic])
         if topic == self.status:
@@ -56,7 +56,7 @@ class Topics:
         return None
 
     def replies(self, requester: str) -> str:
-        """Where a requester's replies of any device stand; ends in `/`."""
+        """The prefix of a requester's replies from any device; ends in `/`."""
         return f"{self.root}/reply/{requester}/"
 
     def reply(self, requester: str, prompt_id: str) -> str:

@@ -69,6 +69,7 @@ class WorkerClient:
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT, 0))
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("EDGED_", "NOTIFY_", "WATCHDOG_"))}
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # numpy's own threads, not used, would start before the sandbox
         with theirs:
             self._process = subprocess.Popen(
                 [*self._command, str(theirs.fileno())],

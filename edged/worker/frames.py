@@ -5,6 +5,7 @@ A frame is 4 bytes of length (big-endian), then one of the structs below. Nothin
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,7 @@ import msgspec
 from edged.core.prompt import Final, ModelInfo, Request
 
 MAX_FRAME = 64_000_000
+_PEEK = socket.MSG_PEEK | socket.MSG_WAITALL
 _LENGTH = struct.Struct(">I")
 
 
@@ -146,6 +148,20 @@ class Decoder(Generic[_T]):
             start += _LENGTH.size + length
         del self._buffer[:start]
         return frames
+
+
+def peek(channel: socket.socket) -> msgspec.Struct | None:
+    """Waits for the first frame to the worker and leaves it where it is; None where the agent is gone.
+
+    Raises ValueError or msgspec.MsgspecError for what is none.
+    """
+    if len(head := channel.recv(_LENGTH.size, _PEEK)) < _LENGTH.size:
+        return None
+    size = _LENGTH.size + _LENGTH.unpack(head)[0]
+    if size > MAX_FRAME:
+        raise ValueError(f"a frame of {size} bytes")
+    whole = channel.recv(size, _PEEK)
+    return next(iter(Decoder[ToWorker](ToWorker).feed(whole)), None)
 
 
 def encode(frame: msgspec.Struct) -> bytes:

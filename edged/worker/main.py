@@ -1,4 +1,5 @@
-"""The worker process: one engine, one loop, one socket to the agent. No network, no files but the model's.
+"""The worker process: one engine, one loop, one socket to the agent. No network, no files but the model's
+(`sandbox.py`, `model_access.py`).
 
 Started as `python -m edged.worker.main FD`. The main thread owns the engine; a reader thread takes frames off the
 socket and ends the process when the agent has ended.
@@ -21,7 +22,9 @@ import msgspec
 from edged.core.errors import EdgedError, ModelError, PromptRefused
 from edged.core.prompt import Chunk, Final, Started
 from edged.engine import Model, load_model
-from edged.worker import frames
+from edged.engine.sampler import compiled
+from edged.worker import frames, sandbox
+from edged.worker.model_access import access_for, use_temporary_folder
 
 _PROGRESS_EVERY = 0.5  # seconds between two `Progress` frames while the engine steps
 _LOADING_EVERY = 2.0
@@ -179,13 +182,31 @@ def _prefer_for_oom_kill() -> None:
         )
 
 
+def _restrict(channel: socket.socket) -> None:
+    """Give up what loading the first frame's model and computing it do not need, before a thread is started.
+
+    The kernels are loaded, and built where they are missing, before that: a compiler needs more.
+    """
+    try:
+        order = frames.peek(channel)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return  # the reader meets it, too, and ends the process
+    if isinstance(order, frames.Load):
+        compiled()
+        access = access_for(order)
+        use_temporary_folder(access)
+        print(f"worker: {sandbox.restrict(access)}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry of the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the agent ends this process
     _end_with_the_agent()
     _prefer_for_oom_kill()
-    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    _restrict(channel)
+    Worker(channel).run()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from edged.agent.prompt_queue import PromptQueue
 from edged.config.schema import Limits, Settings
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
 from edged.fleet.desired import InForce
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.wire.topics import Topics
 from edged.worker import frames
 

@@ -8,7 +8,7 @@ import pytest
 from edged.agent.admission_rules import Accept, AdmissionRules, Cancel, Conditions, Conflict, Ignore, Refuse, Repeat
 from edged.agent.journal import Entry, ReplyTo, body_digest
 from edged.config.schema import Limits, Settings
-from edged.link.connection import Arrived
+from edged.link.events import Arrived
 from edged.wire.topics import Topics
 from tests.agent.bench import message
 

@@ -62,7 +62,7 @@ def wait_until_started(made: Device) -> None:
 def test_p01_p02_p03_p11_kills_at_random_end_in_one_final_for_each(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     broker = Broker(tmp_path, "persistence false\nmax_queued_messages 100000\n").start()
-    patches = ("edged.link.connection:BACK_OFF_CAP=0.2", "edged.link.connection:TAKE_OVER_BACK_OFF=(0.1, 0.2)")
+    patches = ("edged.link.back_off:BACK_OFF_CAP=0.2", "edged.link.back_off:TAKE_OVER_BACK_OFF=(0.1, 0.2)")
     made = Device(tmp_path, broker, {"limits": {"queue": 30}}, patches=patches)
     requesters = Requesters(broker, made.root, 150, draw)
     requesters.connect()

@@ -15,7 +15,7 @@ from edged.agent.daemon import Daemon
 from edged.agent.events import Event, StopRequested
 from edged.agent.model_state import Outcome
 from edged.core.prompt import Final, ModelInfo, Usage
-from edged.link.connection import Acked, Arrived, Down, Up
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import ACK_DEADLINE
 from edged.worker import frames
 from edged.worker.client import Exited, WorkerEvent
@@ -208,7 +208,7 @@ def test_damaged_layers_on_disk_are_moved_away_and_reported(tmp_path: Path) -> N
 def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edged.link.outbound.CROWD", 10)
+    monkeypatch.setattr("edged.link.outbound.CONGESTED_AT", 10)
     bench.turn(up())
     bench.turn(*(arrived(i, {"id": f"p{i}", "prompt": 5}) for i in range(1, 30)))
     bench.turn(arrived(30))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edged.agent import journal as journal_module
@@ -92,7 +95,7 @@ def test_p02_a_transaction_that_breaks_off_leaves_nothing_and_the_journal_goes_o
     assert len(journal.open_entries()) == 1
 
 
-def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_space(journal: Journal) -> None:
+def test_p02_a_commit_that_fails_leaves_nothing_and_the_journal_goes_on_when_there_is_room(journal: Journal) -> None:
     disk = fill_disk(journal)
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -117,7 +120,7 @@ def test_p01_a_final_that_is_asked_for_again_counts_as_undelivered_until_the_bro
     assert journal.undelivered() == []
 
 
-def test_p03_an_id_is_unique_for_a_requester(journal: Journal) -> None:
+def test_p03_an_id_stands_once_for_a_requester(journal: Journal) -> None:
     admit(journal, job("a", "me"), job("a", "you"), job("b", "me"))
     with pytest.raises(sqlite3.IntegrityError):
         admit(journal, job("a", "me"))
@@ -250,8 +253,10 @@ def fill(path: Path, rows: int = 300) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("damage", ["header", "truncated", "middle", "garbage"])
-def test_p02_a_damaged_file_is_moved_away_and_a_new_one_is_created(path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["header", "truncated", "middle", "garbage", "empty", "zeroed page"])
+def test_p02_a_damaged_file_is_kept_aside_and_the_rows_that_can_be_read_are_carried_over(
+    path: Path, damage: str
+) -> None:
     fill(path)
     whole = path.read_bytes()
     half = len(whole) // 2 // 4096 * 4096
@@ -261,25 +266,238 @@ def test_p02_a_damaged_file_is_moved_away_and_a_new_one_is_created(path: Path, d
             "truncated": whole[:half],
             "middle": whole[:8192] + b"\xaa" * (len(whole) - 8192),
             "garbage": b"not a database at all" * 500,
+            "empty": b"",
+            "zeroed page": whole[: half - 4096] + bytes(4096) + whole[half:],
         }[damage]
     )
+    was = path.read_bytes()
     journal = Journal(path)
     journal.open()
-    assert journal.damaged_file == path.with_suffix(".damaged")
-    assert journal.damaged_file.exists()
-    assert journal.open_entries() == []
-    admit(journal, job())
+    assert journal.set_aside == path.with_suffix(".damaged")
+    assert journal.set_aside.read_bytes() == was
+    carried = journal.open_entries()
+    least, most = {"header": (300, 300), "truncated": (50, 250), "zeroed page": (250, 299)}.get(damage, (0, 0))
+    assert least <= len(carried) <= most
+    assert all(entry.job == job(entry.job.id) and entry.body == BODY for entry in carried)
+    assert journal.recovery is not None
+    assert journal.recovery.carried == len(carried)
+    assert f"{len(carried)} prompts carried over" in str(journal.recovery)
+    admit(journal, job("new"))
     journal.close()
     journal.open()
-    assert len(journal.open_entries()) == 1
+    assert (len(journal.open_entries()), journal.recovery) == (len(carried) + 1, None)
     journal.close()
 
 
-def test_a_sound_file_is_not_moved_away(path: Path) -> None:
+def test_p02_one_flipped_bit_in_the_version_costs_nothing(path: Path) -> None:
+    """`printf '\\x01' | dd of=journal.db bs=1 seek=60 conv=notrunc` ended a device in a restart loop."""
+    fill(path, 5)
+    whole = bytearray(path.read_bytes())
+    whole[60] = 1
+    path.write_bytes(whole)
+    journal = Journal(path)
+    journal.open()
+    assert "another version" in str(journal.recovery)
+    assert len(journal.open_entries()) == 5
+    journal.close()
+
+
+def test_p02_a_flipped_bit_in_a_stored_prompt_drops_that_prompt_and_keeps_the_others(path: Path) -> None:
+    fill(path, 5)
+    whole = path.read_bytes()
+    at = whole.index(b"user")
+    path.write_bytes(whole[:at] + b"U" + whole[at + 1 :])
+    journal = Journal(path)
+    journal.open()
+    assert journal.recovery is not None
+    assert (journal.recovery.carried, journal.recovery.lost) == (4, 1)
+    assert len(journal.open_entries()) == 4
+    journal.close()
+
+
+def test_p02_a_row_that_is_damaged_while_in_use_is_dropped_and_counted(journal: Journal) -> None:
+    seqs = admit(journal, job("a"), job("b"), job("c"))
+    journal._db.execute("UPDATE prompts SET body = x'00' WHERE seq <= 2")
+    assert journal.find("me", "a") is None
+    journal.count_crash(seqs)
+    assert [(entry.job.id, entry.crashes) for entry in journal.open_entries()] == [("c", 1)]
+    assert journal.dropped == 2
+    admit(journal, job("a"))
+
+
+def test_p02_a_prompt_that_this_version_cannot_decode_is_dropped(journal: Journal) -> None:
+    (seq,) = admit(journal, job())
+    with journal.transaction():
+        journal._change(seq, lambda row: row | {"job": b"\x80"})
+    assert journal.open_entries() == []
+    assert journal.dropped == 1
+
+
+def test_p02_a_file_that_breaks_while_in_use_is_recovered(path: Path) -> None:
+    fill(path)
+    journal = Journal(path)
+    journal.open()
+    assert not journal.repair()
+    whole = bytearray(path.read_bytes())
+    whole[4096:] = bytes(4096) + whole[8192:-4096] + bytes(4096)
+    with path.open("r+b") as file:
+        file.write(whole)
+    with pytest.raises(sqlite3.DatabaseError):
+        journal._entries("1", ())
+    assert journal.repair()
+    assert journal.recovery is not None
+    assert 200 < len(journal.open_entries()) == journal.recovery.carried
+    admit(journal, job("new"))
+    journal.close()
+
+
+def test_p02_a_damaged_write_ahead_log_is_found_and_what_lies_behind_the_damage_is_read(
+    journal: Journal, tmp_path: Path
+) -> None:
+    admit(journal, job("a"))
+    middle = Path(f"{journal._path}-wal").stat().st_size - 2000
+    admit(journal, job("b"))
+    admit(journal, job("c"))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for suffix in ("", "-wal"):
+        data = bytearray(Path(f"{journal._path}{suffix}").read_bytes())
+        if suffix:
+            data[middle] ^= 1
+        (copy / f"journal.db{suffix}").write_bytes(data)
+    found = Journal(copy / "journal.db")
+    found.open()
+    assert "write-ahead log" in str(found.recovery)
+    assert [entry.job.id for entry in found.open_entries()] == ["a", "b", "c"]
+
+
+def test_p03_numbers_are_not_used_again_after_a_recovery(path: Path) -> None:
+    fill(path, 5)
+    path.write_bytes(b"X" * 100 + path.read_bytes()[100:])
+    journal = Journal(path)
+    journal.open()
+    assert admit(journal, job("new"))[0] > 5
+    journal.close()
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling"])
+def test_what_is_no_file_keeps_no_journal_from_opening(path: Path, kind: str, suffix: str) -> None:
+    fill(path, 3)
+    place = Path(f"{path}{suffix}")
+    place.unlink(missing_ok=True)
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/nowhere/at/all")
+    journal = Journal(path)
+    journal.open()
+    assert len(journal.open_entries()) == (3 if suffix else 0)
+    admit(journal, job("new"))
+    journal.close()
+
+
+def test_a_kill_while_a_recovered_file_takes_its_place_loses_nothing(path: Path) -> None:
+    fill(path, 5)
+    path.rename(path.with_suffix(".recovered"))
+    path.write_bytes(b"garbage" * 1000)
+    journal = Journal(path)
+    journal.open()
+    assert len(journal.open_entries()) == 5
+    assert path.with_suffix(".damaged").read_bytes() == b"garbage" * 1000
+    journal.close()
+
+
+def test_a_recovery_that_finds_no_room_leaves_the_file_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path, 5)
+    path.write_bytes(b"X" * 100 + path.read_bytes()[100:])
+    was = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("edged.agent.journal_file._carry", full)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        Journal(path).open()
+    assert path.read_bytes() == was
+    monkeypatch.undo()
+    journal = Journal(path)
+    journal.open()
+    assert len(journal.open_entries()) == 5
+    journal.close()
+
+
+FIRST_VERSION = """
+CREATE TABLE prompts (seq INTEGER PRIMARY KEY AUTOINCREMENT, requester TEXT NOT NULL, id TEXT NOT NULL,
+  body BLOB NOT NULL, job BLOB NOT NULL, deaths INTEGER NOT NULL DEFAULT 0, reason TEXT, final BLOB, finished REAL,
+  delivered INTEGER NOT NULL DEFAULT 0, UNIQUE (requester, id));
+CREATE INDEX undelivered ON prompts (delivered, seq);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
+PRAGMA user_version=1;
+PRAGMA journal_mode=WAL;
+"""
+
+
+def test_a_file_of_version_1_opens_with_all_rows(path: Path) -> None:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.executescript(FIRST_VERSION)
+    insert = "INSERT INTO prompts (requester, id, body, job, deaths, reason, final, finished) VALUES (?,?,?,?,?,?,?,?)"
+    for number in range(50):
+        final = (None, None, None) if number % 2 else ("stop", b"final", 12.0)
+        values = ("me", f"{number}", BODY, msgspec.msgpack.encode(job(f"{number}")), number % 3, *final)
+        db.execute(insert, values)
+    db.execute("DELETE FROM prompts WHERE id = '49'")
+    db.execute("INSERT INTO facts VALUES ('wall_floor', 77.5)")
+    copy = path.with_name("killed.db")
+    copy.write_bytes(path.read_bytes())
+    copy.with_name("killed.db-wal").write_bytes(Path(f"{path}-wal").read_bytes())
+    db.close()
+    for place in (path, copy):
+        journal = Journal(place)
+        journal.open()
+        assert journal.recovery is None
+        assert [(e.seq, e.job.id, e.crashes) for e in journal.open_entries()] == [
+            (n + 1, f"{n}", n % 3) for n in range(1, 49, 2)
+        ]
+        assert [e.final for e in journal.undelivered()] == [b"final"] * 25
+        assert journal.fact("wall_floor", 0.0) == 77.5
+        assert admit(journal, job("new")) == [51]
+        journal.close()
+        journal.open()
+        assert (len(journal.open_entries()), journal.dropped, journal.recovery) == (25, 0, None)
+        journal.close()
+
+
+def test_a_fact_with_a_flipped_bit_is_not_believed(journal: Journal) -> None:
+    journal.set_fact("wall_floor", 12.5)
+    journal._db.execute("UPDATE facts SET value = 1e300")
+    assert journal.fact("wall_floor", 3.0) == 3.0
+
+
+def test_the_files_are_their_owners_alone_whatever_the_umask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        journal = Journal(path)
+        journal.open()
+        admit(journal, job())
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes == {"journal.db": 0o600, "journal.db-wal": 0o600, "journal.db-shm": 0o600}
+    journal.close()
+    path.chmod(0o644)
+    journal.open()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    journal.close()
+
+
+def test_a_sound_file_is_not_set_aside(path: Path) -> None:
     fill(path, 3)
     journal = Journal(path)
     journal.open()
-    assert journal.damaged_file is None
+    assert journal.set_aside is None
     assert len(journal.open_entries()) == 3
     journal.close()
 
@@ -298,14 +516,17 @@ def test_a_torn_write_ahead_log_costs_only_what_was_not_committed(journal: Journ
     assert [e.job.id for e in torn.open_entries()] == ["a"]
 
 
-def test_another_versions_file_is_left_alone(path: Path) -> None:
+def test_another_versions_file_is_kept_aside_with_its_rows_and_the_device_starts(path: Path) -> None:
     fill(path, 1)
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version=99")
     db.close()
-    with pytest.raises(sqlite3.OperationalError, match=r"written by another version \(99\)"):
-        Journal(path).open()
-    assert path.exists()
+    journal = Journal(path)
+    journal.open()
+    assert "written by another version of edged, 99" in str(journal.recovery)
+    assert path.with_suffix(".damaged").exists()
+    assert len(journal.open_entries()) == 1
+    journal.close()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_damage(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_the_will_says_offline_when_the_agent_is_killed(device: Make, client: Cl
 def test_a_name_that_is_used_twice_is_reported_and_given_up_for_a_while(
     device: Make, client: Client, broker: Broker
 ) -> None:
-    patches = ("edged.link.connection:TAKE_OVER_BACK_OFF=(0.5, 1.0)", "edged.link.connection:BACK_OFF_CAP=0.1")
+    patches = ("edged.link.back_off:TAKE_OVER_BACK_OFF=(0.5, 1.0)", "edged.link.back_off:BACK_OFF_CAP=0.1")
     made = device(patches=patches)
     for taken in range(1, 5):
         log = made.log.read_text

@@ -10,7 +10,7 @@ import pytest
 from edged.agent.reporter import Reporter
 from edged.core.health import Finding
 from edged.core.reading import Reading
-from edged.link.outbound import Publication
+from edged.link.publication import Publication
 from edged.wire import documents as d
 from edged.wire.topics import Topics
 

@@ -29,88 +29,90 @@ def test_a_good_file_is_shown_as_it_will_be_in_force(
 ) -> None:
     monkeypatch.setenv("EDGED_LIMITS_QUEUE", "7")
     file = written(tmp_path, "identity: {device: pi}\nlimits: {prompt_bytes: 1MB}\ngeneration: {stop: [a]}\n")
-    assert main(["check", "--config", file]) == 0
+    assert 0 == main(["check", "--config", file])
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["limits"] == {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d"}
-    assert shown["identity"]["device"] == "pi"
-    assert shown["generation"]["stop"] == ["a"]
-    assert shown["model"]["source"] == "smollm2-135m-instruct"
+    assert {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d"} == shown["limits"]
+    assert "pi" == shown["identity"]["device"]
+    assert ["a"] == shown["generation"]["stop"]
+    assert "smollm2-135m-instruct" == shown["model"]["source"]
 
 
 def test_what_is_shown_is_a_file_that_means_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, "identity: {device: pi, groups: [a]}\ntelemetry: {interval: 500ms}\n")
     main(["check", "--config", file])
     first = capsys.readouterr().out
-    assert main(["check", "--config", written(tmp_path, first)]) == 0
-    assert capsys.readouterr().out == first
+    assert 0 == main(["check", "--config", written(tmp_path, first)])
+    assert first == capsys.readouterr().out
 
 
 def test_json_prints_one_document_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--json", "--config", written(tmp_path, "")]) == 0
+    assert 0 == main(["check", "--json", "--config", written(tmp_path, "")])
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["mqtt"]["url"] == "mqtt://127.0.0.1:1883"
-    assert captured.err == ""
+    assert "mqtt://127.0.0.1:1883" == json.loads(captured.out)["mqtt"]["url"]
+    assert "" == captured.err
 
 
-def test_files_that_are_not_there_are_told_beside_a_good_config(
+def test_a_warning_names_files_that_are_not_there_beside_a_good_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "password").write_text("secret")
     named = f"{{username: pi, password_file: {tmp_path}/password, url: mqtts://broker, ca: {tmp_path}/ca.pem}}"
     file = written(tmp_path, f"mqtt: {named}\nmodel: {{source: {tmp_path}/model.gguf}}\n")
-    assert main(["check", "--config", file]) == 0
+    assert 0 == main(["check", "--config", file])
     captured = capsys.readouterr()
-    assert yaml.safe_load(captured.out)["mqtt"]["ca"] == f"{tmp_path}/ca.pem"
+    assert f"{tmp_path}/ca.pem" == yaml.safe_load(captured.out)["mqtt"]["ca"]
     first, second = captured.err.splitlines()
-    assert first.startswith(f"edged: warning: mqtt.ca: {tmp_path}/ca.pem is not to be seen here")
-    assert second.startswith(f"edged: warning: model.source: {tmp_path}/model.gguf is not to be seen here")
+    assert first.startswith(f"edged: warning: mqtt.ca: {tmp_path}/ca.pem cannot be found here; the daemon needs it")
+    assert second.startswith(
+        f"edged: warning: model.source: {tmp_path}/model.gguf cannot be found here; the daemon needs it"
+    )
 
 
 def test_a_device_without_a_name_is_shown_the_one_it_will_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "Raspberry Pi")
-    monkeypatch.setattr("edged.config.file.machine_id", lambda: "beef0000")
+    monkeypatch.setattr("edged.commands.configured.machine_id", lambda: "beef0000")
     main(["check", "--json", "--config", written(tmp_path, "")])
-    assert json.loads(capsys.readouterr().out)["identity"]["device"] == "raspberry-pi-beef"
+    assert "raspberry-pi-beef" == json.loads(capsys.readouterr().out)["identity"]["device"]
 
 
 def test_a_bad_file_is_exit_2_and_one_sentence_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, "limits:\n  queu: 5\n")
-    assert main(["check", "--config", file]) == 2
+    assert 2 == main(["check", "--config", file])
     captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == f'edged: {file}:2: limits.queu: unknown key (did you mean "queue"?)\n'
+    assert "" == captured.out
+    assert f'edged: {file}:2: limits.queu: unknown key (did you mean "queue"?)\n' == captured.err
 
 
 def test_a_bad_variable_is_exit_2_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGED_MQTT_URI", "x")
-    assert main(["check", "--config", written(tmp_path, "")]) == 2
-    assert capsys.readouterr().err == 'edged: EDGED_MQTT_URI: unknown variable (did you mean "EDGED_MQTT_URL"?)\n'
+    assert 2 == main(["check", "--config", written(tmp_path, "")])
+    assert 'edged: EDGED_MQTT_URI: unknown variable (did you mean "EDGED_MQTT_URL"?)\n' == capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["chekc"], "'chekc'"),
-        ([], "COMMAND; edged --help"),
+        ([], "COMMAND; see edged --help"),
         (["check", "--no-such-word"], "--no-such-word"),
         (["run", "extra"], "extra"),
-        (["model"], "VERB; edged model --help"),
+        (["model"], "VERB; see edged model --help"),
         (["generate", "x", "y", "--max-tokens", "many"], "--max-tokens: invalid int value: 'many'"),
-        (["bench", "x", "--threads", "0"], "--threads: '0' is not a number from 1 on"),
+        (["bench", "x", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 1000000"),
     ],
 )
 def test_wrong_words_are_exit_2_and_one_sentence(
     words: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 2
+    assert 2 == main(words)
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "" == captured.out
     assert captured.err.startswith("edged: ")
-    assert captured.err.count("\n") == 1
+    assert 1 == captured.err.count("\n")
     assert says in captured.err
 
 
@@ -119,14 +121,14 @@ def test_a_default_file_that_cannot_be_read_is_exit_2(
 ) -> None:
     """As `/etc/edged` is for users who are not of its group; here by a name that is too long for anyone."""
     monkeypatch.setattr("edged.config.file.DEFAULT_PATH", tmp_path / ("x" * 300))
-    assert main(["check"]) == 2
+    assert 2 == main(["check"])
     said = capsys.readouterr().err
     assert "cannot be read (" in said
-    assert said.count("\n") == 1
+    assert 1 == said.count("\n")
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == f"edged {__version__}\n"
+    assert 0 == ended.value.code
+    assert f"edged {__version__}\n" == capsys.readouterr().out

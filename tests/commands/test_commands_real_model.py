@@ -36,16 +36,16 @@ def test_a_model_is_pulled_listed_shown_and_removed(tmp_path: Path) -> None:
     assert [] == json.loads(edged(state, "model", "list", "--json").stdout)["models"]
     missing = edged(state, "model", "remove", "tiny.gguf")
     assert 1 == missing.returncode
-    assert "no model tiny.gguf is kept here" in missing.stderr
+    assert "no model tiny.gguf is in the store" in missing.stderr
 
 
-def test_doctor_says_what_to_mend(tmp_path: Path) -> None:
-    """A broker that is not there is a failure with advice; the exit code says that something must be mended."""
+def test_doctor_says_what_to_fix(tmp_path: Path) -> None:
+    """A broker that is not there is a failure with advice; the exit code says that something must be fixed."""
     answer = edged(tmp_path, "doctor", "--json", EDGED_MQTT_URL=f"mqtt://127.0.0.1:{free_port()}")
     advice = {fact["code"]: fact for fact in json.loads(answer.stdout)["advice"]}
     assert 1 == answer.returncode
     assert "fail" == advice["broker"]["status"]
-    assert advice["broker"]["mend"]
+    assert advice["broker"]["fix"]
     assert {"board", "cpu_features", "memory", "clock", "disk", "engine", "state_dir"} <= advice.keys()
 
 

@@ -42,7 +42,7 @@ def edged(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def document(result: subprocess.CompletedProcess[str]) -> dict:
-    assert result.returncode == 0, result.stderr
+    assert 0 == result.returncode, result.stderr
     found = json.loads(result.stdout)
     assert isinstance(found, dict)
     return found
@@ -65,7 +65,7 @@ def test_pack_a_file_and_serve_it(folder: Path) -> None:
         result = edged(folder, *words)
         assert result.returncode in {1, 2}
         assert said in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
+        assert 1 == len(result.stderr.strip().splitlines())
 
 
 def test_pack_a_checkpoint_with_bits_and_group(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_pack_a_checkpoint_with_bits_and_group(tmp_path: Path) -> None:
             "--json",
         )
     )
-    assert packed["quantization"] == "q8_0"
+    assert "q8_0" == packed["quantization"]
     manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
     assert {64} == {group for kind, _, _, group in manifest["tensors"].values() if kind == "q8"}
     scale_only = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "s"), "--scale-only", "--json")
-    assert document(scale_only)["quantization"] == "q4_byte"
+    assert "q4_byte" == document(scale_only)["quantization"]
     refused = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "r"), "--bits", "8", "--scale-only")
-    assert (refused.returncode, "--scale-only: goes with --bits 4" in refused.stderr) == (2, True), refused.stderr
+    assert (2, True) == (refused.returncode, "--scale-only: goes with --bits 4" in refused.stderr), refused.stderr
 
 
 def test_bench_measures_every_case(folder: Path) -> None:
@@ -104,15 +104,15 @@ def test_bench_measures_every_case(folder: Path) -> None:
     found = document(edged(folder, *words, "--llama-bench", str(stand_in), "--plot", str(folder / "plot.svg")))
     cases = {case["name"]: case for case in found["cases"]}
     assert {"decode", "prefill 128", "prefill 512", "prefill 2048", "decode × 16", "first token, cold"} <= cases.keys()
-    assert cases["kept behind 4096 of 128"]["unit"] == "%"
+    assert "%" == cases["kept behind 4096 of 128"]["unit"]
     assert all(case["value"] > 0 for case in cases.values())
-    assert cases["decode"]["peer"] == 0.5
+    assert 0.5 == cases["decode"]["peer"]
     assert len(cases["decode"]["ratios"]) == len(cases) - 2  # one before each other case but the step outside the model
-    assert len(cases["prefill 128"]["ratios"]) == 2
+    assert 2 == len(cases["prefill 128"]["ratios"])
     assert "peer" not in cases["decode × 16"]
-    assert found["peer"]["name"] == "llama-bench abc"
+    assert "llama-bench abc" == found["peer"]["name"]
     assert 0 < found["fraction_of_limit"]
-    assert found["limit_over_peer"] == pytest.approx(found["limit_tokens_per_second"] / 0.5)
+    assert pytest.approx(found["limit_tokens_per_second"] / 0.5) == found["limit_over_peer"]
     assert 0 <= found["huge_pages"] <= 1
     assert found["memory"]["above"] > 10_000_000
     drawn = ET.fromstring((folder / "plot.svg").read_text())
@@ -156,22 +156,22 @@ def test_bench_that_cannot_write_its_picture_tells_what_it_measured(
     monkeypatch.setenv("EDGED_STATE_DIR", str(folder))
     monkeypatch.setattr("edged.commands.bench.bench", lambda *_, **__: measured)
     words = ["bench", str(folder / "tiny.gguf"), "--json", "--plot"]
-    assert main([*words, str(folder)]) == 1
+    assert 1 == main([*words, str(folder)])
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["model"] == "m"
+    assert "m" == json.loads(captured.out)["model"]
     assert f"{folder} cannot be written (Is a directory)" in captured.err
-    assert main([*words, str(folder / "nowhere" / "plot.svg")]) == 2
+    assert 2 == main([*words, str(folder / "nowhere" / "plot.svg")])
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "" == captured.out
     assert f"--plot: there is no folder {folder / 'nowhere'}" in captured.err
 
 
 def test_bench_says_what_is_missing(folder: Path) -> None:
     result = edged(folder, "bench", str(folder / "tiny.gguf"), "--peer", "llama.cpp", "--peer-python", "/no/python")
-    assert result.returncode == 1
+    assert 1 == result.returncode
     assert "/no/python cannot be started" in result.stderr
     result = edged(folder, "bench", "nothing")
-    assert (result.returncode, "There is no model nothing" in result.stderr) == (1, True)
+    assert (1, True) == (result.returncode, "There is no model nothing" in result.stderr)
 
 
 def test_eval_against_a_reference(folder: Path) -> None:
@@ -188,16 +188,16 @@ def test_eval_against_a_reference(folder: Path) -> None:
     assert abs(model["ratio"]["value"] - 1) < 0.05
     assert model["kl"]["low"] <= model["kl"]["value"] <= model["kl"]["high"]
     shown = edged(folder, *words)
-    assert shown.returncode == 0
+    assert 0 == shown.returncode
     assert "perplexity" in shown.stdout
     short = edged(folder, "eval", str(folder / "tiny.gguf"), str(text), "--window", "4000")
-    assert (short.returncode, "give a longer one" in short.stderr) == (1, True)
-    assert edged(folder, "eval", str(folder / "tiny.gguf"), "/no/file").returncode == 1
+    assert (1, True) == (short.returncode, "give a longer one" in short.stderr)
+    assert 1 == edged(folder, "eval", str(folder / "tiny.gguf"), "/no/file").returncode
 
 
 def test_random_weights_for_a_peer(tmp_path: Path) -> None:
     """A whole GGUF file with every tensor of the shape in the wished type."""
     file = open_gguf(write_random_gguf("smollm2-135m", tmp_path / "peer.gguf", 4))
-    assert {tensor.type for tensor in file.tensors.values()} == {"Q4_0", "F32"}
-    assert file.tensors["blk.29.ffn_down.weight"].shape == (576, 1536)
-    assert file.get("llama.rope.freq_base") == pytest.approx(1e5, rel=1e-3)
+    assert {"Q4_0", "F32"} == {tensor.type for tensor in file.tensors.values()}
+    assert (576, 1536) == file.tensors["blk.29.ffn_down.weight"].shape
+    assert pytest.approx(1e5, rel=1e-3) == file.get("llama.rope.freq_base")

@@ -14,7 +14,7 @@ import pytest
 from edged.commands import model
 from edged.commands.main import main
 from edged.models.store.store import Store
-from tests.models.test_store import Web
+from tests.models.web import Web
 from tests.tiny import make_gguf
 
 UNREADABLE = "/proc/self/mem"  # its first bytes are nobody's to read, root's neither
@@ -29,7 +29,7 @@ def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def failed(capsys: pytest.CaptureFixture[str], *words: str, code: int = 1) -> tuple[str, Any]:
     """The sentence of a command that fails, and its one document."""
     capsys.readouterr()
-    assert main([*words, "--json"]) == code
+    assert code == main([*words, "--json"])
     captured = capsys.readouterr()
     (said,) = [line for line in captured.err.splitlines() if line.startswith("edged: ")]
     assert captured.err.endswith(f"{said}\n")
@@ -43,7 +43,7 @@ def test_a_state_folder_that_cannot_be_made_is_told(
     monkeypatch.setenv("EDGED_STATE_DIR", "/dev/null/x")
     said, document = failed(capsys, *words)
     assert "/dev/null/x/models cannot be written (Not a directory)" in said
-    assert document["error"]["code"] == "no_disk"
+    assert "no_disk" == document["error"]["code"]
 
 
 @pytest.mark.parametrize("words", [("model", "pull", UNREADABLE), ("generate", UNREADABLE, "hi")])
@@ -51,13 +51,13 @@ def test_a_model_that_cannot_be_read_is_told(capsys: pytest.CaptureFixture[str],
     said, document = failed(capsys, *words)
     assert UNREADABLE in said
     assert "Input/output error" in said
-    assert document["error"]["code"] == "unreachable"
+    assert "unreachable" == document["error"]["code"]
 
 
 def test_a_model_that_cannot_be_removed_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))]) == 0
+    assert 0 == main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))])
 
     def refuse(**_: object) -> str:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -66,24 +66,24 @@ def test_a_model_that_cannot_be_removed_is_told(
     said, document = failed(capsys, "model", "remove", "tiny.gguf")
     assert "tiny.gguf is not removed: " in said
     assert "cannot be written (Read-only file system)" in said
-    assert document["error"]["code"] == "no_disk"
+    assert "no_disk" == document["error"]["code"]
 
 
 def test_a_damaged_model_is_shown_in_one_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))]) == 0
+    assert 0 == main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))])
     (kept,) = Store(tmp_path / "state" / "models").list()
     with kept.path.open("r+b") as file:
         file.write(b"GARBAGE")
     said, document = failed(capsys, "model", "show", "tiny.gguf")
     assert "run: edged model remove tiny.gguf" in said
-    assert (document["name"], document["whole"]) == ("tiny.gguf", False)
-    assert document["error"]["code"] == "tampered"
+    assert ("tiny.gguf", False) == (document["name"], document["whole"])
+    assert "tampered" == document["error"]["code"]
 
 
 def test_what_no_command_foresaw_of_the_system_is_a_sentence_but_for_the_daemon(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A defect of the daemon is to stand in its log whole."""
+    """A defect of the daemon is logged with its traceback."""
 
     def refuse(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error", "/a/file")
@@ -145,9 +145,9 @@ def test_generate_fetches_from_the_hub_once(
     try:
         for _ in range(2):
             capsys.readouterr()
-            assert main(words) == 0
-            assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] == 2
-        assert len(server.ranges) == 2  # what the repository has, and the file
+            assert 0 == main(words)
+            assert 2 == json.loads(capsys.readouterr().out)["usage"]["completion_tokens"]
+        assert 2 == len(server.ranges)  # what the repository has, and the file
     finally:
         server.shutdown()
         thread.join()

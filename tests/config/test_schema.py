@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edged.config import keys
 from edged.config import schema as s
 from edged.core.errors import BadValue
 
@@ -15,22 +16,22 @@ DIGEST = "sha256:" + "a" * 64
 def file_refusal(document: object) -> str:
     """What `check_file` or `build` says about a document that it refuses."""
     with pytest.raises(BadValue) as caught:
-        s.build(s.check_file(document))
+        s.build(keys.check_file(document))
     return str(caught.value)
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
     settings = s.build({})
-    assert settings.identity == s.Identity(fleet="home", device=None, groups=())
-    assert settings.mqtt.url == "mqtt://127.0.0.1:1883"
-    assert settings.mqtt.version == "auto"
-    assert settings.state_dir == "/var/lib/edged"
-    assert settings.model == s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever")
-    assert settings.generation.max_tokens == 256
-    assert settings.generation.temperature == 0.7
-    assert settings.limits == s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400)
-    assert settings.telemetry.interval == 10
-    assert settings.log == s.Log("info", "auto")
+    assert s.Identity(fleet="home", device=None, groups=()) == settings.identity
+    assert "mqtt://127.0.0.1:1883" == settings.mqtt.url
+    assert "auto" == settings.mqtt.version
+    assert "/var/lib/edged" == settings.state_dir
+    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever") == settings.model
+    assert 256 == settings.generation.max_tokens
+    assert 0.7 == settings.generation.temperature
+    assert s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400) == settings.limits
+    assert 10 == settings.telemetry.interval
+    assert s.Log("info", "auto") == settings.log
 
 
 def test_the_contracts_example_file_is_taken() -> None:
@@ -62,10 +63,10 @@ def test_the_contracts_example_file_is_taken() -> None:
         "log": {"level": "info", "format": "auto"},
         "golden": [],
     }
-    settings = s.build(s.check_file(document))
-    assert settings.generation.system == "Be brief."
-    assert settings.mqtt.username == "pi-1"
-    assert settings.model.digest == DIGEST
+    settings = s.build(keys.check_file(document))
+    assert "Be brief." == settings.generation.system
+    assert "pi-1" == settings.mqtt.username
+    assert DIGEST == settings.model.digest
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
     section: str, key: str, good: list[Any], bad: list[Any]
 ) -> None:
     for value in good:
-        s.build(s.check_file({section: {key: value}}))
+        s.build(keys.check_file({section: {key: value}}))
     for value in bad:
         assert file_refusal({section: {key: value}}).startswith(f"{section}.{key}"), value
 
@@ -148,7 +149,7 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         "mqtt.cert",
         "mqtt.key",
     }
-    assert set(s.known_keys()) == paths
+    assert paths == set(keys.known_keys())
 
 
 @pytest.mark.parametrize(
@@ -172,26 +173,26 @@ def test_a_bad_file_is_refused_with_the_key_and_a_sentence(document: object, say
 @pytest.mark.parametrize("key", ["identity", "mqtt", "trust", "state_dir"])
 def test_p04_a_layer_may_not_touch_what_is_the_owners(key: str) -> None:
     with pytest.raises(BadValue, match=f"{key}: is the owner's: it can only be set in the device's own file"):
-        s.check_layer({key: {}})
+        keys.check_layer({key: {}})
 
 
 def test_a_layer_takes_the_fleets_keys() -> None:
-    assert s.check_layer({"generation": {"max_tokens": 64}}) == {"generation": {"max_tokens": 64}}
+    assert {"generation": {"max_tokens": 64}} == keys.check_layer({"generation": {"max_tokens": 64}})
 
 
 def test_mappings_merge_by_key_while_lists_and_scalars_replace() -> None:
     base = {"generation": {"max_tokens": 1, "stop": ("a", "b")}, "state_dir": "/a"}
     over = {"generation": {"stop": ("c",), "seed": 3}}
-    assert s.merge(base, over) == {"generation": {"max_tokens": 1, "stop": ("c",), "seed": 3}, "state_dir": "/a"}
-    assert base == {"generation": {"max_tokens": 1, "stop": ("a", "b")}, "state_dir": "/a"}
+    assert {"generation": {"max_tokens": 1, "stop": ("c",), "seed": 3}, "state_dir": "/a"} == s.merge(base, over)
+    assert {"generation": {"max_tokens": 1, "stop": ("a", "b")}, "state_dir": "/a"} == base
 
 
 def test_a_prompts_own_values_are_laid_over_the_defaults_within_the_limit() -> None:
     generation, limits = s.Generation(max_tokens=500, temperature=0.2), s.Limits(max_tokens=100)
-    assert generation.sampling({}, limits).max_tokens == 100
-    assert generation.sampling({"max_tokens": 7}, limits).max_tokens == 7
-    assert generation.sampling({"temperature": 0.0}, limits).temperature == 0
-    assert generation.sampling({}, limits).temperature == 0.2
+    assert 100 == generation.sampling({}, limits).max_tokens
+    assert 7 == generation.sampling({"max_tokens": 7}, limits).max_tokens
+    assert 0 == generation.sampling({"temperature": 0.0}, limits).temperature
+    assert 0.2 == generation.sampling({}, limits).temperature
 
 
 def test_shown_settings_are_a_file_that_means_the_same() -> None:
@@ -203,10 +204,10 @@ def test_shown_settings_are_a_file_that_means_the_same() -> None:
         "model": {"threads": 2},
     }
     for document in ({}, changed):
-        settings = s.build(s.check_file(document))
+        settings = s.build(keys.check_file(document))
         shown = s.show(settings)
         listed = {
             k: {a: list(b) if isinstance(b, tuple) else b for a, b in v.items()} if isinstance(v, dict) else v
             for k, v in shown.items()
         }
-        assert s.build(s.check_file(listed)) == settings
+        assert settings == s.build(keys.check_file(listed))

@@ -30,11 +30,11 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one sentence with which words are refused as wrong usage."""
-    assert main(words) == 2
+    assert 2 == main(words)
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "" == captured.out
     assert captured.err.startswith("edgectl: ")
-    assert captured.err.count("\n") == 1
+    assert 1 == captured.err.count("\n")
     return captured.err
 
 
@@ -63,10 +63,10 @@ def test_p08_a_reserved_command_is_refused_and_says_so(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "COMMAND; edgectl --help"),
+        ((), "COMMAND; see edgectl --help"),
         (("propmt", "x"), "'propmt'"),
-        (("config",), "VERB; edgectl config --help"),
-        (("prompt",), "TEXT; edgectl prompt --help"),
+        (("config",), "VERB; see edgectl config --help"),
+        (("prompt",), "TEXT; see edgectl prompt --help"),
         (("prompt", "x", "--seed", "one"), "--seed: invalid int value: 'one'"),
         (("prompt", "x", "--timeout", "inf"), "--timeout: inf is not a number of seconds"),
         (("status", "--wait", "-1"), "--wait: -1 is not a number of seconds"),
@@ -97,18 +97,18 @@ def test_a_default_file_that_cannot_be_read_is_told_with_what_to_do(
     for words in ((), ("--url", "mqtt://h"), ("--fleet", "home")):
         said = refused(capsys, "status", *words)
         assert f"{unreadable}: cannot be read (" in said
-        assert "--url and --fleet" in said
+        assert "give the broker with --url and the fleet with --fleet" in said
 
 
 def test_broker_and_fleet_as_options_or_variables_need_no_file(
     monkeypatch: pytest.MonkeyPatch, unreadable: Path
 ) -> None:
-    told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert (told.mqtt.url, told.identity.fleet) == ("mqtt://h", "f")
+    found = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
+    assert ("mqtt://h", "f") == (found.mqtt.url, found.identity.fleet)
     monkeypatch.setenv("EDGED_MQTT_URL", "mqtt://g")
     monkeypatch.setenv("EDGED_MQTT_USERNAME", "me")
-    told = settings_of(parser().parse_args(["status", "--fleet", "f"]))
-    assert (told.mqtt.url, told.mqtt.username, told.identity.fleet) == ("mqtt://g", "me", "f")
+    found = settings_of(parser().parse_args(["status", "--fleet", "f"]))
+    assert ("mqtt://g", "me", "f") == (found.mqtt.url, found.mqtt.username, found.identity.fleet)
 
 
 def test_a_file_that_was_named_must_be_readable(unreadable: Path) -> None:
@@ -120,8 +120,8 @@ def test_a_file_that_was_named_must_be_readable(unreadable: Path) -> None:
 def test_options_win_over_a_default_file_that_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "edged.yaml").write_text("mqtt: {url: 'mqtt://a', username: me}\n")
     monkeypatch.setattr(config_file, "DEFAULT_PATH", tmp_path / "edged.yaml")
-    told = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
-    assert (told.mqtt.url, told.mqtt.username) == ("mqtt://h", "me")
+    found = settings_of(parser().parse_args(["status", "--url", "mqtt://h", "--fleet", "f"]))
+    assert ("mqtt://h", "me") == (found.mqtt.url, found.mqtt.username)
 
 
 def test_what_a_device_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

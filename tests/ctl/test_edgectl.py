@@ -51,35 +51,35 @@ def edgectl(ctl_device: Device, broker: Broker, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_prompt_prints_the_answer_and_a_summary_on_stderr(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert edgectl("prompt", "say:Tokyo it is") == 0
+    assert 0 == edgectl("prompt", "say:Tokyo it is")
     captured = capsys.readouterr()
-    assert captured.out == "Tokyo it is \n"
+    assert "Tokyo it is \n" == captured.out
     assert "stop" in captured.err
     assert "fake on pi" in captured.err
 
 
 def test_prompt_with_json_prints_one_final_and_nothing_else(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert edgectl("prompt", "a b c", "--json", "--device", "pi", "--max-tokens", "2") == 0
+    assert 0 == edgectl("prompt", "a b c", "--json", "--device", "pi", "--max-tokens", "2")
     final = json.loads(capsys.readouterr().out)
-    assert (final["final"], final["text"], final["reason"]) == (True, "a b ", "length")
+    assert (True, "a b ", "length") == (final["final"], final["text"], final["reason"])
 
 
 def test_prompt_that_is_refused_is_exit_1_with_the_devices_sentence(
     edgectl: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert edgectl("prompt", "long") == 1
+    assert 1 == edgectl("prompt", "long")
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "" == captured.out
     assert captured.err.startswith("edgectl: too_long: the prompt has 99 tokens")
 
 
 def test_prompt_without_an_answer_in_time_is_exit_4(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert edgectl("prompt", "wait:never", "--timeout", "0.5") == 4
+    assert 4 == edgectl("prompt", "wait:never", "--timeout", "0.5")
     assert "no answer came in time" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_named(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert edgectl("prompt", "x", "--device", "nope", "--timeout", "0.5") == 4
+    assert 4 == edgectl("prompt", "x", "--device", "nope", "--timeout", "0.5")
     assert "no device nope of the fleet ctl is known" in capsys.readouterr().err
 
 
@@ -87,18 +87,18 @@ def test_an_offline_device_is_told(edgectl: Any, client: Client, capsys: pytest.
     status = f"{Topics(FLEET, 'away').own}/status"
     client.publish(status, b"offline", retain=True)
     try:
-        assert edgectl("prompt", "x", "--device", "away", "--timeout", "0.5") == 4
+        assert 4 == edgectl("prompt", "x", "--device", "away", "--timeout", "0.5")
     finally:
         client.publish(status, b"", retain=True)
     assert "the device away is offline" in capsys.readouterr().err
 
 
 def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The layer stands at the broker for the device to come; a script can tell that none has taken it."""
+    """The broker keeps the layer for the device; a script sees that none has applied it."""
     layer = tmp_path / "layer.yaml"
     layer.write_text("generation: {max_tokens: 2}\n")
     for words in ((str(layer),), ("--remove",)):
-        assert edgectl("config", "push", *words, "--device", "nope", "--wait", "0.3") == 4
+        assert 4 == edgectl("config", "push", *words, "--device", "nope", "--wait", "0.3")
         captured = capsys.readouterr()
         assert "device: re" in captured.out
         assert "no device has answered yet" in captured.err
@@ -118,19 +118,19 @@ def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, caps
 def test_wrong_words_are_exit_2_with_one_sentence(
     edgectl: Any, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
-    assert edgectl(*words) == 2
+    assert 2 == edgectl(*words)
     said = capsys.readouterr().err
     assert said.startswith("edgectl: ")
-    assert said.count("\n") == 1
+    assert 1 == said.count("\n")
 
 
 def test_a_broker_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"]) == 3
+    assert 3 == main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"])
     assert "cannot be reached: no broker listens there" in capsys.readouterr().err
 
 
 def test_a_fleet_without_devices_is_told(edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prompt", "x", "--url", broker.url, "--fleet", "nobody"]) == 1
+    assert 1 == main(["prompt", "x", "--url", broker.url, "--fleet", "nobody"])
     assert "no device of the fleet nobody is known" in capsys.readouterr().err
 
 
@@ -148,18 +148,18 @@ def test_garbage_on_the_reply_topic_does_not_confuse_prompt(
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    assert edgectl("prompt", "wait:noisy-go done", "--device", "pi", "--requester", "noisy") == 0
+    assert 0 == edgectl("prompt", "wait:noisy-go done", "--device", "pi", "--requester", "noisy")
     thread.join()
     assert capsys.readouterr().out.endswith("done \n")
 
 
 def test_status_shows_every_device_and_its_config(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert edgectl("status", "--json", "--wait", "5") == 0
+    assert 0 == edgectl("status", "--json", "--wait", "5")
     document = json.loads(capsys.readouterr().out)
-    assert document["pi"]["status"] == "online"
-    assert document["pi"]["health"]["model"]["name"] == "fake"
-    assert document["pi"]["telemetry"]["queue"]["limit"] == 64
-    assert edgectl("status", "--wait", "5") == 0
+    assert "online" == document["pi"]["status"]
+    assert "fake" == document["pi"]["health"]["model"]["name"]
+    assert 64 == document["pi"]["telemetry"]["queue"]["limit"]
+    assert 0 == edgectl("status", "--wait", "5")
     table = capsys.readouterr().out
     assert "pi" in table
     assert "online" in table
@@ -171,24 +171,24 @@ def test_push_shows_what_became_of_a_layer_and_get_shows_it(
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("generation: {max_tokens: 2}\n")
     bad.write_text("generation: {max_token: 2}\n")
-    assert edgectl("config", "push", str(good), "--device", "pi", "--json") == 0
+    assert 0 == edgectl("config", "push", str(good), "--device", "pi", "--json")
     pushed = json.loads(capsys.readouterr().out)
-    assert pushed["devices"]["pi"]["phase"] == "applied"
-    assert pushed["revision"] == 1
-    assert edgectl("prompt", "a b c") == 0
-    assert capsys.readouterr().out == "a b \n"
-    assert edgectl("config", "push", str(bad), "--device", "pi") == 2
+    assert "applied" == pushed["devices"]["pi"]["phase"]
+    assert 1 == pushed["revision"]
+    assert 0 == edgectl("prompt", "a b c")
+    assert "a b \n" == capsys.readouterr().out
+    assert 2 == edgectl("config", "push", str(bad), "--device", "pi")
     assert "max_token" in capsys.readouterr().err
-    assert edgectl("config", "get", "--json") == 0
+    assert 0 == edgectl("config", "get", "--json")
     shown = json.loads(capsys.readouterr().out)
-    assert shown["layers"]["device/pi"] == {"revision": 1, "settings": {"generation": {"max_tokens": 2}}}
-    assert shown["reported"]["pi"]["in_force"] == {"device": 1}
-    assert edgectl("config", "get") == 0
+    assert {"revision": 1, "settings": {"generation": {"max_tokens": 2}}} == shown["layers"]["device/pi"]
+    assert {"device": 1} == shown["reported"]["pi"]["in_force"]
+    assert 0 == edgectl("config", "get")
     assert "in force: device:1" in capsys.readouterr().out
-    assert edgectl("config", "push", "--remove", "--device", "pi") == 0
+    assert 0 == edgectl("config", "push", "--remove", "--device", "pi")
     capsys.readouterr()
     edgectl("config", "get", "--json")
-    assert json.loads(capsys.readouterr().out)["layers"] == {}
+    assert {} == json.loads(capsys.readouterr().out)["layers"]
 
 
 def test_a_push_of_what_is_in_force_is_done_although_the_device_rightly_stays_silent(
@@ -198,20 +198,20 @@ def test_a_push_of_what_is_in_force_is_done_although_the_device_rightly_stays_si
     layer = tmp_path / "layer.yaml"
     layer.write_text("revision: 7\nsettings: {generation: {max_tokens: 3}}\n")
     push = ("config", "push", str(layer), "--device", "pi", "--json")
-    assert edgectl(*push) == 0
+    assert 0 == edgectl(*push)
     assert "already" not in capsys.readouterr().out
-    assert edgectl(*push, "--wait", "60") == 0  # nobody is waited for
+    assert 0 == edgectl(*push, "--wait", "60")  # nobody is waited for
     answer = json.loads(capsys.readouterr().out)["devices"]["pi"]
-    assert (answer["phase"], answer["revision"], answer["in_force"]) == ("applied", 7, {"device": 7})
+    assert ("applied", 7, {"device": 7}) == (answer["phase"], answer["revision"], answer["in_force"])
     assert "in force already" in answer["reason"]
     bad = tmp_path / "bad.yaml"
     bad.write_text("revision: 7\nsettings: {model: {source: other}}\n")
     for _ in range(2):
-        assert edgectl(*push[:2], str(bad), *push[3:]) == 1
+        assert 1 == edgectl(*push[:2], str(bad), *push[3:])
     assert "rejected" in capsys.readouterr().out
-    assert edgectl(*push) == 0  # and back: the device says anew that it has this one
+    assert 0 == edgectl(*push)  # and back: the device says anew that it has this one
     assert "already" not in capsys.readouterr().out
-    assert edgectl("config", "push", "--remove", "--device", "pi") == 0
+    assert 0 == edgectl("config", "push", "--remove", "--device", "pi")
 
 
 def test_a_layer_that_the_broker_forgot_is_in_force_where_no_device_objects() -> None:
@@ -221,14 +221,14 @@ def test_a_layer_that_the_broker_forgot_is_in_force_where_no_device_objects() ->
     report = {"phase": "applied", "layer": "device", "revision": 7, "in_force": {"device": 7}}
     spaced, other = payload.replace(b":", b": "), payload.replace(b'"seed":1', b'"seed":2')
     for current in (payload, spaced, b""):
-        assert _settled(target, payload, current, {"pi": report})["pi"]["phase"] == "applied"
+        assert "applied" == _settled(target, payload, current, {"pi": report})["pi"]["phase"]
     for current in (other, b"garbage"):
-        assert _settled(target, payload, current, {"pi": report}) == {}
+        assert {} == _settled(target, payload, current, {"pi": report})
     fleet = {**report, "layer": "fleet", "phase": "rejected"}  # of another layer
-    assert _settled(target, payload, payload, {"pi": fleet})["pi"]["phase"] == "applied"
+    assert "applied" == _settled(target, payload, payload, {"pi": fleet})["pi"]["phase"]
     for odd in ({**report, "phase": "rejected"}, {**report, "in_force": {"device": 6}}, {**report, "in_force": 5}):
-        assert _settled(target, payload, payload, {"pi": odd}) == {}
-    assert _settled(target, b"", payload, {"pi": report}) == {}
+        assert {} == _settled(target, payload, payload, {"pi": odd})
+    assert {} == _settled(target, b"", payload, {"pi": report})
 
 
 def test_push_of_a_layer_that_the_device_rejects_is_exit_1(
@@ -236,9 +236,9 @@ def test_push_of_a_layer_that_the_device_rejects_is_exit_1(
 ) -> None:
     layer = tmp_path / "layer.json"
     layer.write_text('{"revision": 3, "settings": {"model": {"source": "other"}}}')
-    assert edgectl("config", "push", str(layer)) == 1
+    assert 1 == edgectl("config", "push", str(layer))
     assert "rejected" in capsys.readouterr().out
-    assert edgectl("config", "push", "--remove") == 0
+    assert 0 == edgectl("config", "push", "--remove")
 
 
 class Screen:
@@ -272,4 +272,4 @@ def test_an_answer_is_printed_as_it_grows(chunks: list[tuple[int, str]], final: 
     for at, text in chunks:
         printer.chunk(at, text)
     printer.final(final)
-    assert screen.text == shown
+    assert shown == screen.text

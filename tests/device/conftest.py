@@ -1,4 +1,4 @@
-"""A board of files for the tests of the device room."""
+"""A board of files for the tests of the package device."""
 
 from __future__ import annotations
 

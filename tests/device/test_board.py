@@ -10,7 +10,7 @@ import pytest
 
 from edged.core.reading import Disk, Memory, ProcessMemory, Reading, Throttle
 from edged.device.board import Board, describe, limits_for, memory_cgroup
-from edged.device.board_facts import Advice, doctor
+from edged.device.board_facts import Advice, examine_board
 from tests.device.boards import GARBAGE, JETSON, PC, PI, Tree
 
 GB = 10**9
@@ -30,21 +30,21 @@ BOARD = Board("Raspberry Pi 5", "raspberry_pi", "aarch64", 4, ("asimd", "asimddp
 def test_a_raspberry_pi(tree: Tree) -> None:
     """Devicetree model without its NUL, ARM features by hwcap name, version 2 cgroups without memory."""
     board = describe(tree(PI), machine="aarch64", release="6.12.25+rpt-rpi-2712")
-    assert board.model == "Raspberry Pi 5 Model B Rev 1.0"
-    assert board.kind == "raspberry_pi"
-    assert board.features == ("asimd", "asimddp", "fphp", "asimdhp")
+    assert "Raspberry Pi 5 Model B Rev 1.0" == board.model
+    assert "raspberry_pi" == board.kind
+    assert ("asimd", "asimddp", "fphp", "asimdhp") == board.features
     assert board.has_dot_products
     assert board.memory_cgroup is False
-    assert (board.cores, board.memory_bytes) == (2, 8_000_000 * 1024)
-    assert (board.architecture, board.kernel) == ("aarch64", "6.12.25+rpt-rpi-2712")
-    assert limits_for(board).temperature_c == 80.0
+    assert (2, 8_000_000 * 1024) == (board.cores, board.memory_bytes)
+    assert ("aarch64", "6.12.25+rpt-rpi-2712") == (board.architecture, board.kernel)
+    assert 80.0 == limits_for(board).temperature_c
 
 
 def test_a_jetson(tree: Tree) -> None:
     """Known by its model, its GPU by the load file."""
     board = describe(tree(JETSON))
-    assert (board.kind, board.gpu) == ("jetson", "NVIDIA Tegra")
-    assert limits_for(board).temperature_c == 90.0
+    assert ("jetson", "NVIDIA Tegra") == (board.kind, board.gpu)
+    assert 90.0 == limits_for(board).temperature_c
 
 
 def test_a_pc(tree: Tree) -> None:
@@ -52,15 +52,15 @@ def test_a_pc(tree: Tree) -> None:
     board = describe(
         tree({**PC, "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA T400\nIRQ: 1\n"})
     )
-    assert (board.model, board.kind, board.gpu) == ("Beelink EQ12", "other", "NVIDIA T400")
-    assert board.features == ("avx2", "fma", "f16c", "avx_vnni")
+    assert ("Beelink EQ12", "other", "NVIDIA T400") == (board.model, board.kind, board.gpu)
+    assert ("avx2", "fma", "f16c", "avx_vnni") == board.features
     assert board.memory_cgroup is True
 
 
 def test_a_board_that_tells_nothing(tmp_path: Path) -> None:
-    """Still described, with what cannot be told as None."""
+    """Still described; what is not known is None."""
     board = describe(tmp_path)
-    assert (board.model, board.memory_cgroup, board.memory_bytes, board.features) == ("unknown", None, None, ())
+    assert ("unknown", None, None, ()) == (board.model, board.memory_cgroup, board.memory_bytes, board.features)
     assert board.cores >= 1
 
 
@@ -88,15 +88,17 @@ def test_memory_cgroup(tree: Tree, files: dict[str, str], expected: bool | None)
 
 
 def _advice(code: str, board: Board = BOARD, model_bytes: int | None = None, **fields: Any) -> Advice:
-    found = doctor(board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes)
+    found = examine_board(
+        board, msgspec.structs.replace(WELL, **fields), limits=limits_for(board), model_bytes=model_bytes
+    )
     return next(advice for advice in found if advice.code == code)
 
 
 def test_a_board_that_is_well() -> None:
     """All facts are good, none asks for anything."""
-    found = doctor(BOARD, WELL, model_bytes=GB)
-    assert {advice.status for advice in found} == {"ok"}
-    assert all(advice.mend is None for advice in found)
+    found = examine_board(BOARD, WELL, model_bytes=GB)
+    assert {"ok"} == {advice.status for advice in found}
+    assert all(advice.fix is None for advice in found)
     assert len({advice.code for advice in found}) == len(found)
 
 
@@ -116,24 +118,24 @@ def test_a_board_that_is_well() -> None:
         ("throttled", "warn", {"throttle": Throttle(("throttled",), ("throttled",))}, "now by throttling"),
         ("throttled_since_boot", "warn", {"throttle": Throttle((), ("under_voltage",))}, "too low a voltage"),
         ("throttled", "warn", {"throttle": None}, "cannot be read"),
-        ("sensors", "warn", {"broken": ("gpu",), "stuck": ("disk",)}, "nonsense from: gpu; no answer from: disk"),
+        ("sensors", "warn", {"broken": ("gpu",), "stuck": ("disk",)}, "wrong values from: gpu; no answer from: disk"),
     ],
 )
 def test_each_trouble_has_a_fact_and_what_to_do(code: str, status: str, fields: dict[str, Any], words: str) -> None:
     """One line a fact, one sentence what to do."""
     advice = _advice(code, **fields)
-    assert advice.status == status
+    assert status == advice.status
     assert words in advice.fact
-    assert advice.mend is not None
-    assert advice.mend.endswith(".")
+    assert advice.fix is not None
+    assert advice.fix.endswith(".")
 
 
 def test_memory_cgroup_off_names_the_kernels_command_line() -> None:
     """Raspberry Pi OS boots with it off."""
     advice = _advice("memory_cgroup", msgspec.structs.replace(BOARD, memory_cgroup=False))
-    assert advice.status == "warn"
-    assert "cgroup_enable=memory" in str(advice.mend)
-    assert "cmdline.txt" in str(advice.mend)
+    assert "warn" == advice.status
+    assert "cgroup_enable=memory" in str(advice.fix)
+    assert "cmdline.txt" in str(advice.fix)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_memory_cgroup_off_names_the_kernels_command_line() -> None:
 )
 def test_dot_products(features: tuple[str, ...], status: str) -> None:
     """A Raspberry Pi 4 has none; AVX2 comes near them."""
-    assert _advice("cpu_features", msgspec.structs.replace(BOARD, features=features)).status == status
+    assert status == _advice("cpu_features", msgspec.structs.replace(BOARD, features=features)).status
 
 
 @pytest.mark.parametrize(
@@ -156,4 +158,4 @@ def test_dot_products(features: tuple[str, ...], status: str) -> None:
 def test_a_model_larger_than_memory(size: int, worker: ProcessMemory | None, status: str, words: str) -> None:
     """Against the board, then against what is free; the worker's own memory comes free when the model changes."""
     advice = _advice("model_memory", model_bytes=size, worker=worker)
-    assert (advice.status, words in advice.fact) == (status, True)
+    assert (status, True) == (advice.status, words in advice.fact)

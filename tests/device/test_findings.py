@@ -27,7 +27,7 @@ def reading(seconds: float, **fields: Any) -> Reading:
 
 
 def codes(judge_: Judge, *readings: Reading) -> list[str]:
-    """The codes that stand after the last of the readings."""
+    """The codes after the last of the readings."""
     return [finding.code for finding in [judge_.update(one) for one in readings][-1]]
 
 
@@ -39,14 +39,14 @@ def ram(available: int, swap_used: int = 0) -> Memory:
 def test_heat_must_last_and_says_since_when() -> None:
     """On after 20 s at the limit, dated from its first moment; off after 60 s at 5 degrees below it."""
     subject = Judge(PI)
-    assert codes(subject, reading(0, temperature_c=80.0), reading(10, temperature_c=82.0)) == []
+    assert [] == codes(subject, reading(0, temperature_c=80.0), reading(10, temperature_c=82.0))
     (finding,) = subject.update(reading(20, temperature_c=83.24))
-    assert (finding.code, finding.since, finding.value, finding.limit) == ("temperature_high", EPOCH, 83.2, 80.0)
-    assert finding.severity == "degraded"
+    assert ("temperature_high", EPOCH, 83.2, 80.0) == (finding.code, finding.since, finding.value, finding.limit)
+    assert "degraded" == finding.severity
     (finding,) = subject.update(reading(30, temperature_c=76.0))
-    assert (finding.since, finding.value) == (EPOCH, 76.0)
-    assert codes(subject, *(reading(t, temperature_c=70.0) for t in (40, 50, 90))) == ["temperature_high"]
-    assert codes(subject, reading(100, temperature_c=70.0)) == []
+    assert (EPOCH, 76.0) == (finding.since, finding.value)
+    assert ["temperature_high"] == codes(subject, *(reading(t, temperature_c=70.0) for t in (40, 50, 90)))
+    assert [] == codes(subject, reading(100, temperature_c=70.0))
 
 
 def test_heat_that_grows_fails_and_keeps_its_date() -> None:
@@ -55,12 +55,12 @@ def test_heat_that_grows_fails_and_keeps_its_date() -> None:
     warm = [subject.update(reading(t, temperature_c=81.0)) for t in range(0, 40, 10)][-1]
     hot = [subject.update(reading(t, temperature_c=90.0)) for t in range(40, 80, 10)][-1]
     cooler = [subject.update(reading(t, temperature_c=78.0)) for t in range(80, 160, 10)][-1]
-    assert [len(findings) for findings in (warm, hot, cooler)] == [1, 1, 1]
-    assert [findings[0].severity for findings in (warm, hot, cooler)] == ["degraded", "failing", "degraded"]
-    assert {findings[0].since for findings in (warm, hot, cooler)} == {EPOCH}
-    assert (hot[0].value, hot[0].limit) == (90.0, 85.0)
-    assert [change.kind for change in changes(health_of(warm), health_of(hot))] == ["worse"]
-    assert [change.kind for change in changes(health_of(hot), health_of(cooler))] == ["better"]
+    assert [1, 1, 1] == [len(findings) for findings in (warm, hot, cooler)]
+    assert ["degraded", "failing", "degraded"] == [findings[0].severity for findings in (warm, hot, cooler)]
+    assert {EPOCH} == {findings[0].since for findings in (warm, hot, cooler)}
+    assert (90.0, 85.0) == (hot[0].value, hot[0].limit)
+    assert ["worse"] == [change.kind for change in changes(health_of(warm), health_of(hot))]
+    assert ["better"] == [change.kind for change in changes(health_of(hot), health_of(cooler))]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_each_finding_comes_and_goes_once(code: str, bad: dict[str, Any], good: 
     subject = Judge()
     standing = [subject.update(reading(t, **(bad if t < 600 else good))) for t in range(0, 1200, 10)]
     seen = [[finding.code for finding in findings] for findings in standing]
-    assert seen[59] == [code]
-    assert seen[-1] == []
+    assert [code] == seen[59]
+    assert [] == seen[-1]
     assert sum(a != b for a, b in pairwise(seen)) <= 2
     (finding,) = standing[59]
-    assert finding.since == EPOCH
+    assert EPOCH == finding.since
     assert finding.advice.endswith(".")
     assert len(finding.advice) < 130
 
@@ -104,43 +104,43 @@ def test_severity(fields: dict[str, Any], severity: str) -> None:
     """What soon stops the work is failing."""
     subject = Judge()
     findings = [subject.update(reading(t, **fields)) for t in range(0, 60, 10)][-1]
-    assert [finding.severity for finding in findings] == [severity]
-    assert health_of(findings).state == severity
+    assert [severity] == [finding.severity for finding in findings]
+    assert severity == health_of(findings).state
 
 
 def test_disk_shows_bytes() -> None:
     """A tenth of the disk should be free, 2 GB at most."""
     (large,) = Judge().update(reading(0, disk=Disk(500 * GB, GB)))
     (small,) = Judge().update(reading(0, disk=Disk(8 * GB, GB // 2)))
-    assert (large.value, large.limit) == (GB, 2 * GB)
-    assert (small.value, small.limit) == (GB // 2, 8 * GB // 10)
+    assert (GB, 2 * GB) == (large.value, large.limit)
+    assert (GB // 2, 8 * GB // 10) == (small.value, small.limit)
 
 
 def test_names_of_sensors_are_the_value() -> None:
     """A person reads which ones, also while the finding is about to end."""
     subject = Judge()
     subject.update(reading(0, stuck=("disk", "gpu")))
-    assert subject.update(reading(10, stuck=("disk", "gpu")))[0].value == "disk, gpu"
-    assert subject.update(reading(20))[0].value == "disk, gpu"
+    assert "disk, gpu" == subject.update(reading(10, stuck=("disk", "gpu")))[0].value
+    assert "disk, gpu" == subject.update(reading(20))[0].value
 
 
 def test_one_bad_line_is_no_finding() -> None:
     """A sensor that gives nonsense once is not broken."""
-    assert codes(Judge(), reading(0, broken=("gpu",)), reading(10), reading(20)) == []
+    assert [] == codes(Judge(), reading(0, broken=("gpu",)), reading(10), reading(20))
 
 
 def test_nothing_measured_is_nothing_found() -> None:
     """A board without sensors is well."""
-    assert codes(Judge(), *(reading(t) for t in range(0, 1000, 10))) == []
-    assert health_of(()) == Health("ok")
+    assert [] == codes(Judge(), *(reading(t) for t in range(0, 1000, 10)))
+    assert Health("ok") == health_of(())
 
 
 def test_a_clock_that_was_never_set() -> None:
     """A board without a battery clock wakes up in 1970: found at once, gone with the first synchronisation."""
     subject = Judge()
     early = msgspec.structs.replace(reading(0), at=100.0, clock_synced=False)
-    assert codes(subject, early) == ["clock_not_set"]
-    assert codes(subject, reading(10, clock_synced=True)) == ["clock_jumped"]
+    assert ["clock_not_set"] == codes(subject, early)
+    assert ["clock_jumped"] == codes(subject, reading(10, clock_synced=True))
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 2.0, 1.7e9])
@@ -149,8 +149,8 @@ def test_a_clock_that_jumps(jump: float) -> None:
     subject = Judge()
     subject.update(reading(0, throttled=True))
     throttled, jumped = subject.update(msgspec.structs.replace(reading(10, throttled=True), at=EPOCH + 10 + jump))
-    assert (throttled.code, throttled.since) == ("throttled", EPOCH + jump)
-    assert (jumped.code, jumped.since, jumped.value) == ("clock_jumped", EPOCH + 10 + jump, round(jump, 1))
+    assert ("throttled", EPOCH + jump) == (throttled.code, throttled.since)
+    assert ("clock_jumped", EPOCH + 10 + jump, round(jump, 1)) == (jumped.code, jumped.since, jumped.value)
     for t in range(20, int(JUMP_HOLD_S) + 10, 10):
         assert "clock_jumped" in codes(subject, msgspec.structs.replace(reading(t), at=EPOCH + t + jump))
     end = JUMP_HOLD_S + 10
@@ -162,7 +162,7 @@ def test_a_clock_that_is_slewed_does_not_jump(seconds: float) -> None:
     """A late thread or a time service that steers gently is no jump."""
     subject = Judge()
     subject.update(reading(0))
-    assert codes(subject, msgspec.structs.replace(reading(10), at=EPOCH + 10 + seconds)) == []
+    assert [] == codes(subject, msgspec.structs.replace(reading(10), at=EPOCH + 10 + seconds))
 
 
 def test_hold_times_do_not_follow_the_wall_clock() -> None:
@@ -170,7 +170,7 @@ def test_hold_times_do_not_follow_the_wall_clock() -> None:
     subject = Judge(PI)
     subject.update(reading(0, temperature_c=90.0))
     found = subject.update(msgspec.structs.replace(reading(10, temperature_c=90.0), at=EPOCH + 86400))
-    assert [finding.code for finding in found] == ["clock_jumped"]
+    assert ["clock_jumped"] == [finding.code for finding in found]
 
 
 def _temperatures(subject: Judge, values: list[float], step: float) -> int:
@@ -201,7 +201,7 @@ def test_alternating_throttling_is_one_finding() -> None:
     subject, seen = Judge(), set()
     for t in range(0, 3600, 10):
         seen.add(tuple(finding.code for finding in subject.update(reading(t, throttled=bool(t % 20 == 0)))))
-    assert seen == {("throttled",)}
+    assert {("throttled",)} == seen
 
 
 @given(
@@ -227,7 +227,7 @@ def test_any_readings_give_a_lawful_health(many: list[dict[str, Any]]) -> None:
         found = [finding.code for finding in health.findings]
         assert len(found) == len(set(found))
         assert (health.state == "failing") == any(one.severity == "failing" for one in health.findings)
-        assert msgspec.json.decode(msgspec.json.encode(health), type=Health) == health
+        assert health == msgspec.json.decode(msgspec.json.encode(health), type=Health)
 
 
 def test_the_judge_is_pure() -> None:
@@ -235,7 +235,7 @@ def test_the_judge_is_pure() -> None:
     state, _ = judge(JudgeState(), reading(0, throttled=True), PI)
     first, second = (judge(state, reading(10, throttled=True), PI) for _ in range(2))
     assert first == second
-    assert replace(state) == state
+    assert state == replace(state)
 
 
 def test_thresholds_leave_room_between_them() -> None:
@@ -253,7 +253,7 @@ def test_health_sorts_and_compares() -> None:
     old = Finding("throttled", 10.0, None, None, "Cool it.")
     new = Finding("memory_low", 20.0, 3.0, 10, "Stop it.", "failing")
     before, after = health_of([old]), health_of([old, new])
-    assert [finding.code for finding in after.findings] == ["memory_low", "throttled"]
-    assert changes(before, after) == (Change("began", new),)
-    assert changes(after, before) == (Change("ended", new),)
-    assert changes(after, health_of([old, msgspec.structs.replace(new, value=2.0)])) == ()
+    assert ["memory_low", "throttled"] == [finding.code for finding in after.findings]
+    assert (Change("began", new),) == changes(before, after)
+    assert (Change("ended", new),) == changes(after, before)
+    assert () == changes(after, health_of([old, msgspec.structs.replace(new, value=2.0)]))

@@ -22,24 +22,24 @@ def test_cpu_times_come_from_the_first_line(tree: Tree) -> None:
 def test_cpu_percent_is_of_the_time_between() -> None:
     """A quarter of the ticks were work; no time, or a clock that ran back, gives no figure or a bounded one."""
     before = cpu.CpuTimes(busy=100, total=1000, count=4)
-    assert cpu.percent_used(before, cpu.CpuTimes(busy=200, total=1400, count=4)) == 25.0
+    assert 25.0 == cpu.percent_used(before, cpu.CpuTimes(busy=200, total=1400, count=4))
     assert cpu.percent_used(before, before) is None
-    assert cpu.percent_used(before, cpu.CpuTimes(busy=90, total=1400, count=4)) == 0.0
+    assert 0.0 == cpu.percent_used(before, cpu.CpuTimes(busy=90, total=1400, count=4))
 
 
 def test_cpu_clock_is_the_fastest_policy(tree: Tree) -> None:
     """Documentation/admin-guide/pm/cpufreq.rst: scaling_cur_freq is in kHz."""
-    assert cpu.clock(cpu.find_clocks(tree(JETSON))) == cpu.CpuClock(1510)
+    assert cpu.CpuClock(1510) == cpu.clock(cpu.find_clocks(tree(JETSON)))
 
 
 def test_cpu_clock_from_cpuinfo(tree: Tree) -> None:
     """x86 without cpufreq has `cpu MHz`."""
-    assert cpu.clock_from_cpuinfo(tree(PC)) == cpu.CpuClock(800)
+    assert cpu.CpuClock(800) == cpu.clock_from_cpuinfo(tree(PC))
 
 
 def test_load(tree: Tree) -> None:
     """proc(5): the first three figures of loadavg."""
-    assert cpu.load(tree(KERNEL)).averages == (0.49, 0.31, 0.13)
+    assert (0.49, 0.31, 0.13) == cpu.load(tree(KERNEL)).averages
 
 
 def test_memory(tree: Tree) -> None:
@@ -55,10 +55,10 @@ def test_memory(tree: Tree) -> None:
 
 
 def test_memory_of_an_old_kernel(tree: Tree) -> None:
-    """Without MemAvailable, what is free or cached stands for it; without swap lines there is none."""
+    """Without MemAvailable, what is free or cached is used; without swap lines there is none."""
     root = tree({"proc/meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nBuffers: 20 kB\nCached: 300 kB\n"})
-    assert memory.memory(root).available_bytes == 420 * 1024
-    assert memory.memory(root).swap_total_bytes == 0
+    assert 420 * 1024 == memory.memory(root).available_bytes
+    assert 0 == memory.memory(root).swap_total_bytes
 
 
 @pytest.mark.parametrize(
@@ -67,34 +67,34 @@ def test_memory_of_an_old_kernel(tree: Tree) -> None:
 )
 def test_stall(tree: Tree, text: str, expected: Stall) -> None:
     """Documentation/accounting/psi.rst, with and without the line `full`."""
-    assert memory.stall(tree({"proc/pressure/memory": text}), "memory").stall == expected
+    assert expected == memory.stall(tree({"proc/pressure/memory": text}), "memory").stall
 
 
 def test_zones_of_a_jetson(tree: Tree) -> None:
     """Sensors on what computes come first; the PMIC's constant 100 °C is left out."""
     zones = thermal.find_zones(tree(JETSON))
-    assert [zone.name for zone in zones] == ["cpu-thermal", "gpu-thermal", "fan-est"]
-    assert thermal.zone_temperature(zones[1]) == thermal.ZoneTemperature("gpu-thermal", 50.7)
+    assert ["cpu-thermal", "gpu-thermal", "fan-est"] == [zone.name for zone in zones]
+    assert thermal.ZoneTemperature("gpu-thermal", 50.7) == thermal.zone_temperature(zones[1])
 
 
 def test_zones_of_a_pc(tree: Tree) -> None:
     """Documentation/hwmon/sysfs-interface.rst: chips of the CPU only, with their labels."""
     names = [zone.name for zone in thermal.find_zones(tree(PC))]
-    assert names == ["coretemp-Package_id_0", "coretemp", "acpitz"]
+    assert ["coretemp-Package_id_0", "coretemp", "acpitz"] == names
 
 
 def test_zones_are_bounded_and_their_names_unique(tree: Tree) -> None:
     """Forty zones of one hostile name become eight with short, distinct, harmless names."""
     root = tree({f"sys/class/thermal/thermal_zone{n}/type": 'a"b\n\x1b[31m' + "x" * 60 for n in range(40)})
     names = [zone.name for zone in thermal.find_zones(root)]
-    assert len(set(names)) == thermal.MAX_ZONES
+    assert thermal.MAX_ZONES == len(set(names))
     assert all(len(name) <= files.NAME_LENGTH and name.isascii() and name.isprintable() for name in names)
 
 
 def test_zones_keep_the_kernels_order(tree: Tree) -> None:
     """Zone 10 comes after zone 2."""
     root = tree({f"sys/class/thermal/thermal_zone{n}/type": f"cpu{n}-thermal" for n in (10, 2, 0)})
-    assert [zone.name for zone in thermal.find_zones(root)] == ["cpu0-thermal", "cpu2-thermal", "cpu10-thermal"]
+    assert ["cpu0-thermal", "cpu2-thermal", "cpu10-thermal"] == [zone.name for zone in thermal.find_zones(root)]
 
 
 @pytest.mark.parametrize(
@@ -103,16 +103,16 @@ def test_zones_keep_the_kernels_order(tree: Tree) -> None:
 )
 def test_hottest(zones: dict[str, float], expected: float | None) -> None:
     """Sensors on what computes count before all others."""
-    assert thermal.hottest(zones) == expected
+    assert expected == thermal.hottest(zones)
 
 
 def test_firmware_bits(tree: Tree) -> None:
     """Raspberry Pi documentation: bits 0 to 3 now, 16 to 19 since boot."""
     sample = power.firmware_file(str(power.find_firmware_file(tree(PI))))
-    assert sample.now == {"under_voltage", "throttled"}
-    assert sample.since_boot == {"under_voltage", "throttled"}
-    assert power.decode(0xA0000).since_boot == {"frequency_capped", "soft_temp_limit"}
-    assert power.decode(0xA0000).now == frozenset()
+    assert {"under_voltage", "throttled"} == sample.now
+    assert {"under_voltage", "throttled"} == sample.since_boot
+    assert {"frequency_capped", "soft_temp_limit"} == power.decode(0xA0000).since_boot
+    assert frozenset() == power.decode(0xA0000).now
 
 
 def test_mailbox_asks_as_documented(tree: Tree) -> None:
@@ -126,10 +126,10 @@ def test_mailbox_asks_as_documented(tree: Tree) -> None:
         struct.pack_into("=II", message, 16, 0x80000004, 0x50000)
         return 0
 
-    assert power.mailbox(device, ioctl).since_boot == {"under_voltage", "throttled"}
+    assert {"under_voltage", "throttled"} == power.mailbox(device, ioctl).since_boot
     request, message = asked[0]
-    assert request == 0xC0006400 | struct.calcsize("P") << 16
-    assert struct.unpack("=8I", message) == (32, 0, 0x00030046, 4, 0, 0, 0, 0)
+    assert 0xC0006400 | struct.calcsize("P") << 16 == request
+    assert (32, 0, 0x00030046, 4, 0, 0, 0, 0) == struct.unpack("=8I", message)
 
 
 @pytest.mark.parametrize("answer", [(0x80000001, 0x80000004), (0x80000000, 0), (0, 0)])
@@ -149,25 +149,25 @@ def test_voltage_alarm(tree: Tree) -> None:
     """drivers/hwmon/raspberrypi-hwmon.c: the alarm knows about the voltage and nothing else."""
     root = tree(PI)
     path = str(power.find_voltage_alarm(root))
-    assert power.voltage_alarm(path).now == frozenset()
+    assert frozenset() == power.voltage_alarm(path).now
     Path(path).write_text("1\n")
-    assert power.voltage_alarm(path).now == {"under_voltage"}
-    assert power.voltage_alarm(path).knows == {"under_voltage"}
+    assert {"under_voltage"} == power.voltage_alarm(path).now
+    assert {"under_voltage"} == power.voltage_alarm(path).knows
 
 
 def test_cooling_devices(tree: Tree) -> None:
     """sysfs-api.rst: a cpufreq cooling device above state 0 slows the processor; a fan does not."""
     root = tree(JETSON)
     paths = power.find_cooling(root)
-    assert len(paths) == 1
-    assert power.cooling(paths).now == frozenset()
+    assert 1 == len(paths)
+    assert frozenset() == power.cooling(paths).now
     Path(paths[0]).write_text("2\n")
-    assert power.cooling(paths).now == {"frequency_capped", "throttled"}
+    assert {"frequency_capped", "throttled"} == power.cooling(paths).now
 
 
 def test_throttle_counters(tree: Tree) -> None:
     """intel_thermal_throttle.rst: the package's counter is the same for each core and counted once."""
-    assert power.throttle_count(power.find_throttle_counts(tree(PC))) == power.ThrottleCount(8)
+    assert power.ThrottleCount(8) == power.throttle_count(power.find_throttle_counts(tree(PC)))
 
 
 def test_network_counts_the_default_route(tree: Tree) -> None:
@@ -223,8 +223,8 @@ def test_clock_of_this_machine() -> None:
 def test_process_memory(tree: Tree) -> None:
     """proc(5): pages in statm, kB in smaps_rollup; a process that is gone, or dying, has none."""
     root = tree({**KERNEL, "proc/300/smaps_rollup": ""})
-    assert processes.rss_bytes(root, 100) == 11008 * os.sysconf("SC_PAGE_SIZE")
-    assert processes.pss_bytes(root, 100) == 30000 * 1024
+    assert 11008 * os.sysconf("SC_PAGE_SIZE") == processes.rss_bytes(root, 100)
+    assert 30000 * 1024 == processes.pss_bytes(root, 100)
     assert processes.rss_bytes(root, 999) is None
     assert processes.pss_bytes(root, 999) is None
     assert processes.pss_bytes(root, 300) is None
@@ -297,7 +297,7 @@ def test_temperatures_that_cannot_be(tree: Tree, text: str) -> None:
 def test_head_cut_within_a_character(tree: Tree) -> None:
     """A bounded read of longer text does not trip over its last character."""
     path = str(tree({"file": "a" * 9 + "é"}) / "file")
-    assert files.read_head(path, 10) == "a" * 9
+    assert "a" * 9 == files.read_head(path, 10)
 
 
 def test_a_file_that_is_too_large(tree: Tree) -> None:

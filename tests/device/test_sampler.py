@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from edged.core.reading import Network, ProcessMemory, Reading, Stall, Throttle
-from edged.device import probe_runner as lanes
-from edged.device import probes
+from edged.device import probe_runner, probes
 from edged.device.sampler import Sampler
 from tests.device.boards import CPUFREQ, GARBAGE, JETSON, KERNEL, PC, PI, STAT, Tree
 
@@ -63,22 +62,22 @@ def test_a_raspberry_pi(tree: Tree) -> None:
     tree({"proc/stat": STAT.replace("cpu  100 0 50 800 50", "cpu  175 0 75 1100 50")})
     second = subject.read(worker_pid=200)
     assert first.cpu.percent is None
-    assert second.cpu.percent == 25.0
-    assert second.cpu.clock_mhz == 2400
-    assert second.cpu.load == (0.49, 0.31, 0.13)
-    assert second.cpu.count == 2
-    assert second.temperature_c == 52.1
-    assert second.zones == {"cpu-thermal": 52.1}
+    assert 25.0 == second.cpu.percent
+    assert 2400 == second.cpu.clock_mhz
+    assert (0.49, 0.31, 0.13) == second.cpu.load
+    assert 2 == second.cpu.count
+    assert 52.1 == second.temperature_c
+    assert {"cpu-thermal": 52.1} == second.zones
     assert second.throttled is True
-    assert second.throttle == Throttle(("under_voltage", "throttled"), ("under_voltage", "throttled"))
+    assert Throttle(("under_voltage", "throttled"), ("under_voltage", "throttled")) == second.throttle
     assert second.pressure is not None
-    assert second.pressure.memory == Stall(1.5, 0.5)
-    assert second.network == Network("eth0", 11194221, 204468)
-    assert second.agent == ProcessMemory(11008 * PAGE, 30000 * 1024)
-    assert second.worker == ProcessMemory(250000 * PAGE, 30000 * 1024)
+    assert Stall(1.5, 0.5) == second.pressure.memory
+    assert Network("eth0", 11194221, 204468) == second.network
+    assert ProcessMemory(11008 * PAGE, 30000 * 1024) == second.agent
+    assert ProcessMemory(250000 * PAGE, 30000 * 1024) == second.worker
     assert second.gpu is None
-    assert (second.broken, second.stuck) == ((), ())
-    assert (second.at, second.uptime_s) == (1_800_000_000.0, 1000.0)
+    assert ((), ()) == (second.broken, second.stuck)
+    assert (1_800_000_000.0, 1000.0) == (second.at, second.uptime_s)
 
 
 def test_a_jetson(tree: Tree) -> None:
@@ -89,30 +88,30 @@ def test_a_jetson(tree: Tree) -> None:
     tree({"sys/class/thermal/cooling_device0/cur_state": "1\n"})
     reading = subject.read()
     assert reading.gpu is not None
-    assert reading.gpu.load_percent == 43.7
-    assert reading.temperature_c == 50.7
+    assert 43.7 == reading.gpu.load_percent
+    assert 50.7 == reading.temperature_c
     assert reading.throttled is True
     tree({"sys/class/thermal/cooling_device0/cur_state": "0\n"})
-    assert subject.read().throttle == Throttle((), ("frequency_capped", "throttled"))
+    assert Throttle((), ("frequency_capped", "throttled")) == subject.read().throttle
 
 
 def test_a_pc_whose_throttle_counters_grow(tree: Tree) -> None:
     """A counter that grew between two readings says now; what it had before only says since boot."""
     subject = sampler(tree(PC))
-    assert subject.read().throttle == Throttle((), ("throttled",))
+    assert Throttle((), ("throttled",)) == subject.read().throttle
     tree({"sys/devices/system/cpu/cpu1/thermal_throttle/core_throttle_count": "3\n"})
     reading = subject.read()
-    assert reading.throttle == Throttle(("throttled",), ("throttled",))
+    assert Throttle(("throttled",), ("throttled",)) == reading.throttle
     assert reading.throttled is True
     assert subject.read().throttled is False
-    assert reading.temperature_c == 61.0
+    assert 61.0 == reading.temperature_c
 
 
 def test_a_board_that_tells_nothing(tree: Tree) -> None:
     """Without /proc and /sys there is still a reading, and nothing is called broken."""
     reading = sampler(tree({})).read(worker_pid=200)
-    assert (reading.memory, reading.temperature_c, reading.throttled, reading.agent) == (None, None, None, None)
-    assert (reading.broken, reading.stuck) == ((), ())
+    assert (None, None, None, None) == (reading.memory, reading.temperature_c, reading.throttled, reading.agent)
+    assert ((), ()) == (reading.broken, reading.stuck)
 
 
 def test_the_firmwares_memory_is_kept(tree: Tree) -> None:
@@ -121,7 +120,7 @@ def test_the_firmwares_memory_is_kept(tree: Tree) -> None:
     subject.read()
     tree({"sys/devices/platform/soc/soc:firmware/get_throttled": "0\n"})
     reading = subject.read()
-    assert reading.throttle == Throttle((), ("under_voltage", "throttled"))
+    assert Throttle((), ("under_voltage", "throttled")) == reading.throttle
     assert reading.throttled is False
 
 
@@ -132,7 +131,7 @@ def test_only_the_voltage_alarm(tree: Tree) -> None:
     tree({"sys/class/hwmon/hwmon2/in0_lcrit_alarm": "1\n"})
     reading = sampler(root).read()
     assert reading.throttled is None
-    assert reading.throttle == Throttle(("under_voltage",), ("under_voltage",))
+    assert Throttle(("under_voltage",), ("under_voltage",)) == reading.throttle
 
 
 SENSORS = {
@@ -153,35 +152,35 @@ def test_garbage_is_named_and_the_rest_goes_on(tree: Tree, name: str, content: b
     """Exactly the sensor that gives nonsense is called broken; the next good reading has it back."""
     subject = sampler(tree({**PI, SENSORS[name]: content}))
     reading = subject.read()
-    assert reading.broken == (name,)
+    assert (name,) == reading.broken
     assert reading.disk is not None
     assert (reading.memory is None) == (name == "memory")
     tree(PI)
-    assert subject.read().broken == ()
+    assert () == subject.read().broken
 
 
 def test_many_broken_sensors_stay_a_short_list(tree: Tree) -> None:
     """The list of names is bounded."""
-    assert len(sampler(tree(dict.fromkeys(PI, b"\xff\xff"))).read().broken) == 8
+    assert 8 == len(sampler(tree(dict.fromkeys(PI, b"\xff\xff"))).read().broken)
 
 
 def test_a_sensor_that_hangs_does_not_stop_the_others(tree: Tree) -> None:
     """The probes behind it are still read; it is listed until it answers; readings do not pile up threads."""
     root = tree(PI)
     subject = Sampler(root, root=root, agent_pid=100, deadline_s=DEADLINE_S)
-    assert subject.read().stuck == ()
+    assert () == subject.read().stuck
     temp = root / "sys/class/thermal/thermal_zone0/temp"
     before = threading.active_count()
     with hanging(temp):
         for _ in range(5):
             reading = subject.read()
-            assert reading.stuck == ("zone:cpu-thermal",)
+            assert ("zone:cpu-thermal",) == reading.stuck
             assert reading.temperature_c is None
             assert reading.disk is not None
             assert reading.agent is not None
             assert threading.active_count() <= before + 1
     assert _until(lambda: subject.read().stuck == ())
-    assert subject.read().temperature_c == 52.1
+    assert 52.1 == subject.read().temperature_c
     assert threading.active_count() <= before
 
 
@@ -193,31 +192,31 @@ def test_all_sensors_hang(tree: Tree) -> None:
     before = threading.active_count()
     with hanging(root / "proc/pressure/cpu"), hanging(root / "proc/pressure/io"):
         for _ in range(3):
-            assert subject.read().stuck == ("pressure:cpu", "pressure:io")
+            assert ("pressure:cpu", "pressure:io") == subject.read().stuck
         assert threading.active_count() <= before + 2
     assert _until(lambda: subject.read().stuck == ())
 
 
-def test_a_hung_lane_gives_up_its_late_answer() -> None:
-    """What a probe says after it was left behind belongs to no reading."""
-    gate, runs = threading.Event(), lanes.Lanes(deadline_s=0.02)
+def test_the_late_result_of_a_probe_that_hung_is_dropped() -> None:
+    """What a probe returns after its thread was abandoned belongs to no reading."""
+    gate, runs = threading.Event(), probe_runner.ProbeRunner(deadline_s=0.02)
 
     def slow() -> str:
         gate.wait()
         return "late"
 
     threads: list[str] = []
-    jobs: list[lanes.Job] = [
+    jobs: list[probe_runner.Job] = [
         ("first", lambda: 1),
         ("slow", slow),
         ("last", lambda: threads.append(str(threading.get_ident()))),
     ]
-    assert set(runs.run(jobs)) == {"first", "last"}
-    assert set(runs.run(jobs)) == {"first", "last"}
+    assert {"first", "last"} == set(runs.run(jobs))
+    assert {"first", "last"} == set(runs.run(jobs))
     gate.set()
-    lane_ended = _until(lambda: "slow" in runs.run([("slow", lambda: 2)]))
-    assert lane_ended
-    assert len(threads) == 2  # the lane that was let go did not run what another had taken over
+    ended = _until(lambda: "slow" in runs.run([("slow", lambda: 2)]))
+    assert ended
+    assert 2 == len(threads)  # the abandoned thread did not run what the next one had run
 
 
 def test_a_probe_that_raises_anything_is_broken() -> None:
@@ -226,9 +225,9 @@ def test_a_probe_that_raises_anything_is_broken() -> None:
     def bug() -> object:
         raise ZeroDivisionError("division by zero")
 
-    found = lanes.Lanes(deadline_s=5.0).run([("bug", bug), ("good", lambda: 1)])
-    assert found["bug"] == lanes.Outcome("broken", why="ZeroDivisionError: division by zero")
-    assert found["good"].value == 1
+    found = probe_runner.ProbeRunner(deadline_s=5.0).run([("bug", bug), ("good", lambda: 1)])
+    assert probe_runner.Outcome("broken", why="ZeroDivisionError: division by zero") == found["bug"]
+    assert 1 == found["good"].value
 
 
 @pytest.mark.parametrize(
@@ -248,7 +247,7 @@ def test_what_a_sensor_may_raise(error: OSError, verdict: str) -> None:
     def probe() -> object:
         raise error
 
-    assert lanes.attempt(probe).verdict == verdict
+    assert verdict == probe_runner.attempt(probe).verdict
 
 
 def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,14 +257,14 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert lanes.Lanes(deadline_s=5.0).run([("any", lambda: 1)]) == {}
+    assert {} == probe_runner.ProbeRunner(deadline_s=5.0).run([("any", lambda: 1)])
 
 
 def test_a_missing_source_costs_nothing(tree: Tree) -> None:
     """What is not there has no probe; looking reads no temperature, so that it cannot hang."""
     root = tree(PI)
     names = [probe.name for probe in probes.discover(tree({}) / "empty", root)]
-    assert names == ["clock_synced", "disk"]
+    assert ["clock_synced", "disk"] == names
     temp = root / "sys/class/thermal/thermal_zone0/temp"
     with hanging(temp):
         assert "zone:cpu-thermal" in [probe.name for probe in probes.discover(root, root)]
@@ -276,28 +275,28 @@ def test_a_source_that_goes_and_comes_is_looked_for_rarely(tree: Tree) -> None:
     root, uptime = tree(PI), Clock()
     subject = sampler(root, uptime, rediscover_every_s=600.0)
     temp = root / "sys/class/thermal/thermal_zone0/temp"
-    assert subject.read().temperature_c == 52.1
+    assert 52.1 == subject.read().temperature_c
     temp.unlink()
-    assert subject.read().broken == ()
+    assert () == subject.read().broken
     temp.write_text("40000\n")
     uptime.now += 599
     assert subject.read().temperature_c is None
     uptime.now += 1
-    assert subject.read().temperature_c == 40.0
+    assert 40.0 == subject.read().temperature_c
 
 
 def test_pss_is_read_rarely_and_anew_for_another_worker(tree: Tree) -> None:
-    """The dear figure stands for a minute; a new process has its own at once; a dead one has none."""
+    """PSS is kept for a minute; a new process has its own at once; a dead one has none."""
     root, uptime = tree(KERNEL), Clock()
     subject = sampler(root, uptime, pss_every_s=60.0)
-    assert subject.read(worker_pid=200).worker == ProcessMemory(250000 * PAGE, 30000 * 1024)
+    assert ProcessMemory(250000 * PAGE, 30000 * 1024) == subject.read(worker_pid=200).worker
     tree({"proc/200/smaps_rollup": "Pss: 31000 kB\n", "proc/200/statm": "1 2 3\n"})
     uptime.now += 59
-    assert subject.read(worker_pid=200).worker == ProcessMemory(2 * PAGE, 30000 * 1024)
+    assert ProcessMemory(2 * PAGE, 30000 * 1024) == subject.read(worker_pid=200).worker
     uptime.now += 1
-    assert subject.read(worker_pid=200).worker == ProcessMemory(2 * PAGE, 31000 * 1024)
+    assert ProcessMemory(2 * PAGE, 31000 * 1024) == subject.read(worker_pid=200).worker
     tree({"proc/201/smaps_rollup": "Pss: 5 kB\n", "proc/201/statm": "1 1 1\n"})
-    assert subject.read(worker_pid=201).worker == ProcessMemory(PAGE, 5 * 1024)
+    assert ProcessMemory(PAGE, 5 * 1024) == subject.read(worker_pid=201).worker
     assert subject.read(worker_pid=999).worker is None
     assert subject.read().worker is None
 
@@ -307,7 +306,7 @@ def test_the_real_machine_gives_a_small_reading(tmp_path: Path) -> None:
     subject = Sampler(tmp_path, deadline_s=5.0)
     subject.read()
     reading = subject.read(os.getpid())
-    assert (reading.broken, reading.stuck) == ((), ())
+    assert ((), ()) == (reading.broken, reading.stuck)
     assert reading.memory is not None
     assert reading.worker is not None
     assert len(msgspec.json.encode(reading)) < 1600

@@ -40,7 +40,7 @@ class FakeBackend:
         self.draft_log: list[int] = []  # the number of drafts of each run
         self.steps_log: list[tuple[int, int]] = []  # of each decode: the steps that were asked for and done
         self.watched: list[list[bool]] = []  # of each decode: which sequences wait for drafts
-        self.decodes = False
+        self.max_steps = 1
         self.most_open = 0
         self.kept: list[int] = []  # what `reuse` finds
         self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
@@ -65,12 +65,12 @@ class FakeBackend:
         self.caches[slot].append(token)
 
     def decode(
-        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
     ) -> list[list[int]]:
-        assert steps >= 1
-        self.watched.append([one.past is not None for one in sequences])
+        assert 1 <= steps <= self.max_steps
+        self.watched.append([one.history is not None for one in sequences])
         chosen: list[list[int]] = [[] for _ in sequences]
-        for step in range(steps if self.decodes else 0):
+        for step in range(steps):
             rows = []
             for one, tokens in zip(sequences, chosen, strict=True):
                 cache = self.caches[one.slot]
@@ -82,11 +82,13 @@ class FakeBackend:
                 assert not isinstance(row, ComputeError)
                 self.caches[one.slot] += [one.token, *tokens][-1:]
                 seen = np.array(sorted({*one.seen, *tokens}), np.int32)
-                tokens.append(choose_plain.choose(row[0], one.sampling, seen, one.chances[step]))
-            if any(tokens[-1] in stops for tokens in chosen) or hurry[0]:
+                tokens.append(choose_plain.choose(row[0], one.sampling, seen, one.uniforms[step]))
+            if any(tokens[-1] in stops for tokens in chosen) or interrupt[0]:
                 break
         self.steps_log.append((steps, len(chosen[0])))
-        return chosen if chosen[0] else []
+        if not chosen[0]:
+            raise ComputeError("no")
+        return chosen
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         assert len({item.slot for item in slices}) == len(slices)

@@ -12,7 +12,8 @@ from edged.engine import load_model
 from edged.engine.backends.base import ComputeError
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
-from edged.engine.scheduler import AHEAD, MAX_STEPS, steps_at_once
+from edged.engine.scheduler import MAX_STEPS, steps_per_call
+from edged.engine.scheduler import MULTI_STEP_SECONDS as LIMIT
 from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
@@ -21,7 +22,7 @@ from tests.tiny import WORDS
 
 def ahead(codec: TextCodec, path: Path, requests: list[Request], decodes: bool = True, step: float = 1e-4) -> Engine:
     backend = FakeBackend(codec.vocabulary)
-    backend.decodes = decodes
+    backend.max_steps = 8 if decodes else 1
     engine = make_engine(backend, codec, path)
     engine._clock = Clock(step)
     for number, request in enumerate(requests):
@@ -36,20 +37,27 @@ def fake(engine: Engine) -> FakeBackend:
 
 @pytest.mark.parametrize(
     ("seconds", "steps"),
-    [(None, 1), (1.0, 1), (AHEAD * 0.9, 1), (AHEAD / 2.01, 2), (AHEAD / 3.5, 3), (AHEAD / 100, MAX_STEPS)],
+    [
+        (None, 1),
+        (1.0, 1),
+        (LIMIT * 0.9, 1),
+        (LIMIT / 2.01, 2),
+        (LIMIT / 3.5, 3),
+        (LIMIT / 100, MAX_STEPS),
+    ],
 )
 def test_as_many_steps_as_take_a_moment(seconds: float | None, steps: int) -> None:
     """A slow model computes one at a time, as does one of which nothing is known."""
-    assert steps == steps_at_once(seconds)
+    assert steps == steps_per_call(seconds)
 
 
 def test_no_text_depends_on_it(codec: TextCodec, tiny_gguf: Path) -> None:
     """Ends by stop text, end token, length and context, random draws, penalties: all the same, in fewer calls."""
-    chance = random.Random(4)
+    rng = random.Random(4)
     kinds = [(0.0, 1, (), 1.0), (0.0, 90, (), 1.0), (1.0, 200, (), 1.0), (0.0, 500, (), 1.0), (0.7, 60, ("e",), 1.2)]
     requests = [
         Request(
-            raw=" ".join(chance.choices(WORDS, k=20)),
+            raw=" ".join(rng.choices(WORDS, k=20)),
             sampling=Sampling(temperature=heat, max_tokens=most, seed=seed, stop=stop, repetition_penalty=penalty),
         )
         for seed, (heat, most, stop, penalty) in enumerate(kinds * 4)
@@ -63,10 +71,10 @@ def test_no_text_depends_on_it(codec: TextCodec, tiny_gguf: Path) -> None:
                 fake(engine).script = lambda cache: 2 if sum(cache[-3:]) % 97 == 5 else None
                 outcome |= {int(key) + begin: what(final) for key, final in finals(engine).items()}
                 calls += len(fake(engine).log) + sum(done > 0 for _, done in fake(engine).steps_log)
-                assert fake(engine).caches == {}
+                assert {} == fake(engine).caches
             steps.append((outcome, calls))
         assert steps[0][0] == steps[1][0]
-        assert {reason for reason, *_ in steps[0][0].values()} == {"stop", "length"}
+        assert {"stop", "length"} == {reason for reason, *_ in steps[0][0].values()}
         assert steps[1][1] < steps[0][1] * 0.6
 
 
@@ -75,13 +83,13 @@ def test_the_first_token_comes_alone(codec: TextCodec, tiny_gguf: Path) -> None:
     engine = ahead(codec, tiny_gguf, [Request(raw="hello", sampling=Sampling(temperature=0, max_tokens=20))])
     prompt = engine.encode(Request(raw="hello"))
     fake(engine).kept = prompt[:-1]
-    engine._speculation.measured(1, 1e-4)
+    engine._speculation.observe(1, 1e-4)
     engine.step()
     engine.step()
-    assert fake(engine).log == [[1]]
-    assert fake(engine).steps_log == []
+    assert [[1]] == fake(engine).log
+    assert [] == fake(engine).steps_log
     engine.step()
-    assert fake(engine).steps_log == [(8, 8)]
+    assert [(8, 8)] == fake(engine).steps_log
 
 
 def test_none_past_an_end(codec: TextCodec, tiny_gguf: Path) -> None:
@@ -89,19 +97,19 @@ def test_none_past_an_end(codec: TextCodec, tiny_gguf: Path) -> None:
     requests = [Request(raw="a", sampling=Sampling(temperature=0, max_tokens=most)) for most in (7, 30)]
     engine = ahead(codec, tiny_gguf, requests)
     found = finals(engine)
-    assert [found["0"].usage.completion_tokens, found["1"].usage.completion_tokens] == [7, 30]
+    assert [7, 30] == [found["0"].usage.completion_tokens, found["1"].usage.completion_tokens]
     assert all(asked == done for asked, done in fake(engine).steps_log)
     engine = ahead(codec, tiny_gguf, [Request(raw="5" * 490, sampling=Sampling(temperature=0, max_tokens=500))])
     (final,) = finals(engine).values()
-    assert final.usage.prompt_tokens + final.usage.completion_tokens == 512
+    assert 512 == final.usage.prompt_tokens + final.usage.completion_tokens
 
 
 def test_log_probabilities_are_computed_one_at_a_time(codec: TextCodec, tiny_gguf: Path) -> None:
     """They need all logits; company of one that wants them waits for it."""
     requests = [Request(raw="a", logprobs=wanted, sampling=Sampling(max_tokens=9, seed=1)) for wanted in (True, False)]
     engine = ahead(codec, tiny_gguf, requests)
-    assert len(finals(engine)["0"].logprobs) == 9
-    assert fake(engine).steps_log == []
+    assert 9 == len(finals(engine)["0"].logprobs)
+    assert [] == fake(engine).steps_log
 
 
 def test_a_failing_step_fails_its_sequence_alone(codec: TextCodec, tiny_gguf: Path) -> None:
@@ -114,8 +122,8 @@ def test_a_failing_step_fails_its_sequence_alone(codec: TextCodec, tiny_gguf: Pa
         ComputeError("no") if cache[:prompt] == start and len(cache) == prompt + 11 else None
     )
     found = finals(engine)
-    assert (found["0"].reason, found["0"].usage.completion_tokens) == ("failed", 11)
-    assert (found["1"].reason, found["1"].usage.completion_tokens) == ("length", 20)
+    assert ("failed", 11) == (found["0"].reason, found["0"].usage.completion_tokens)
+    assert ("length", 20) == (found["1"].reason, found["1"].usage.completion_tokens)
 
 
 def test_something_new_ends_a_call(codec: TextCodec, tiny_gguf: Path) -> None:
@@ -126,7 +134,7 @@ def test_something_new_ends_a_call(codec: TextCodec, tiny_gguf: Path) -> None:
     engine.interrupt()
     for _ in range(3):
         engine.step()
-    assert fake(engine).steps_log == [(8, 8), (8, 8), (8, 1), (8, 8), (8, 8)]
+    assert [(8, 8), (8, 8), (8, 1), (8, 8), (8, 8)] == fake(engine).steps_log
 
 
 def test_a_cancel_is_seen_between_two_calls(codec: TextCodec, tiny_gguf: Path) -> None:
@@ -139,9 +147,9 @@ def test_a_cancel_is_seen_between_two_calls(codec: TextCodec, tiny_gguf: Path) -
     found = engine.step()
     final = found[-1][1]
     assert isinstance(final, Final)
-    assert final.reason == "cancelled"
+    assert "cancelled" == final.reason
     assert final.text == text + "".join(event.text for _, event in found if isinstance(event, Chunk))
-    assert final.usage.completion_tokens == 25
+    assert 25 == final.usage.completion_tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 6, 8])
@@ -155,7 +163,7 @@ def test_those_wait_for_drafts_for_which_they_would_pay(codec: TextCodec, tiny_g
     for rows in range(1, 9):  # each token more costs a tenth
         engine._speculation._seconds[rows], engine._speculation._age[rows] = 1e-4 * (1 + 0.1 * rows), 0
     for number, sequence in enumerate(engine._sequences.values()):
-        sequence.lookup._right, sequence.lookup._tried = (9.0, 10.0) if number % 2 else (0.0, 10.0)
+        sequence.lookup._accepted, sequence.lookup._proposed = (9.0, 10.0) if number % 2 else (0.0, 10.0)
         sequence.lookup._expected = []
     fake(engine).watched.clear()
     engine.step()
@@ -165,10 +173,10 @@ def test_those_wait_for_drafts_for_which_they_would_pay(codec: TextCodec, tiny_g
 @pytest.mark.skipif(kernels_missing() is not None, reason=f"no kernels: {kernels_missing()}")
 def test_the_native_engine_gives_the_same(tiny_gguf: Path, tmp_path: Path) -> None:
     """Texts with and without, with and without drafts beside it, whatever the width; and it was used."""
-    chance = random.Random(3)
+    rng = random.Random(3)
     requests = [
         Request(
-            raw=" ".join([*WORDS[:20], *chance.choices(WORDS, k=12)]),
+            raw=" ".join([*WORDS[:20], *rng.choices(WORDS, k=12)]),
             sampling=Sampling(temperature=0.4 * (number % 2), max_tokens=70, seed=number, top_k=40 * (number % 3)),
         )
         for number in range(12)

@@ -16,8 +16,8 @@ from edged.engine.constraint import ConstraintError, FormatCompiler
 from edged.engine.engine import Engine, Event
 from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import FakeBackend, make_engine
+from tests.engine.running import check, drain
 from tests.engine.schema_check import obeys
-from tests.engine.test_turns import check, drain
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -215,7 +215,7 @@ def test_p08_a_library_that_breaks_fails_the_sequence_alone(engine: Engine, monk
     bad, good = check(events["bad"]), check(events["good"])
     assert bad.failure is not None
     assert ("failed", "format", "stop") == (bad.reason, bad.failure.code, good.reason)
-    assert "llguidance says" in bad.failure.message
+    assert "llguidance reports" in bad.failure.message
 
 
 def codec_token(engine: Engine, letter: str) -> int:

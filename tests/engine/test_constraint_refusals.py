@@ -121,8 +121,8 @@ def test_a_format_that_no_text_obeys_says_so(engine: Engine) -> None:
 
 def test_a_model_without_the_letters_is_refused(codec: TextCodec) -> None:
     poor = FormatCompiler(codec)
-    poor._words = lambda: [b"a" if token == 9 else b"" for token in range(codec.vocabulary + 1)]  # type: ignore[method-assign]
-    assert poor.compile(Choice(("aa",))).allowed(codec.vocabulary).nonzero()[0].tolist() == [9]
+    poor._token_texts = lambda: [b"a" if token == 9 else b"" for token in range(codec.vocabulary + 1)]  # type: ignore[method-assign]
+    assert [9] == poor.compile(Choice(("aa",))).allowed(codec.vocabulary).nonzero()[0].tolist()
     with pytest.raises(PromptRefused, match="cannot be used"):
         poor.compile(Choice(("b",)))
 
@@ -171,7 +171,7 @@ def test_the_kernel_finds_the_check_before_the_worker(monkeypatch: pytest.Monkey
         "format_check.trial = lambda grammar: open('/proc/self/oom_score_adj').read()\nformat_check.main()"
     )
     monkeypatch.setattr(format_check, "__file__", str(told))
-    assert "1000\n" == format_check.complaint("", format_check.USUAL_BYTES)
+    assert "1000\n" == format_check.grammar_error("", format_check.USUAL_BYTES)
 
 
 def test_the_library_is_loaded_only_for_a_format(engine: Engine, codec: TextCodec) -> None:

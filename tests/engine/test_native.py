@@ -84,7 +84,7 @@ def test_a_shared_beginning_is_computed_once(tiny_gguf: Path, models: Path) -> N
         assert isinstance(final, Final)
         cached.append((final.usage.cached_tokens, final.usage.prompt_tokens))
         assert final.usage.prompt_tokens == len(model.encode(Request(raw=f"{text} {end}")))
-    assert cached[0][0] == 0
+    assert 0 == cached[0][0]
     assert cached[1][0] >= cached[1][1] - 33
 
 
@@ -101,7 +101,7 @@ def test_cached_tokens_are_never_ones_own(tiny_gguf: Path, models: Path) -> None
     while engine.busy:
         finals |= {key: event for key, event in engine.step() if isinstance(event, Final)}
     assert finals["long"].usage.prompt_tokens > 600
-    assert finals["long"].usage.cached_tokens == 0
+    assert 0 == finals["long"].usage.cached_tokens
 
 
 def test_prompts_that_arrive_together_share_the_work(tiny_gguf: Path, models: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_is_loaded_says_how(tiny_gguf: Path, tiny_checkpoint: Path, models:
     assert np.array_equal(own.logits([5, 6, 7]), load(tiny_gguf, models).logits([5, 6, 7]))
     with pytest.raises(ModelError, match="reads no packed folders"):
         load(models / "own", models, "torch")
-    with pytest.raises(ModelError, match="has its bits already"):
+    with pytest.raises(ModelError, match="are quantized already"):
         load(models / "own", models, bits=4)
 
 
@@ -159,7 +159,7 @@ def test_p06_packed_bytes_are_verified_and_made_again(tiny_gguf: Path, tmp_path:
     (tmp_path / "own" / "model.safetensors").write_bytes(flipped)
     with pytest.raises(ModelError) as caught:
         load(tmp_path / "own", tmp_path)
-    assert caught.value.code == "tampered"
+    assert "tampered" == caught.value.code
 
 
 def test_p06_a_file_that_was_not_packed_is_not_used(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_p06_a_file_that_was_not_packed_is_not_used(tiny_checkpoint: Path, tmp_p
     (tmp_path / "own" / "chat_template.jinja").write_text("EVIL {{ messages[0].content }}")
     with pytest.raises(ModelError) as caught:
         load(tmp_path / "own", tmp_path, digest=digest)
-    assert caught.value.code == "tampered"
+    assert "tampered" == caught.value.code
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -181,11 +181,11 @@ def test_tensors_that_would_be_left_out_go_to_torch(tiny_gguf: Path, tmp_path: P
         f"blk.{layer}.attn_{part}.bias": np.ones(size, np.float32) for layer in (0, 1) for part, size in sizes.items()
     }
     rewrite(tiny_gguf, path, architecture, bias)
-    with pytest.raises(ModelError, match=r"no use for the tensor blk.0.attn_k.bias|lacks the attention") as caught:
+    with pytest.raises(ModelError, match=r"does not use the tensor blk.0.attn_k.bias|lacks the attention") as caught:
         load(path, tmp_path, "native")
-    assert caught.value.code == "unsupported"
+    assert "unsupported" == caught.value.code
     info = load(path, tmp_path).info
-    assert (info.backend, bool(info.fallback)) == ("torch", True)
+    assert ("torch", True) == (info.backend, bool(info.fallback))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_metadata_of_the_wrong_kind_is_refused(tiny_gguf: Path, tmp_path: Path, 
 def test_huge_numbers_in_metadata_are_kept(tiny_gguf: Path, tmp_path: Path) -> None:
     """What means nothing to us may be any number."""
     rewrite(tiny_gguf, tmp_path / "odd.gguf", "llama", {}, {"general.serial": (1 << 64) - 1})
-    assert load(tmp_path / "odd.gguf", tmp_path).info.backend == "native"
+    assert "native" == load(tmp_path / "odd.gguf", tmp_path).info.backend
 
 
 def rewrite(
@@ -240,7 +240,7 @@ def rewrite(
         writer.kv_data[0].pop(key, None)
         within = kinds[type(value[0])] if isinstance(value, list) else None
         writer.add_key_value(key, value, kinds[type(value)], sub_type=within)
-    for tensor in file:
+    for tensor in file.tensors.values():
         raw = file.raw(tensor.name)
         rows = raw.view(np.float32) if tensor.type == "F32" else raw.reshape(tensor.shape[0], -1)
         writer.add_tensor(
@@ -265,13 +265,13 @@ def test_what_it_cannot_run_goes_to_torch_and_says_so(
 
     monkeypatch.setattr("edged.engine.backends.native_open.load_library", none)
     info = load(tiny_gguf, models, on_progress=said.append).info
-    assert info.backend == "torch"
+    assert "torch" == info.backend
     assert "no C++ compiler" in info.fallback
-    assert any("taking the torch backend" in words for words in said)
+    assert any("using the torch backend" in words for words in said)
     with pytest.raises(ModelError, match="no C\\+\\+ compiler"):
         load(tiny_gguf, models, "native")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'edged\[torch\]'"):
+    with pytest.raises(ModelError, match=r"-m pip install '.*\[torch\]'"):
         load(tiny_gguf, models)
 
 
@@ -285,4 +285,4 @@ def test_serving_imports_no_torch(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'transformers', 'optimum'} & sys.modules.keys()))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout.split()[1:]) == (0, ["native"]), result.stderr
+    assert (0, ["native"]) == (result.returncode, result.stdout.split()[1:]), result.stderr

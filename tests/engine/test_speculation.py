@@ -12,13 +12,13 @@ from edged.core.prompt import Choice, Request, Sampling
 from edged.engine import load_model
 from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.engine import Engine
-from edged.engine.speculation import AGAIN, Lookup, Offer, Speculation
+from edged.engine.speculation import STALE_AFTER, PromptLookup, Proposal, Speculation
 from edged.models.tokenizer.codec import TextCodec
 from tests.engine.conftest import Clock, FakeBackend, finals, make_engine, what
 from tests.native.conftest import kernels_missing
 from tests.tiny import WORDS
 
-LIKELY = Offer([1] * 7, 0.9)
+LIKELY = Proposal([1] * 7, 0.9)
 
 
 @pytest.mark.parametrize(
@@ -37,84 +37,84 @@ LIKELY = Offer([1] * 7, 0.9)
 )
 def test_what_followed_before_is_offered(text: list[int], most: int, expected: list[int]) -> None:
     """After the last two tokens, better three or four."""
-    assert expected == Lookup(text).offer(most)
+    assert expected == PromptLookup(text).propose(most)
 
 
 def test_a_lookup_learns_whether_it_was_right() -> None:
     """Also from drafts that were not computed; a wrong one ends the row, and old ones count for less."""
-    lookup = Lookup([1, 2, 3, 4, 9, 1, 2])
-    first = lookup.chance
-    assert [3, 4, 9] == lookup.offer(3)
+    lookup = PromptLookup([1, 2, 3, 4, 9, 1, 2])
+    first = lookup.acceptance
+    assert [3, 4, 9] == lookup.propose(3)
     lookup.append(3)
-    better = lookup.chance
+    better = lookup.acceptance
     lookup.append(7)
-    worse = lookup.chance
+    worse = lookup.acceptance
     lookup.append(9)  # after a wrong one nothing is said of those that followed
     assert first < worse < better
-    assert worse == lookup.chance
-    sure = Lookup([7] * 4)
+    assert worse == lookup.acceptance
+    sure = PromptLookup([7] * 4)
     for _ in range(60):
-        sure.offer(1)
+        sure.propose(1)
         sure.append(7)
-    assert sure.chance > 0.85
+    assert sure.acceptance > 0.85
     for token in range(60):
         sure.append(token)
         sure.append(7)
         sure.append(7)
-        sure.offer(1)
-    assert sure.chance < 0.15
+        sure.propose(1)
+    assert sure.acceptance < 0.15
 
 
 def test_drafts_are_computed_where_they_pay() -> None:
     """As many as make most tokens a second by what steps took here; none before that is known, or when it is slow."""
     speculation = Speculation()
-    assert speculation.count([LIKELY]) == 0
-    speculation.measured(1, 1.0)
-    assert speculation.count([LIKELY]) == 7  # never tried
+    assert 0 == speculation.draft_count([LIKELY])
+    speculation.observe(1, 1.0)
+    assert 7 == speculation.draft_count([LIKELY])  # never tried
     for rows, seconds in ((8, 6.0), (4, 1.5), (2, 1.2)):
-        speculation.measured(rows, seconds)
-    assert speculation.count([LIKELY]) == 3
-    assert speculation.count([Offer([1] * 7, 0.3)]) == 1
-    assert speculation.count([Offer([1] * 7, 0.05)]) == 0
-    assert speculation.count([Offer([], 0.9)]) == 0
-    assert speculation.count([Offer([1] * 7, 0.15)]) == 0  # too little to gain
-    assert speculation.count([]) == 0
+        speculation.observe(rows, seconds)
+    assert 3 == speculation.draft_count([LIKELY])
+    assert 1 == speculation.draft_count([Proposal([1] * 7, 0.3)])
+    assert 0 == speculation.draft_count([Proposal([1] * 7, 0.05)])
+    assert 0 == speculation.draft_count([Proposal([], 0.9)])
+    assert 0 == speculation.draft_count([Proposal([1] * 7, 0.15)])  # too little to gain
+    assert 0 == speculation.draft_count([])
 
 
 def test_a_step_with_drafts_has_8_tokens_at_most() -> None:
     """Of all sequences together: a processor without much to spare computes no more at once."""
     speculation = Speculation()
     for rows in (6, 7, 8, 9, 10, 13):
-        speculation.measured(rows, 1.0)
-    assert speculation.count([LIKELY] * 6) == 0
-    assert speculation.count([LIKELY] * 7) == 0
-    assert speculation.count([LIKELY] * 9) == 0
-    assert speculation.count([Offer([], 0.9)] * 6 + [Offer([1], 0.9)]) == 1
+        speculation.observe(rows, 1.0)
+    assert 0 == speculation.draft_count([LIKELY] * 6)
+    assert 0 == speculation.draft_count([LIKELY] * 7)
+    assert 0 == speculation.draft_count([LIKELY] * 9)
+    assert 1 == speculation.draft_count([Proposal([], 0.9)] * 6 + [Proposal([1], 0.9)])
 
 
 def test_an_interrupted_step_is_forgotten() -> None:
     """One that took a hundred times as long counts for little, and what was slow once is tried again some day."""
     speculation = Speculation()
     for rows, seconds in ((1, 1.0), (2, 1.1), (4, 1.2), (8, 1.5)):
-        speculation.measured(rows, seconds)
-    speculation.measured(8, 150.0)
-    assert speculation.count([LIKELY]) == 7
+        speculation.observe(rows, seconds)
+    speculation.observe(8, 150.0)
+    assert 7 == speculation.draft_count([LIKELY])
     for _ in range(9):
-        speculation.measured(8, 150.0)
-    assert speculation.count([LIKELY]) == 3
-    chosen = run(speculation, LIKELY, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.5}, AGAIN + 10)
+        speculation.observe(8, 150.0)
+    assert 3 == speculation.draft_count([LIKELY])
+    chosen = run(speculation, LIKELY, {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.5}, STALE_AFTER + 10)
     assert 7 == chosen[-1]
 
 
-@pytest.mark.parametrize(("chance", "best"), [(0.0, 1.0), (0.04, 1.0), (0.3, 1.2), (0.9, 3.3)])
-def test_a_bad_beginning_does_not_last(chance: float, best: float) -> None:
+@pytest.mark.parametrize(("rng", "best"), [(0.0, 1.0), (0.04, 1.0), (0.3, 1.2), (0.9, 3.3)])
+def test_a_bad_beginning_does_not_last(rng: float, best: float) -> None:
     """The first step without drafts was interrupted: that is measured again, and few tokens are lost."""
     costs = {1: 1.0, 2: 1.08, 4: 1.2, 8: 1.7}
     speculation = Speculation()
-    speculation.measured(1, 3.0)
-    offer = Offer([1] * 7, chance)
+    speculation.observe(1, 3.0)
+    offer = Proposal([1] * 7, rng)
     chosen = run(speculation, offer, costs, 5000)
-    speed = sum(offer.tokens(count) for count in chosen) / sum(costs[1 + count] for count in chosen)
+    speed = sum(offer.expected_tokens(count) for count in chosen) / sum(costs[1 + count] for count in chosen)
     assert speed > 0.93 * best
 
 
@@ -123,15 +123,15 @@ def test_a_clock_that_stands_still(codec: TextCodec, tiny_gguf: Path) -> None:
     engine, _ = drafting(codec, tiny_gguf, 7, [Request(raw=" ".join(WORDS), sampling=Sampling(temperature=0))])
     engine._clock = lambda: 5.0
     (final,) = finals(engine).values()
-    assert final.reason == "length"
+    assert "length" == final.reason
 
 
-def run(speculation: Speculation, offer: Offer, costs: dict[int, float], steps: int) -> list[int]:
+def run(speculation: Speculation, offer: Proposal, costs: dict[int, float], steps: int) -> list[int]:
     """The number of drafts chosen in each of so many steps that take what `costs` says."""
     chosen = []
     for _ in range(steps):
-        chosen.append(speculation.count([offer]))
-        speculation.measured(1 + chosen[-1], costs[1 + chosen[-1]])
+        chosen.append(speculation.draft_count([offer]))
+        speculation.observe(1 + chosen[-1], costs[1 + chosen[-1]])
     return chosen
 
 
@@ -153,7 +153,7 @@ def drafting(codec: TextCodec, path: Path, drafts: int, requests: list[Request])
 def test_no_text_depends_on_drafts(codec: TextCodec, tiny_gguf: Path) -> None:
     """Ends by stop text, length, context and format, random draws, penalties, log probabilities: all the same, in
     fewer steps."""
-    chance = random.Random(4)
+    rng = random.Random(4)
     samplings = [
         Sampling(temperature=temperature, max_tokens=most, seed=seed, stop=stop, repetition_penalty=penalty)
         for seed, (temperature, most, stop, penalty) in enumerate(
@@ -162,7 +162,7 @@ def test_no_text_depends_on_drafts(codec: TextCodec, tiny_gguf: Path) -> None:
         )
     ]
     requests = [
-        Request(raw=" ".join(chance.choices(WORDS, k=20)), sampling=sampling, logprobs=True) for sampling in samplings
+        Request(raw=" ".join(rng.choices(WORDS, k=20)), sampling=sampling, logprobs=True) for sampling in samplings
     ]
     requests.append(Request(raw="go", format=Choice(("one two one two one two one two",)), sampling=Sampling(seed=1)))
     for width in (1, 3, len(requests)):
@@ -174,10 +174,10 @@ def test_no_text_depends_on_drafts(codec: TextCodec, tiny_gguf: Path) -> None:
                 engine, backend = drafting(codec, tiny_gguf, drafts, requests[begin : begin + width])
                 outcome |= {int(key) + begin: what(final) for key, final in finals(engine).items()}
                 runs += len(backend.log)
-                assert backend.caches == {}
+                assert {} == backend.caches
             steps.append((outcome, runs))
         assert steps[0][0] == steps[1][0]
-        assert len(steps[0][0]) == len(requests)
+        assert len(requests) == len(steps[0][0])
         assert steps[1][1] < steps[0][1]
 
 
@@ -188,7 +188,7 @@ def test_a_repeating_text_takes_far_fewer_steps(codec: TextCodec, tiny_gguf: Pat
     for drafts in (0, 1, 7):
         engine, backend = drafting(codec, tiny_gguf, drafts, [request])
         (final,) = finals(engine).values()
-        assert final.usage.completion_tokens == 200
+        assert 200 == final.usage.completion_tokens
         runs.append(len(backend.log))
     assert runs[1] < 0.75 * runs[0]
     assert runs[2] < 0.45 * runs[0], runs
@@ -211,7 +211,7 @@ def test_a_text_may_end_amid_its_drafts(codec: TextCodec, tiny_gguf: Path) -> No
             backend.script = copying(len(engine.encode(Request(raw=words))), copied, ended)
             (final,) = finals(engine).values()
             found.append((what(final), len(backend.log)))
-            assert backend.caches == {}
+            assert {} == backend.caches
         assert found[0][0] == found[1][0]
         assert "stop" == found[0][0][0]
         assert found[1][1] < found[0][1]
@@ -222,7 +222,7 @@ def test_only_steps_that_decode_are_measured(codec: TextCodec, tiny_gguf: Path) 
     requests = [Request(raw="8" * 400, sampling=Sampling(temperature=0, max_tokens=30)) for _ in range(2)]
     engine, backend = drafting(codec, tiny_gguf, 7, requests)
     rows: list[int] = []
-    engine._speculation.measured = lambda count, seconds: rows.append(count)  # type: ignore[method-assign]
+    engine._speculation.observe = lambda count, seconds: rows.append(count)  # type: ignore[method-assign]
     finals(engine)
     decoded = [drafts + len(run) for run, drafts in zip(backend.log, backend.draft_log, strict=True) if max(run) == 1]
     assert decoded == rows
@@ -241,16 +241,16 @@ def test_a_prompt_is_not_held_up_by_drafts(codec: TextCodec, tiny_gguf: Path) ->
     backend.draft_log.clear()
     while any(sequence.prefilling for sequence in engine._sequences.values()):
         engine.step()
-    assert set(backend.draft_log) == {0}
+    assert {0} == set(backend.draft_log)
 
 
 @pytest.mark.skipif(kernels_missing() is not None, reason=f"no kernels: {kernels_missing()}")
 def test_the_native_engine_gives_the_same_with_drafts(tiny_gguf: Path, tmp_path: Path) -> None:
     """Texts, log probabilities and what the cache kept for a second round, whatever the width; drafts were kept."""
-    chance = random.Random(2)
+    rng = random.Random(2)
     requests = [
         Request(
-            raw=" ".join([*WORDS[:20], *chance.choices(WORDS, k=12)]),
+            raw=" ".join([*WORDS[:20], *rng.choices(WORDS, k=12)]),
             sampling=Sampling(temperature=0.3 * (number % 2), max_tokens=80, seed=number, repetition_penalty=0.6),
             logprobs=True,
         )

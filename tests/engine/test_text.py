@@ -72,24 +72,24 @@ def test_a_draw_falls_where_the_running_sum_says(weights: list[int], chance: flo
     """Whole numbers, so that sums are exact: against the plain search through all of them."""
     ends = np.cumsum(weights)
     expected = int(np.searchsorted(ends, chance * float(ends[-1]), side="right"))
-    assert draw(np.asarray(weights, np.float32), chance) == expected
+    assert expected == draw(np.asarray(weights, np.float32), chance)
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.2, 1e-9], np.float32))
     sampler = Sampler(Sampling(temperature=1.0, seed=3), [])
-    counts = np.bincount([sampler.pick(logits) for _ in range(20_000)], minlength=4) / 20_000
+    counts = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=4) / 20_000
     assert np.abs(counts - [0.5, 0.3, 0.2, 0.0]).max() < 0.015
 
 
 def test_greedy_and_penalty() -> None:
     logits = np.array([1.0, 3.0, 3.0, -1.0], np.float32)
-    assert Sampler(Sampling(temperature=0), []).pick(logits) == 1
-    assert Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).pick(logits) == 2
+    assert 1 == Sampler(Sampling(temperature=0), []).sample(logits)
+    assert 2 == Sampler(Sampling(temperature=0, repetition_penalty=1.5), [1]).sample(logits)
     assert logits.tolist() != [3.0, 1.0, 3.0, -1.0]
-    assert logits.tolist() == [1.0, 3.0, 3.0, -1.0]  # the backend's array is not written to
+    assert [1.0, 3.0, 3.0, -1.0] == logits.tolist()  # the backend's array is not written to
     sampler = Sampler(Sampling(temperature=0, repetition_penalty=2.0), [])
-    assert [sampler.pick(logits) for _ in range(4)] == [1, 2, 1, 1]
+    assert [1, 2, 1, 1] == [sampler.sample(logits) for _ in range(4)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -98,14 +98,14 @@ def test_bad_logits(value: float) -> None:
     logits[3] = value
     for temperature in (0.0, 1.0):
         with pytest.raises(BadLogitsError):
-            Sampler(Sampling(temperature=temperature), []).pick(logits)
+            Sampler(Sampling(temperature=temperature), []).sample(logits)
     with pytest.raises(BadLogitsError):
-        Sampler(Sampling(), []).pick(np.full(10, -np.inf, np.float32))
+        Sampler(Sampling(), []).sample(np.full(10, -np.inf, np.float32))
 
 
 def test_tiny_temperatures_do_not_overflow() -> None:
     logits = np.array([5.0, -500.0, 4.99], np.float32)
-    assert Sampler(Sampling(temperature=1e-12, seed=1), []).pick(logits) == 0
+    assert 0 == Sampler(Sampling(temperature=1e-12, seed=1), []).sample(logits)
 
 
 STOPS = st.lists(st.text("abé€\n", min_size=1, max_size=4), max_size=3)

@@ -95,7 +95,7 @@ def test_a_real_vocabulary(real_gguf: Path, tmp_path: Path) -> None:
     texts = read_texts(real_gguf)
     tables = mapped(texts.codec, tmp_path / "folder")
     chosen = random.Random(0)
-    samples = [path.read_text("utf-8") for path in (*ROOT.glob("docs/*.md"), *ROOT.glob("edged/**/*.py"))]
+    samples = [path.read_text("utf-8") for path in (*ROOT.glob("docs/**/*.md"), *ROOT.glob("edged/**/*.py"))]
     samples += ["".join(chosen.choices(PIECES, k=30)) for _ in range(300)]
     for text in samples:
         for specials in (False, True):

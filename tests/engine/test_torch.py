@@ -35,22 +35,22 @@ def final(model: Model, prompt: str | Request, sampling: Sampling | None = None)
 def test_importing_the_engine_imports_no_torch() -> None:
     loaded = "bool({'torch', 'transformers'} & sys.modules.keys())"
     code = f"import sys, edged.engine, edged.models.store.pull; sys.exit({loaded})"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode
 
 
 def test_info(model: Model, tiny_gguf: Path) -> None:
     info = model.info
-    assert (
+    assert ("tiny.gguf", "llama", "torch", "float32 (from q8_0)") == (
         info.name,
         info.architecture,
         info.backend,
         info.quantization,
-    ) == ("tiny.gguf", "llama", "torch", "float32 (from q8_0)")
-    assert (info.context, info.slots) == (2048, MAX_SLOTS)
+    )
+    assert (2048, MAX_SLOTS) == (info.context, info.slots)
     assert info.digest.startswith("sha256:")
     assert info.weights_bytes > 100_000
-    assert load_model(tiny_gguf, "torch", context=100).info.context == 100
-    assert load_model(tiny_gguf, "torch", context=10**6).info.context == 2048  # no more than it was trained for
+    assert 100 == load_model(tiny_gguf, "torch", context=100).info.context
+    assert 2048 == load_model(tiny_gguf, "torch", context=10**6).info.context  # no more than it was trained for
 
 
 def test_logits_of_a_chunk_are_those_of_single_tokens(model: Model) -> None:
@@ -106,17 +106,17 @@ def test_kinds_of_prompts(model: Model) -> None:
     assert final(model, "hi", GREEDY).text == final(model, Request(turns=turns, sampling=GREEDY)).text
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert final(model, "hi", GREEDY).text == final(model, Request(raw=text), GREEDY).text
-    assert final(model, "hi", GREEDY).usage.completion_tokens == 40
+    assert 40 == final(model, "hi", GREEDY).usage.completion_tokens
 
 
 def test_p07_memory_is_admitted_before_it_is_used(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edged.engine.load.available_bytes", lambda: 90_000_000)
     with pytest.raises(ModelError, match=r"needs [\d,]+ MB .* but 90 MB are free") as caught:
         load_model(tiny_gguf, "torch")
-    assert caught.value.code == "no_memory"
-    assert admit(10**9, 10**8, 10**9 + 2 * 10**8).slots == 1
-    assert admit(10**9, 10**8, 10**9 + 6 * 10**8).slots == 4
-    assert admit(1, 1, 10**10).slots == MAX_SLOTS
+    assert "no_memory" == caught.value.code
+    assert 1 == admit(10**9, 10**8, 10**9 + 2 * 10**8).slots
+    assert 4 == admit(10**9, 10**8, 10**9 + 6 * 10**8).slots
+    assert MAX_SLOTS == admit(1, 1, 10**10).slots
 
 
 def test_what_is_not_supported_says_so(tiny_gguf: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_is_not_supported_says_so(tiny_gguf: Path) -> None:
     for options, words in cases:
         with pytest.raises(ModelError, match=words) as caught:
             load_model(tiny_gguf, **options)  # type: ignore[arg-type]
-        assert caught.value.code == "unsupported"
+        assert "unsupported" == caught.value.code
 
 
 def test_damaged_weights_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_damaged_weights_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     cut.write_bytes(tiny_gguf.read_bytes()[:-1000])
     with pytest.raises(ModelError) as caught:
         load_model(cut, "torch")
-    assert caught.value.code == "bad_model"
+    assert "bad_model" == caught.value.code
 
 
 def test_a_checkpoint_in_8_bits(tiny_checkpoint: Path) -> None:
@@ -167,12 +167,12 @@ def test_a_checkpoint_that_lacks_weights(tiny_checkpoint: Path, tmp_path: Path) 
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="lacks 1 weights") as caught:
         load_model(folder, "torch")
-    assert caught.value.code == "bad_model"
+    assert "bad_model" == caught.value.code
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "klingon", "architectures": ["Klingon"]}))
     with pytest.raises(ModelError) as caught:
         load_model(folder, "torch")
-    assert caught.value.code == "unsupported"
+    assert "unsupported" == caught.value.code
 
 
 def rewritten(
@@ -269,8 +269,8 @@ def test_the_real_file_computes_what_transformers_computes(real_gguf: Path) -> N
 @pytest.mark.real_model
 def test_the_capital_of_japan(real_gguf: Path) -> None:
     model = load_model(real_gguf, "torch", context=512, threads=2)
-    assert model.info.quantization == "bfloat16 (from q4_1)"
+    assert "bfloat16 (from q4_1)" == model.info.quantization
     answer = final(model, "What is the capital of Japan?", GREEDY)
     assert "Tokyo" in answer.text
-    assert answer.reason == "stop"
-    assert answer.text == final(model, "What is the capital of Japan?", GREEDY).text
+    assert "stop" == answer.reason
+    assert final(model, "What is the capital of Japan?", GREEDY).text == answer.text

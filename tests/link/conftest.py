@@ -1,4 +1,4 @@
-"""What tests of a connection share: one that records what it says, and a server that answers as it is told."""
+"""What tests of a connection share: one that records its events, and a server with set answers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ from typing import Any, TypeVar
 import pytest
 
 from edged.config.schema import Mqtt
-from edged.link.connection import (
-    Acked,
-    Arrived,
-    Connection,
-    Down,
-    Event,
-    Subscription,
-    Up,
-    Will,
-)
+from edged.link.attempt import Subscription, Will
+from edged.link.connection import Connection
+from edged.link.events import Acked, Arrived, Down, Event, Up
 from tests.support import SECONDS, Broker
 
 E_ = TypeVar("E_", Up, Down, Arrived, Acked)
@@ -52,7 +45,7 @@ class Line:
         self._kept: list[Event] = []
         self.bounds: list[tuple[float, float]] = []
         self.open = threading.Event()
-        """While it is clear, the network thread stands still as soon as it has something to post."""
+        """While it is clear, the network thread blocks as soon as it posts."""
         self.open.set()
         self.connection = Connection(
             Mqtt(url=url, **mqtt),
@@ -61,20 +54,21 @@ class Line:
             subscriptions,
             self._take,
             clock=clock,
-            chance=self._chance,
+            uniform=self._uniform,
         )
 
     def _take(self, event: Event) -> None:
         self.open.wait()
         self.events.put(event)
 
-    def _chance(self, low: float, high: float) -> float:
+    def _uniform(self, low: float, high: float) -> float:
         self.bounds.append((low, high))
         return 0.0 if low == 0 else 300.0
 
     def cut(self) -> None:
         """Ends the connection under both ends, as a network does."""
-        paho = self.connection._client
+        attempt = self.connection._attempt
+        paho = attempt._client if attempt is not None else None
         assert paho is not None
         sock = paho.socket()
         assert isinstance(sock, socket.socket)

@@ -7,13 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from edged.link.access import broker_address
-from edged.link.connection import (
-    Acked,
-    Arrived,
-    Down,
-    Subscription,
-    Up,
-)
+from edged.link.attempt import Subscription
+from edged.link.events import Acked, Arrived, Down, Up
 from tests.link.conftest import CONFIG, PROMPTS, ROOT, STATUS, Line
 from tests.support import Broker, Client
 
@@ -30,7 +25,7 @@ from tests.support import Broker, Client
     ],
 )
 def test_a_url_names_host_and_port(url: str, address: tuple[str, int]) -> None:
-    assert broker_address(url) == address
+    assert address == broker_address(url)
 
 
 # ---- a real broker --------------------------------------------------------------------------------------------------
@@ -40,12 +35,12 @@ def test_a_url_names_host_and_port(url: str, address: tuple[str, int]) -> None:
 def test_up_means_that_the_subscriptions_stand(line: Callable[..., Line], client: Client) -> None:
     made = line(Subscription(PROMPTS, retained=False))
     up = made.next(Up)
-    assert (up.version, up.refused) == ("5", ())
+    assert ("5", ()) == (up.version, up.refused)
     assert up.window > 0
     client.publish(f"{ROOT}/prompt/me", b"x", ResponseTopic="r", CorrelationData=b"\0\xff", ContentType="text/plain")
     message = made.next(Arrived)
-    assert (message.topic, message.payload, message.qos, message.retain) == (f"{ROOT}/prompt/me", b"x", 1, False)
-    assert (message.response_topic, message.correlation, message.content_type) == ("r", b"\0\xff", "text/plain")
+    assert (f"{ROOT}/prompt/me", b"x", 1, False) == (message.topic, message.payload, message.qos, message.retain)
+    assert ("r", b"\0\xff", "text/plain") == (message.response_topic, message.correlation, message.content_type)
 
 
 @pytest.mark.broker
@@ -57,16 +52,16 @@ def test_retained_prompts_stay_away_at_subscribe_and_are_marked_when_live_while_
     try:
         made = line(Subscription(PROMPTS, retained=False), Subscription(CONFIG, retained=True))
         first = made.next(Arrived)
-        assert (first.topic, first.payload, first.retain) == (CONFIG, b"layer", True)
+        assert (CONFIG, b"layer", True) == (first.topic, first.payload, first.retain)
         made.connection.acknowledge(first)
         client.publish(f"{ROOT}/prompt/new", b"new", retain=True)
         second = made.next(Arrived)
-        assert (second.topic, second.retain) == (f"{ROOT}/prompt/new", True)
+        assert (f"{ROOT}/prompt/new", True) == (second.topic, second.retain)
         made.connection.acknowledge(second)
         made.connection.restart("a test")
         made.next(Up)
         third = made.next(Arrived)
-        assert (third.topic, third.payload) == (CONFIG, b"layer")
+        assert (CONFIG, b"layer") == (third.topic, third.payload)
     finally:
         for topic in (f"{ROOT}/prompt/old", f"{ROOT}/prompt/new", CONFIG):
             client.publish(topic, b"", retain=True)
@@ -81,18 +76,18 @@ def test_p02_a_message_that_was_not_acknowledged_comes_again_after_a_reconnect(
     client.publish(f"{ROOT}/prompt/me", b"kept")
     client.publish(f"{ROOT}/prompt/me", b"taken")
     kept, taken = made.next(Arrived), made.next(Arrived)
-    assert (kept.payload, taken.payload) == (b"kept", b"taken")
+    assert (b"kept", b"taken") == (kept.payload, taken.payload)
     made.connection.restart("the journal is full")
-    assert made.next(Down).reason == "the journal is full"
+    assert "the journal is full" == made.next(Down).reason
     made.next(Up)
     again, taken_again = made.next(Arrived), made.next(Arrived)
-    assert (again.payload, taken_again.payload) == (b"kept", b"taken")
+    assert (b"kept", b"taken") == (again.payload, taken_again.payload)
     made.connection.acknowledge(again)
     made.connection.acknowledge(taken_again)
     made.connection.restart("once more")
     made.next(Up)
     client.publish(f"{ROOT}/prompt/me", b"next")
-    assert made.next(Arrived).payload == b"next"
+    assert b"next" == made.next(Arrived).payload
 
 
 @pytest.mark.broker
@@ -103,12 +98,12 @@ def test_an_acknowledgement_of_an_older_connection_confirms_nothing(line: Callab
     old = made.next(Arrived)
     made.connection.restart("a test")
     made.next(Up)
-    assert made.next(Arrived).payload == b"first"
+    assert b"first" == made.next(Arrived).payload
     made.connection.acknowledge(old)
     made.connection.restart("a test")
     made.next(Up)
     new = made.next(Arrived)
-    assert new.payload == b"first"
+    assert b"first" == new.payload
     made.connection.acknowledge(new)
 
 
@@ -123,10 +118,10 @@ def test_a_publish_is_confirmed_on_its_session_and_impossible_on_another(
     assert publish(up.session - 1, f"{ROOT}/reply", b"x", qos=1) is None
     mid = publish(up.session, f"{ROOT}/reply", b"y", qos=1, content_type="application/json", correlation=b"\0")
     assert mid is not None
-    assert made.next(Acked) == Acked(up.session, mid)
+    assert Acked(up.session, mid) == made.next(Acked)
     message = client.wait(lambda m: m.topic == f"{ROOT}/reply" and m)
-    assert (message.payload, message.properties.CorrelationData) == (b"y", b"\0")
-    assert message.properties.ContentType == "application/json"
+    assert (b"y", b"\0") == (message.payload, message.properties.CorrelationData)
+    assert "application/json" == message.properties.ContentType
 
 
 @pytest.mark.broker
@@ -138,7 +133,7 @@ def test_a_clean_stop_leaves_no_will_and_a_cut_does(broker: Broker, client: Clie
     made.connection.stop()
     client.publish(STATUS, b"marker")
     client.wait(lambda m: m.payload == b"marker")
-    assert [m.payload for m in client.messages] == [b"marker"]
+    assert [b"marker"] == [m.payload for m in client.messages]
     cut = Line(broker.url)
     cut.connection.start()
     cut.next(Up)
@@ -152,8 +147,8 @@ def test_a_clean_stop_leaves_no_will_and_a_cut_does(broker: Broker, client: Clie
 @pytest.mark.broker
 def test_it_speaks_3_1_1_when_told_to(line: Callable[..., Line], client: Client) -> None:
     made = line(Subscription(PROMPTS, retained=False), version="3.1.1")
-    assert made.next(Up).version == "3.1.1"
+    assert "3.1.1" == made.next(Up).version
     client.publish(f"{ROOT}/prompt/me", b"x")
     message = made.next(Arrived)
     made.connection.acknowledge(message)
-    assert (message.payload, message.correlation) == (b"x", None)
+    assert (b"x", None) == (message.payload, message.correlation)

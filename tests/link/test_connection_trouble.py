@@ -8,14 +8,9 @@ from typing import Any
 
 import pytest
 
-from edged.link import connection as module
-from edged.link.connection import (
-    Acked,
-    Arrived,
-    Down,
-    Subscription,
-    Up,
-)
+from edged.link import attempt
+from edged.link.attempt import Subscription
+from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.tolerant_client import TolerantClient
 from tests.link.conftest import (
     CONNACK_BAD_VERSION,
@@ -39,9 +34,9 @@ def test_a_broker_that_refuses_the_version_is_spoken_to_in_3_1_1_at_once(
 ) -> None:
     there = server(refusal, CONNACK_OK_311)
     made = line(url=there.url)
-    assert made.next(Down).retry_in == 0
-    assert made.next(Up).version == "3.1.1"
-    assert there.versions == [5, 4]
+    assert 0 == made.next(Down).retry_in
+    assert "3.1.1" == made.next(Up).version
+    assert [5, 4] == there.versions
 
 
 def test_other_refusals_do_not_change_the_version_and_are_told_in_words(
@@ -50,8 +45,8 @@ def test_other_refusals_do_not_change_the_version_and_are_told_in_words(
     there = server(*[CONNACK_NOT_AUTHORIZED] * 8)
     made = line(url=there.url)
     for _ in range(5):
-        assert made.next(Down).reason == "the broker refuses us: not authorized"
-    assert set(there.versions) == {5}
+        assert "the broker refuses us: not authorized" == made.next(Down).reason
+    assert {5} == set(there.versions)
 
 
 def test_with_version_5_demanded_there_is_no_fall_back(
@@ -61,31 +56,31 @@ def test_with_version_5_demanded_there_is_no_fall_back(
     made = line(url=there.url, version="5")
     for _ in range(3):
         assert "unsupported protocol version" in made.next(Down).reason
-    assert set(there.versions) == {5}
+    assert {5} == set(there.versions)
 
 
 def test_a_broker_that_answers_no_connect_of_version_5_is_spoken_to_in_3_1_1_after_three(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CONNACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "CONNACK_DEADLINE", 0.1)
     there = server(None, None, None, CONNACK_OK_311)
     made = line(url=there.url)
     for _ in range(3):
-        assert made.next(Down).reason == "the broker does not answer CONNECT"
-    assert made.next(Up).version == "3.1.1"
-    assert there.versions == [5, 5, 5, 4]
+        assert "the broker does not answer CONNECT" == made.next(Down).reason
+    assert "3.1.1" == made.next(Up).version
+    assert [5, 5, 5, 4] == there.versions
 
 
 def test_a_broker_that_has_accepted_version_5_since_the_start_is_never_asked_for_less(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CONNACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "CONNACK_DEADLINE", 0.1)
     there = server(CONNACK_OK, None, None, None, None, CONNACK_OK)
     made = line(url=there.url)
-    assert made.next(Up).version == "5"
+    assert "5" == made.next(Up).version
     made.connection.restart("a test")
-    assert made.next(Up).version == "5"
-    assert set(there.versions) == {5}
+    assert "5" == made.next(Up).version
+    assert {5} == set(there.versions)
 
 
 def test_p09_without_a_broker_it_tries_again_with_full_jitter_and_says_so(
@@ -95,8 +90,8 @@ def test_p09_without_a_broker_it_tries_again_with_full_jitter_and_says_so(
     gone.close()
     made = line(url=gone.url)
     reasons = {made.next(Down).reason for _ in range(9)}
-    assert reasons == {"no broker listens there (connection refused)"}
-    assert made.bounds[:8] == [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (0, 32), (0, 60), (0, 60)]
+    assert {"no broker listens there (connection refused)"} == reasons
+    assert [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (0, 32), (0, 60), (0, 60)] == made.bounds[:8]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def test_a_server_that_speaks_something_else_ends_nothing(
     there = server(answer, answer, CONNACK_OK)
     made = line(url=there.url)
     assert made.next(Down).reason
-    assert made.next(Up).version == "5"
+    assert "5" == made.next(Up).version
 
 
 def test_a_topic_that_is_no_utf8_ends_nothing(line: Callable[..., Line], server: Callable[..., Server]) -> None:
@@ -119,8 +114,8 @@ def test_a_topic_that_is_no_utf8_ends_nothing(line: Callable[..., Line], server:
     there = server(CONNACK_OK + bad_topic + good, CONNACK_OK)
     made = line(url=there.url)
     bad = made.next(Arrived)
-    assert (bad.unreadable, bad.payload) == ("its topic is no UTF-8", b"")
-    assert made.next(Arrived).payload == b"x"
+    assert ("its topic is no UTF-8", b"") == (bad.unreadable, bad.payload)
+    assert b"x" == made.next(Arrived).payload
 
 
 @pytest.mark.broker
@@ -155,7 +150,7 @@ def test_connections_that_end_again_and_again_under_a_broker_that_stays_look_lik
         made.cut()
         down = made.next(Down)
     assert down.taken_over
-    assert made.bounds[-1] == (120.0, 300.0)
+    assert (120.0, 300.0) == made.bounds[-1]
 
 
 def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
@@ -164,13 +159,13 @@ def test_a_session_that_is_taken_over_makes_it_back_off_for_minutes_and_say_why(
     there = server(CONNACK_OK + DISCONNECT_TAKEN_OVER)
     down = line(url=there.url).next(Down)
     assert down.taken_over
-    assert not down.hung_up
-    assert down.retry_in == 300.0
-    assert down.reason == "another board uses this name; give each board its own identity.device"
+    assert not down.closed_by_broker
+    assert 300.0 == down.retry_in
+    assert "another board uses this name; give each board its own identity.device" == down.reason
 
 
 def at_a_set_time(line: Callable[..., Line], server: Callable[..., Server]) -> tuple[Server, Line, list[float]]:
-    """A connection that is up, and its clock, which stands until it is moved."""
+    """A connection that is up, and its clock, which is moved by hand."""
     there, now = server(CONNACK_OK), [0.0]
     made = line(url=there.url, clock=lambda: now[0])
     made.next(Up)
@@ -198,9 +193,11 @@ def test_p10_a_network_thread_that_stands_still_shows_no_progress(
     there, made, now = at_a_set_time(line, server)
     made.open.clear()
     there.close()
-    wait_until(lambda: made.connection._up_since is None, 10, "the connection ended")
+    attempt = made.connection._attempt
+    assert attempt is not None
+    wait_until(lambda: attempt._client is None, 10, "the connection ended")
     now[0] += 100
-    assert made.connection.idle_for() == 100
+    assert 100 == made.connection.idle_for()
     made.open.set()
     made.next(Down)
     wait_until(lambda: made.connection.idle_for() < 2, 10, "it goes on")
@@ -209,13 +206,13 @@ def test_p10_a_network_thread_that_stands_still_shows_no_progress(
 def test_a_broker_that_never_answers_subscribe_is_left_and_tried_again(
     line: Callable[..., Line], server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SUBACK_DEADLINE", 0.1)
+    monkeypatch.setattr(attempt, "SUBACK_DEADLINE", 0.1)
     there = server(*[CONNACK_OK] * 3)
     made = line(Subscription(PROMPTS, retained=False), url=there.url)
     for _ in range(2):
         down = made.next(Down)
-        assert (down.reason, down.hung_up) == ("the broker does not answer SUBSCRIBE", False)
-    assert set(there.versions) == {5}
+        assert ("the broker does not answer SUBSCRIBE", False) == (down.reason, down.closed_by_broker)
+    assert {5} == set(there.versions)
 
 
 def test_a_subscription_that_is_confirmed_in_time_has_no_deadline_after_it(
@@ -227,20 +224,20 @@ def test_a_subscription_that_is_confirmed_in_time_has_no_deadline_after_it(
     now[0] += 1000
     wait_until(lambda: made.connection.idle_for() < 2, 10, "the loop goes round")
     made.connection.restart("a test")
-    assert made.next(Down).reason == "a test"
+    assert "a test" == made.next(Down).reason
 
 
-def test_only_an_end_that_the_other_side_made_counts_as_hung_up(
+def test_only_an_end_that_the_other_side_made_counts_as_closed_by_broker(
     line: Callable[..., Line], server: Callable[..., Server]
 ) -> None:
     there = server(CONNACK_OK, CONNACK_OK + DISCONNECT_UNSPECIFIED, CONNACK_NOT_AUTHORIZED)
     made = line(url=there.url)
     made.next(Up)
     made.connection.restart("a test")
-    assert not made.next(Down).hung_up
+    assert not made.next(Down).closed_by_broker
     made.next(Up)
-    assert made.next(Down).hung_up
-    assert not made.next(Down).hung_up
+    assert made.next(Down).closed_by_broker
+    assert not made.next(Down).closed_by_broker
 
 
 def test_a_stop_in_the_middle_of_connecting_ends_the_thread(
@@ -292,4 +289,4 @@ def test_a_refusal_says_whether_it_may_pass(
     mid = made.connection.publish(1, "t", b"x", qos=1)
     assert mid is not None
     wire.send(b"\x40\x03" + mid.to_bytes(2, "big") + bytes([code]))
-    assert made.next(Acked) == Acked(1, mid, words, temporary=temporary)
+    assert Acked(1, mid, words, temporary=temporary) == made.next(Acked)

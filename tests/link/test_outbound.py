@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.link import outbound
-from edged.link.outbound import Outbound, Publication
+from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 
 
 class Taker:
@@ -66,20 +67,20 @@ def bench() -> Bench:
 
 def test_p09_without_a_connection_everything_waits_and_goes_out_in_order(bench: Bench) -> None:
     assert all(bench.send(b"%d" % i) for i in range(3))
-    assert bench.broker.sent == []
+    assert [] == bench.broker.sent
     bench.out.up(1, 20, None)
-    assert bench.broker.payloads == [b"0", b"1", b"2"]
-    assert {(session, qos) for session, _, _, qos, _, _ in bench.broker.sent} == {(1, 1)}
+    assert [b"0", b"1", b"2"] == bench.broker.payloads
+    assert {(1, 1)} == {(session, qos) for session, _, _, qos, _, _ in bench.broker.sent}
 
 
 def test_no_more_than_the_window_is_unconfirmed(bench: Bench) -> None:
     bench.out.up(1, 2, None)
     for i in range(4):
         bench.send(b"%d" % i)
-    assert bench.broker.payloads == [b"0", b"1"]
+    assert [b"0", b"1"] == bench.broker.payloads
     bench.out.acked(1, 1)
-    assert bench.broker.payloads == [b"0", b"1", b"2"]
-    assert bench.out.backlog == 3
+    assert [b"0", b"1", b"2"] == bench.broker.payloads
+    assert 3 == bench.out.backlog
 
 
 def test_a_confirmation_gives_the_token_back_once(bench: Bench) -> None:
@@ -89,9 +90,9 @@ def test_a_confirmation_gives_the_token_back_once(bench: Bench) -> None:
     assert bench.out.holds(5)
     for mid in (1, 2, 1, 99):
         bench.out.acked(1, mid)
-    assert bench.delivered == [5]
+    assert [5] == bench.delivered
     assert not bench.out.holds(5)
-    assert bench.out.backlog == 0
+    assert 0 == bench.out.backlog
 
 
 def test_p09_what_was_not_confirmed_is_sent_again_first_after_a_reconnect(bench: Bench) -> None:
@@ -100,12 +101,12 @@ def test_p09_what_was_not_confirmed_is_sent_again_first_after_a_reconnect(bench:
         bench.send(b"%d" % i, token=i)
     bench.out.acked(1, 1)
     bench.out.down()
-    assert [bench.out.holds(i) for i in range(3)] == [False, True, True]
-    assert bench.out.backlog == 2
+    assert [False, True, True] == [bench.out.holds(i) for i in range(3)]
+    assert 2 == bench.out.backlog
     bench.send(b"3")
     bench.broker.sent.clear()
     bench.out.up(2, 20, None)
-    assert bench.broker.payloads == [b"1", b"2", b"3"]
+    assert [b"1", b"2", b"3"] == bench.broker.payloads
 
 
 def test_a_confirmation_of_an_old_connection_counts_for_nothing(bench: Bench) -> None:
@@ -115,9 +116,9 @@ def test_a_confirmation_of_an_old_connection_counts_for_nothing(bench: Bench) ->
     bench.out.acked(1, 1)
     bench.out.up(2, 20, None)
     bench.out.acked(1, 2)
-    assert bench.delivered == []
+    assert [] == bench.delivered
     bench.out.acked(2, 2)
-    assert bench.delivered == [1]
+    assert [1] == bench.delivered
 
 
 def test_a_connection_that_breaks_while_sending_loses_nothing(bench: Bench) -> None:
@@ -126,7 +127,7 @@ def test_a_connection_that_breaks_while_sending_loses_nothing(bench: Bench) -> N
     bench.send(b"x")
     bench.broker.up = True
     bench.out.up(2, 20, None)
-    assert bench.broker.payloads == [b"x"]
+    assert [b"x"] == bench.broker.payloads
 
 
 def test_a_newer_retained_publication_replaces_the_waiting_one_of_its_topic(bench: Bench) -> None:
@@ -135,7 +136,7 @@ def test_a_newer_retained_publication_replaces_the_waiting_one_of_its_topic(benc
     bench.send(b"online", "status", retain=True)
     bench.send(b"health", "health", retain=True)
     bench.out.up(1, 20, None)
-    assert bench.broker.payloads == [b"event", b"online", b"health"]
+    assert [b"event", b"online", b"health"] == bench.broker.payloads
 
 
 def test_p09_what_is_buffered_is_bounded_in_bytes_and_the_rest_is_counted(
@@ -144,7 +145,7 @@ def test_p09_what_is_buffered_is_bounded_in_bytes_and_the_rest_is_counted(
     monkeypatch.setattr(outbound, "MAX_BYTES", 100)
     assert bench.send(b"x" * 60)
     assert not bench.send(b"x" * 60)
-    assert bench.out.dropped == 1
+    assert 1 == bench.out.dropped
     bench.out.up(1, 20, None)
     bench.out.acked(1, 1)
     assert bench.send(b"x" * 60)
@@ -164,7 +165,7 @@ def test_what_the_broker_would_refuse_for_its_size_is_never_sent(bench: Bench) -
     assert bench.out.fits("t", b"x" * 100, None)
     assert not bench.send(b"x" * 1000)
     assert not bench.out.send_now("t", b"x" * 1000, None, None)
-    assert bench.broker.sent == []
+    assert [] == bench.broker.sent
 
 
 def test_the_correlation_data_counts_towards_the_brokers_limit(bench: Bench) -> None:
@@ -173,7 +174,7 @@ def test_the_correlation_data_counts_towards_the_brokers_limit(bench: Bench) -> 
     assert not bench.out.fits("t", b"x", b"c" * 900)
     assert not bench.out.send(Publication(topic="t", payload=b"x", correlation=b"c" * 900))
     assert not bench.out.send_now("t", b"x", None, b"c" * 900)
-    assert bench.broker.sent == []
+    assert [] == bench.broker.sent
 
 
 def test_what_waits_and_is_too_large_for_a_new_broker_does_not_block_the_rest(bench: Bench) -> None:
@@ -181,8 +182,8 @@ def test_what_waits_and_is_too_large_for_a_new_broker_does_not_block_the_rest(be
     bench.send(b"x" * 5000, token=1)
     bench.send(b"y", token=2)
     bench.out.up(1, 20, 1000)
-    assert bench.broker.payloads == [b"y"]
-    assert bench.out.dropped == 1
+    assert [b"y"] == bench.broker.payloads
+    assert 1 == bench.out.dropped
     assert not bench.out.holds(1)
 
 
@@ -190,11 +191,11 @@ def test_chunks_are_sent_now_or_never(bench: Bench) -> None:
     assert not bench.out.send_now("t", b"c", None, None)
     bench.out.up(1, 20, None)
     assert bench.out.send_now("t", b"c", "application/json", b"corr")
-    assert bench.broker.sent == [(1, "t", b"c", 0, False, b"corr")]
+    assert [(1, "t", b"c", 0, False, b"corr")] == bench.broker.sent
 
 
 def test_p09_chunks_that_the_socket_does_not_take_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbound, "MAX_FLEETING_BYTES", 100)
+    monkeypatch.setattr(outbound, "MAX_QOS0_BYTES", 100)
     bench.out.up(1, 20, None)
     assert bench.out.send_now("t", b"x" * 60, None, None)
     assert not bench.out.send_now("t", b"x" * 60, None, None)
@@ -230,7 +231,7 @@ def test_p09_nothing_is_lost_whatever_happens_to_the_connection(steps: list[str]
             bench.out.down()
         elif step == "late":
             bench.now += 6
-            bench.out.down(hung_up=True)
+            bench.out.down(closed_by_broker=True)
         else:
             confirmed += 1
             bench.out.acked(session, confirmed)
@@ -238,5 +239,5 @@ def test_p09_nothing_is_lost_whatever_happens_to_the_connection(steps: list[str]
     bench.out.up(session, 2, None)
     for mid in range(1, bench.broker.last + token + 1):
         bench.out.acked(session, mid)
-    assert sorted(bench.delivered, key=str) == sorted(range(1, token + 1), key=str)
-    assert bench.out.backlog == 0
+    assert sorted(range(1, token + 1), key=str) == sorted(bench.delivered, key=str)
+    assert 0 == bench.out.backlog

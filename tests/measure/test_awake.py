@@ -19,10 +19,10 @@ def test_a_latency_of_zero_is_asked_for_as_long_as_the_file_is_open(tmp_path: Pa
     try:
         with awake(device) as asked:
             assert asked
-            assert struct.unpack("=i", os.read(reader, 100)) == (0,)
+            assert (0,) == struct.unpack("=i", os.read(reader, 100))
             with pytest.raises(BlockingIOError):  # the end of the pipe would be b""
                 os.read(reader, 1)
-        assert os.read(reader, 1) == b""
+        assert b"" == os.read(reader, 1)
     finally:
         os.close(reader)
 

@@ -26,15 +26,15 @@ def test_known_figures() -> None:
     reference, other = Fixed(0.5, 0.25, 0.25), Fixed(0.25, 0.5, 0.25)
     cut = [[0, 0, 0, 1], [0, 1, 0, 0]]  # of six predicted tokens four are 0, two are 1
     first, second = evaluate(cut, {"other": other}, ("reference", reference), lambda _: None)
-    assert (first.name, second.name) == ("reference", "other")
+    assert ("reference", "other") == (first.name, second.name)
     assert first.perplexity.value == pytest.approx(math.exp((4 * math.log(2) + 2 * math.log(4)) / 6), rel=1e-6)
-    assert second.perplexity.value == pytest.approx(math.exp((4 * math.log(4) + 2 * math.log(2)) / 6), rel=1e-6)
+    assert pytest.approx(math.exp((4 * math.log(4) + 2 * math.log(2)) / 6), rel=1e-6) == second.perplexity.value
     assert second.ratio is not None
-    assert second.ratio.value == pytest.approx(second.perplexity.value / first.perplexity.value, rel=1e-6)
+    assert pytest.approx(second.perplexity.value / first.perplexity.value, rel=1e-6) == second.ratio.value
     assert second.kl is not None
-    assert second.kl.value == pytest.approx(0.5 * math.log(2) + 0.25 * math.log(0.5), rel=1e-5)
+    assert pytest.approx(0.5 * math.log(2) + 0.25 * math.log(0.5), rel=1e-5) == second.kl.value
     assert second.top1 is not None
-    assert second.top1.value == 0.0
+    assert 0.0 == second.top1.value
     assert first.kl is None
 
 
@@ -44,7 +44,7 @@ def test_the_same_model_is_its_own_reference() -> None:
     assert same.kl is not None
     assert same.top1 is not None
     assert same.ratio is not None
-    assert (same.kl.value, same.top1.value, same.ratio.value) == (0.0, 1.0, 1.0)
+    assert (0.0, 1.0, 1.0) == (same.kl.value, same.top1.value, same.ratio.value)
 
 
 def test_intervals_hold_the_mean_about_95_times_of_100() -> None:
@@ -57,7 +57,7 @@ def test_intervals_hold_the_mean_about_95_times_of_100() -> None:
 
 
 def test_windows() -> None:
-    assert windows(list(range(10)), 3, None) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert windows(list(range(10)), 3, 2) == [[0, 1, 2], [3, 4, 5]]
+    assert [[0, 1, 2], [3, 4, 5], [6, 7, 8]] == windows(list(range(10)), 3, None)
+    assert [[0, 1, 2], [3, 4, 5]] == windows(list(range(10)), 3, 2)
     with pytest.raises(EdgedError, match="less than 2 windows"):
         windows([1, 2, 3], 2, None)

@@ -43,19 +43,21 @@ def test_every_truncation_is_found(tiny_gguf: Path, tmp_path: Path) -> None:
 
 def test_no_damage_in_the_head_gives_another_error(tiny_gguf: Path, tmp_path: Path) -> None:
     """Bytes changed at random: read anyway, or ModelError; never anything else, never slow."""
-    data, chance = bytearray(tiny_gguf.read_bytes()), random.Random(1)
+    data, rng = bytearray(tiny_gguf.read_bytes()), random.Random(1)
     path = tmp_path / "bent.gguf"
+    refused = 0
     for _ in range(150):
         bent = bytearray(data)
         for _ in range(3):
-            bent[chance.randrange(12_000)] = chance.randrange(256)
+            bent[rng.randrange(12_000)] = rng.randrange(256)
         path.write_bytes(bent)
         try:
             file = open_gguf(path)
             for name in list(file.tensors)[:2]:
                 file.dequantize(name)
         except ModelError:
-            pass
+            refused += 1
+    assert 0 < refused < 150
 
 
 def test_impossible_counts(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_what_is_refused_in_a_folder(tmp_path: Path) -> None:
         check_folder(pickled)
     assert "unsupported" == caught.value.code
 
-    with pytest.raises(ModelError, match="no checkpoint folder"):
+    with pytest.raises(ModelError, match="not a checkpoint folder"):
         check_folder(tmp_path)
 
     for index, change in enumerate((b"", b"\xff" * 8, struct.pack("<Q", 1 << 40), struct.pack("<Q", 4) + b"null")):

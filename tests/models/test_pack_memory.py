@@ -93,7 +93,7 @@ def peak_of_packing(source: Path, destination: Path) -> int:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(source), str(destination)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
+    assert 0 == result.returncode, result.stderr
     return int(result.stdout) * 1024
 
 

@@ -59,7 +59,7 @@ def test_p06_two_at_once_pack_one_model_once(
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(packs) == 1
+    assert 1 == len(packs)
     assert [made[0].folder] * 2 == [packed.folder for packed in made]
     made[0].verify()
 
@@ -101,15 +101,15 @@ def test_packing_onto_a_file_is_refused_in_words(tiny_gguf: Path, tmp_path: Path
     """A file, a link and a full folder are kept as they are; an empty folder is taken."""
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path)
-    for name, words in (("file", "is no folder"), ("link", "is no folder"), (".", "exists already")):
+    for name, words in (("file", "is not a folder"), ("link", "is not a folder"), (".", "exists already")):
         with pytest.raises(ModelError, match=words):
             pack_path(tiny_gguf, tmp_path / name)
     with pytest.raises(ModelError, match="could not be written"):
         pack_path(tiny_gguf, tmp_path / "file" / "below")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert "mine" == (tmp_path / "file").read_text()
     (tmp_path / "empty").mkdir()
     pack_path(tiny_gguf, tmp_path / "empty")
-    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+    assert 0o755 == (tmp_path / "empty").stat().st_mode & 0o777
 
 
 def test_p06_what_was_packed_from_other_bytes_is_packed_again(located: LocatedModel, tmp_path: Path) -> None:
@@ -153,4 +153,4 @@ def test_a_user_without_a_home_has_no_cache_folder(
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError) as caught:
         packed_model(located, "auto", tmp_path / "file")
-    assert caught.value.code == "no_disk"
+    assert "no_disk" == caught.value.code

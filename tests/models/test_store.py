@@ -5,99 +5,25 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
+import time
 import zipfile
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edged.core.errors import ModelError
 from edged.models.store import pull as fetch
 from edged.models.store.catalog import CatalogEntry, catalog, default_model
-from edged.models.store.download import Remote, download
 from edged.models.store.locate import locate
 from edged.models.store.pull import pull
 from edged.models.store.store import Store
 from edged.models.store.wheel import take_member
-
-DATA = b"GGUF" + bytes(range(256)) * 4000
-
-
-def quiet(done: int, total: int | None, what: str) -> None:
-    """Progress that nobody reads."""
-
-
-class Web(ThreadingHTTPServer):
-    """Serves `files`; the next answers are cut after as many bytes as `cuts` says. Remembers the ranges asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.cuts: list[int] = []
-        self.ranges: list[str | None] = []
-        self.whole_only = False
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        web: Any = self.server
-        asked = self.headers.get("Range")
-        web.ranges.append(asked)
-        data = web.files.get(self.path.split("?")[0])
-        if data is None:
-            self.send_error(404)
-            return
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and not web.whole_only else 0
-        if start and start >= len(data):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:8]}"')
-        self.end_headers()
-        body = data[start:]
-        self.wfile.write(body[: web.cuts.pop(0)] if web.cuts else body)
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("edged.models.store.download._TRIES", 2)
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    server = Web()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
-
-
-def get(remote: Remote, part: Path) -> None:
-    download(remote, part, quiet, sleep=lambda _: None)
-
-
-def test_a_cut_connection_is_taken_up_again(web: Web, tmp_path: Path) -> None:
-    web.files["/m"] = DATA
-    web.cuts = [100_000, 300_000]
-    get(Remote(f"{web.url}/m", "m", len(DATA), hashlib.sha256(DATA).hexdigest()), tmp_path / "part")
-    assert DATA == (tmp_path / "part").read_bytes()
-    assert [None, "bytes=100000-", "bytes=400000-"] == web.ranges
+from tests.models.web import DATA, Web, quiet
 
 
 def test_a_broken_off_download_goes_on_next_time(web: Web, store: Store) -> None:
@@ -114,43 +40,6 @@ def test_a_broken_off_download_goes_on_next_time(web: Web, store: Store) -> None
     web.ranges = []
     assert model == pull(f"{web.url}/m.gguf", store, quiet)
     assert [] == web.ranges
-
-
-def test_a_server_without_ranges_and_a_file_that_changed(web: Web, tmp_path: Path) -> None:
-    part, digest = tmp_path / "part", hashlib.sha256(DATA).hexdigest()
-    web.files["/m"] = DATA
-    web.whole_only = True
-    part.write_bytes(b"x" * 1000)
-    get(Remote(f"{web.url}/m", "m", None, digest), part)
-    assert DATA == part.read_bytes()
-
-    web.whole_only = False
-    part.write_bytes(b"x" * 1000)  # the beginning of another file: found by the digest, fetched again once
-    get(Remote(f"{web.url}/m", "m", None, digest), part)
-    assert DATA == part.read_bytes()
-
-    part.write_bytes(DATA + b"more")  # 416
-    get(Remote(f"{web.url}/m", "m", None, digest), part)
-    assert DATA == part.read_bytes()
-
-
-def test_errors_of_downloads(web: Web, tmp_path: Path) -> None:
-    web.files["/m"] = DATA
-    cases = [
-        (Remote(f"{web.url}/m", "m", None, "0" * 64), "tampered"),
-        (Remote(f"{web.url}/m", "m", 5), "tampered"),
-        (Remote(f"{web.url}/none", "m"), "missing"),
-        (Remote("http://127.0.0.1:9/m", "m"), "unreachable"),
-        (Remote("file:///etc/hostname", "m"), "unreachable"),
-    ]
-    for remote, code in cases:
-        with pytest.raises(ModelError) as caught:
-            get(remote, tmp_path / "part")
-        assert code == caught.value.code
-        assert "Traceback" not in str(caught.value)
-    with pytest.raises(ModelError) as caught:
-        Store(tmp_path).check_room(1 << 60)
-    assert "no_disk" == caught.value.code
 
 
 def wheel(member: str = "pkg/model.gguf", data: bytes = DATA) -> bytes:
@@ -174,8 +63,8 @@ def index(web: Web, monkeypatch: pytest.MonkeyPatch) -> Web:
         licence="MIT",
         about="",
     )
-    for module in ("fetch", "store", "locate"):
-        monkeypatch.setattr(f"edged.models.{module}.catalog", lambda: {"tiny": entry})
+    for module in ("pull", "store", "locate"):
+        monkeypatch.setattr(f"edged.models.store.{module}.catalog", lambda: {"tiny": entry})
     monkeypatch.setenv("PIP_INDEX_URL", f"{web.url}/simple/")
     publish(web, wheel())
     return web
@@ -220,7 +109,7 @@ def test_a_wheel_that_is_not_as_the_catalog_says(index: Web, store: Store) -> No
 def test_members_that_lead_out(member: str, tmp_path: Path) -> None:
     path = tmp_path / "w.whl"
     path.write_bytes(wheel(member=member))
-    with pytest.raises(ModelError, match="leads out"):
+    with pytest.raises(ModelError, match="points outside"):
         take_member(path, member, len(DATA), tmp_path / "out-x", quiet)
     assert not (tmp_path / "out-x").exists()
 
@@ -321,4 +210,110 @@ def test_the_catalog() -> None:
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", entry.digest)
         assert entry.size > 0
         assert entry.licence
-    assert fetch.catalog is not None
+    assert catalog is fetch.catalog
+
+
+PULL = """
+import sys, pathlib
+from edged.models.store.pull import pull
+from edged.models.store.store import Store
+print(pull(sys.argv[1], Store(pathlib.Path(sys.argv[2])), lambda *_: None).digest)
+"""
+
+
+def test_four_processes_that_pull_one_file_all_succeed(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "my.gguf"
+    for round_ in range(3):
+        path.write_bytes(DATA + bytes([round_]) * 3_000_000)
+        command = [sys.executable, "-c", PULL, str(path), str(store.root)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+        ended = [process.communicate(timeout=60) for process in running]
+        assert [b""] * 4 == [errors for _, errors in ended]
+        assert 1 == len({out for out, _ in ended})
+    assert 3 == len(store.list())
+    assert [] == [path.name for path in store.root.iterdir() if path.name.startswith((".new-", ".old-"))]
+
+
+def test_threads_that_add_one_file_all_succeed(store: Store, tmp_path: Path) -> None:
+    """More often at once than processes are."""
+    path, failures = tmp_path / "my.gguf", []
+
+    def add() -> None:
+        try:
+            Store(store.root).add(path, "my", "here", "MIT")
+        except Exception as error:  # noqa: BLE001  - reported below
+            failures.append(error)
+
+    for round_ in range(10):
+        path.write_bytes(DATA + bytes([round_]))
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [] == failures
+    assert 10 == len(store.list())
+
+
+def test_what_killed_pulls_left_is_removed_by_the_next_and_what_others_work_on_is_not(index: Web, store: Store) -> None:
+    (store.root / ".new-killed").mkdir(parents=True)
+    (store.root / ".new-killed" / "model.gguf").write_bytes(DATA)
+    (store.root / ".old-killed").mkdir()
+    _, working = store._claim(".new-")
+    key = hashlib.sha256(b"tiny").hexdigest()[:16]
+    partial = store.root / "partial"
+    partial.mkdir()
+    (partial / f"{key}-model.gguf").write_bytes(DATA[:100])
+    for name, age in (("a" * 16, 8), ("b" * 16, 1)):
+        (partial / f"{name}.part").write_bytes(DATA[:100])
+        os.utime(partial / f"{name}.part", (time.time() - age * 86400,) * 2)
+    pull("tiny", store, quiet)
+    left = {path.name[:5] for path in store.root.glob(".*-*")}
+    assert {".new-"} == left
+    assert 1 == len(list(store.root.glob(".new-*")))
+    os.close(working)
+    assert [f"{'b' * 16}.part"] == [path.name for path in partial.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "dangling", "flip", "empty", "huge"])
+def test_a_manifest_that_cannot_be_read_is_no_model_and_is_replaced(store: Store, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "my.gguf"
+    path.write_bytes(DATA)
+    model = store.add(path, "my", "here", "MIT")
+    manifest = model.path.parent / "manifest.json"
+    text = manifest.read_bytes()
+    manifest.unlink()
+    if kind == "folder":
+        manifest.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(manifest)
+    elif kind == "dangling":
+        manifest.symlink_to("/nowhere/at/all")
+    else:
+        manifest.write_bytes(
+            {"flip": text.replace(b'"MIT"', b'"MIU"'), "empty": b"", "huge": text + b" " * 2_000_000}[kind]
+        )
+    assert [] == store.list()
+    store.add(path, "my", "here", "MIT")
+    assert [model] == store.list()
+
+
+def test_a_manifest_of_before_checksums_is_read(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "my.gguf"
+    path.write_bytes(DATA)
+    model = store.add(path, "my", "here", "MIT")
+    manifest = model.path.parent / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    del document["checksum"]
+    manifest.write_text(json.dumps(document))
+    assert [model] == store.list()
+
+
+def test_a_store_where_a_file_lies_in_the_way_is_made_anew(index: Web, store: Store) -> None:
+    store.root.write_bytes(b"in the way")
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()
+    store.remove(store.list()[0])
+    lock = next((store.root / "partial").glob("*.lock"))
+    lock.unlink()
+    os.mkfifo(lock)
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()

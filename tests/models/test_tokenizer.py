@@ -50,7 +50,7 @@ def encode(codec: TextCodec, *turns: Turn) -> list[int]:
 def test_all_recorded_rows_of_llama_cpp(real_gguf: Path) -> None:
     """270 strings with the ids that llama.cpp gives, control tokens in them obeyed."""
     codec = codec_from_gguf(open_gguf(real_gguf))
-    assert len(ROWS) == 270
+    assert 270 == len(ROWS)
     assert [] == [(text, ids) for text, ids in ROWS if codec.encode(text, specials=True) != ids]
 
 
@@ -224,6 +224,11 @@ def test_broken_vocabularies_are_refused() -> None:
         {"tokenizer.ggml.token_type": [1]},
         {"tokenizer.ggml.eos_token_id": 10**6},
         {"tokenizer.ggml.model": "bert"},
+        {"tokenizer.ggml.tokens": [*tokens, "a" * 3000]},  # the work for one grows with the square of its length
+        {
+            "tokenizer.ggml.tokens": [*tokens, *(f"<{number:01999}>" for number in range(10))],
+            "tokenizer.ggml.token_type": [1] * len(tokens) + [3] * 10,
+        },
     ):
         with pytest.raises(ModelError):
             codec_from_gguf(fake_file(good | change))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edged.engine.backends.native_model import NativeModel
-from edged.engine.kernels.build import FLAGS, HERE, BuildError
+from edged.engine.kernels.build import HERE, BuildError, compile_flags
 from edged.engine.kernels.library import Tensor, load_library
 from edged.models.formats.packed import open_packed
 from edged.models.formats.tiles import Codes, Kind, tile_codes, tile_floats
@@ -32,21 +32,21 @@ ALL_KERNELS = _kernels()
 
 def kernel_check(folder: Path, command: list[str], machine: str, *flags: str) -> Path:
     """The program `kernel_check.cpp`, which compares all kernels with plain C++, compiled for a processor's family."""
-    kernels = [*HERE.glob("kernels_*.cpp"), HERE / "dispatch.cpp", HERE / "model.cpp"]
-    sources = [*kernels, Path(__file__).with_name("kernel_check.cpp")]
-    common = [*command, "-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", f"-I{HERE}", *flags]
+    program = Path(__file__).with_name("kernel_check.cpp")
+    sources = [*HERE.glob("isa/*.cpp"), HERE / "model.cpp", program]
+    common = [*command, "-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", *flags]
 
     def compiled(source: Path) -> str:
         made = folder / f"{source.stem}.o"
-        own = FLAGS.get(machine, {}).get(source.name, ())
+        own = [f"-I{HERE}"] if source == program else compile_flags(source, machine)
         subprocess.run([*common, *own, "-c", str(source), "-o", str(made)], check=True)
         return str(made)
 
-    program = folder / "kernel_check"
+    executable = folder / "kernel_check"
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
-    subprocess.run([*common, *objects, "-o", str(program)], check=True)
-    return program
+    subprocess.run([*common, *objects, "-o", str(executable)], check=True)
+    return executable
 
 
 class Packed:

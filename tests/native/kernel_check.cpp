@@ -1,5 +1,6 @@
-// Holds every instruction set that this processor runs against plain C++: a static program, cross-compiled for Arm and run under
-// qemu-user by test_arm.py. Prints one line a table and exits 1 at the first difference.
+// Compares every instruction set that this processor runs with plain C++: a static program, cross-compiled
+// for Arm and run under qemu-user by test_arm.py. Prints one line a table and exits 1 at the first
+// difference.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "half.h"
+#include "isa/half.h"
+#include "kernels.h"
 #include "model.h"
-#include "shares.h"
-#include "table.h"
+#include "ops/tiling.h"
 
 using namespace edged;
 
@@ -40,14 +41,16 @@ std::vector<float> values(size_t n, float size = 1) {
 
 // A packed matrix of random codes with small scales.
 struct Packed {
-  std::vector<uint8_t> room;
+  std::vector<uint8_t> memory;
   Matrix matrix;
   Packed(Kind kind, int rows, int cols, int group) {
     const size_t header = header_bytes(kind), factors = factor_bytes(kind);
-    const size_t tiles = (rows + 7) / 8, groups = (cols + group - 1) / group, block = header + (size_t)group * 8 / (is_q4(kind) ? 2 : 1);
-    const size_t bytes = tiles * (is_float(kind) ? 8 * cols * (kind == kF32 ? 4 : 2) : factors + groups * block);
-    room.resize(bytes + 64);
-    uint8_t* data = room.data() + (64 - (uintptr_t)room.data() % 64) % 64;
+    const size_t tiles = (rows + 7) / 8, groups = (cols + group - 1) / group,
+                 block = header + (size_t)group * 8 / (is_q4(kind) ? 2 : 1);
+    const size_t bytes =
+        tiles * (is_float(kind) ? 8 * cols * (kind == kF32 ? 4 : 2) : factors + groups * block);
+    memory.resize(bytes + 64);
+    uint8_t* data = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
     for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)random_bits();
     if (is_float(kind)) {
       for (size_t i = 0; i < tiles * 8 * cols; i++) {
@@ -60,10 +63,12 @@ struct Packed {
       }
     } else if (has_factor(kind)) {
       for (size_t t = 0; t < tiles; t++)
-        for (size_t i = 0; i < 8; i++) ((uint16_t*)(data + t * (factors + groups * block)))[i] = float_to_half(uniform() * 0.1f);
+        for (size_t i = 0; i < 8; i++)
+          ((uint16_t*)(data + t * (factors + groups * block)))[i] = float_to_half(uniform() * 0.1f);
     } else {
       for (size_t b = 0; b < tiles * groups; b++)
-        for (size_t i = 0; i < header / 2; i++) ((uint16_t*)(data + b * block))[i] = float_to_half(uniform() * 0.1f);
+        for (size_t i = 0; i < header / 2; i++)
+          ((uint16_t*)(data + b * block))[i] = float_to_half(uniform() * 0.1f);
     }
     matrix = read_matrix({kind, rows, cols, group, data, bytes}, "random", rows, cols);
   }
@@ -84,18 +89,22 @@ struct Rows {
     for (int i = 0; i < m; i++) {
       const size_t at = (size_t)i * stride;
       memcpy(&floats[at], &x[(size_t)i * cols], (size_t)cols * 4);
-      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &offset8[at / 32], &sum[at / 32]);
+      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &offset8[at / 32],
+                 &sum[at / 32]);
     }
   }
-  Activations view(int rows) const { return {floats.data(), codes.data(), scale.data(), offset8.data(), sum.data(), rows, stride}; }
+  Activations view(int rows) const {
+    return {floats.data(), codes.data(), scale.data(), offset8.data(), sum.data(), rows, stride};
+  }
 };
 
 std::vector<float> times(const Kernels& k, const Packed& w, const Rows& x, int m) {
   const size_t width = (size_t)w.matrix.tiles * 8;
   std::vector<float> y(width * m);
   auto scratch = std::make_unique<Scratch>();
-  const Cut cut(w.matrix, m, 1, k);
-  k.matmul(w.matrix, x.view(m), cut.of({0, cut.tiles}), y.data(), width, false, *scratch);
+  const Tiling tiling(w.matrix, m, 1, k);
+  k.matmul(w.matrix, x.view(m), tiling.strips_of({0, tiling.tiles_per_strip}), y.data(), width, false,
+           *scratch);
   return y;
 }
 
@@ -110,12 +119,14 @@ bool near(const std::vector<float>& a, const std::vector<float>& b, float tolera
 
 void check_products(const Kernels& k, const Kernels& plain) {
   for (int kind = kF32; kind < kKinds; kind++)
-    for (auto [rows, cols, group] : {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}}) {
+    for (auto [rows, cols, group] :
+         {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}}) {
       const Packed w((Kind)kind, rows, cols, group);
       const auto x = values((size_t)40 * cols);
       const Rows mine(k, x, 40, cols), theirs(plain, x, 40, cols);
       expect(mine.codes == theirs.codes && mine.offset8 == theirs.offset8, k.name, "quantize");
-      const std::string what = "product of kind " + std::to_string(kind) + ", " + std::to_string(rows) + " x " + std::to_string(cols);
+      const std::string what = "product of kind " + std::to_string(kind) + ", " + std::to_string(rows) +
+                               " x " + std::to_string(cols);
       const auto all = times(k, w, mine, 40);
       expect(near(all, times(plain, w, theirs, 40), 2e-5f), k.name, what);
       for (int m : {1, 2, 3, 4, 7, 17}) {
@@ -135,13 +146,13 @@ void check_elementwise(const Kernels& k, const Kernels& plain) {
   plain.swiglu(x.data(), y.data(), 200, b.data());
   expect(near(a, b, 1e-5f), k.name, "swiglu");
   a = b = x;
-  k.rotate(a.data(), y.data(), y.data() + 90, 90);
-  plain.rotate(b.data(), y.data(), y.data() + 90, 90);
-  expect(near(a, b, 1e-5f), k.name, "rotate");
+  k.apply_rope(a.data(), y.data(), y.data() + 90, 90);
+  plain.apply_rope(b.data(), y.data(), y.data() + 90, 90);
+  expect(near(a, b, 1e-5f), k.name, "apply_rope");
   std::vector<float> bad = x;
-  expect(k.finite(bad.data(), 200), k.name, "finite");
+  expect(k.all_finite(bad.data(), 200), k.name, "all_finite");
   bad[77] = NAN;
-  expect(!k.finite(bad.data(), 200), k.name, "finite");
+  expect(!k.all_finite(bad.data(), 200), k.name, "all_finite");
 }
 
 void check_sampling(const Kernels& k, const Kernels& plain) {
@@ -149,37 +160,45 @@ void check_sampling(const Kernels& k, const Kernels& plain) {
   x[5] = x[201] = -INFINITY;
   for (int n : {1, 7, 8, 200, 203}) {
     std::vector<float> a(220, 9.f), b(220, 9.f);
-    const float best = plain.largest(x.data(), n);
-    expect(best == *std::max_element(x.begin(), x.begin() + n) && k.largest(x.data(), n) == best, k.name, "largest");
-    const float sum = k.weigh(x.data(), n, best, 1.5f, a.data()), plain_sum = plain.weigh(x.data(), n, best, 1.5f, b.data());
-    expect(near(a, b, 1e-5f) && std::fabs(sum - plain_sum) < 1e-5f * plain_sum, k.name, "weigh");
-    expect((n <= 5 || a[5] == 0) && (n <= 201 || a[201] == 0), k.name, "weigh's zeros");
-    expect(std::all_of(a.begin() + n, a.end(), [](float untouched) { return untouched == 9.f; }), k.name, "weigh's end");
+    const float best = plain.max_logit(x.data(), n);
+    expect(best == *std::max_element(x.begin(), x.begin() + n) && k.max_logit(x.data(), n) == best, k.name,
+           "max_logit");
+    const float sum = k.softmax_weights(x.data(), n, best, 1.5f, a.data()),
+                plain_sum = plain.softmax_weights(x.data(), n, best, 1.5f, b.data());
+    expect(near(a, b, 1e-5f) && std::fabs(sum - plain_sum) < 1e-5f * plain_sum, k.name, "softmax_weights");
+    expect((n <= 5 || a[5] == 0) && (n <= 201 || a[201] == 0), k.name, "zeros of softmax_weights");
+    expect(std::all_of(a.begin() + n, a.end(), [](float untouched) { return untouched == 9.f; }), k.name,
+           "the end of softmax_weights");
   }
   for (float bad : {NAN, INFINITY})
     for (int at : {0, 100, 202}) {
       auto y = x;
       y[(size_t)at] = bad;
-      expect(std::isnan(k.largest(y.data(), 203)), k.name, "largest of what is not finite");
+      expect(std::isnan(k.max_logit(y.data(), 203)), k.name, "max_logit of values that are not finite");
     }
 }
 
-struct AttendRoom {
+struct AttentionMemory {
   std::vector<float> floats;
-  AttendScratch scratch;
-  explicit AttendRoom(int dim) : floats(AttendScratch::floats((size_t)dim)), scratch(floats.data(), (size_t)dim) {}
+  AttentionScratch scratch;
+  explicit AttentionMemory(int dim)
+      : floats(AttentionScratch::floats((size_t)dim)), scratch(floats.data(), (size_t)dim) {}
 };
 
-// softmax(query · keys) · values of one head in float64, with keys and values rounded as the cache holds them.
-std::vector<float> plain_attention(const float* query, const std::vector<float>& keys, const std::vector<float>& all_values, int tokens, int dim) {
+// softmax(query · keys) · values of one head in float64, with keys and values rounded as the cache holds
+// them.
+std::vector<float> plain_attention(const float* query, const std::vector<float>& keys,
+                                   const std::vector<float>& all_values, int tokens, int dim) {
   std::vector<double> sums(dim);
   double total = 0;
   for (int t = 0; t < tokens; t++) {
     double score = 0;
-    for (int d = 0; d < dim; d++) score += (double)query[d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
+    for (int d = 0; d < dim; d++)
+      score += (double)query[d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
     const double weight = std::exp2(score);
     total += weight;
-    for (int d = 0; d < dim; d++) sums[d] += weight * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
+    for (int d = 0; d < dim; d++)
+      sums[d] += weight * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
   }
   std::vector<float> out(dim);
   for (int d = 0; d < dim; d++) out[d] = (float)(sums[d] / total);
@@ -193,16 +212,19 @@ struct Past {
   std::vector<uint16_t> cache;
   std::vector<int32_t> table;
 
-  Past(const Kernels& k, int dim, int tokens) : dim(dim), keys(::values((size_t)tokens * dim)), values(::values((size_t)tokens * dim)) {
+  Past(const Kernels& k, int dim, int tokens)
+      : dim(dim), keys(::values((size_t)tokens * dim)), values(::values((size_t)tokens * dim)) {
     const int blocks = (tokens + 31) / 32;
     cache.resize((size_t)blocks * dim * 64);
     for (int b = 0; b < blocks; b++) table.push_back(blocks - 1 - b);
     for (int t = 0; t < tokens; t++)
-      k.store_kv(&keys[(size_t)t * dim], &values[(size_t)t * dim], dim, &cache[(size_t)table[t / 32] * dim * 64], t % 32);
+      k.write_kv(&keys[(size_t)t * dim], &values[(size_t)t * dim], dim,
+                 &cache[(size_t)table[t / 32] * dim * 64], t % 32);
   }
   // Of rows of queries from `position` on, with all that they see.
-  Attend attend(const std::vector<float>& query, int rows, int heads, int position, std::vector<float>& out) const {
-    Attend work;
+  AttentionTask attend(const std::vector<float>& query, int rows, int heads, int position,
+                       std::vector<float>& out) const {
+    AttentionTask work;
     work.query = query.data();
     work.query_stride = work.out_stride = (size_t)heads * dim;
     work.rows = rows;
@@ -218,17 +240,20 @@ struct Past {
   }
 };
 
-// One row's attention, computed at once and in runs of chunks by whoever is free: right, and the same to the bit; NaN where a query is.
+// One row's attention, computed at once and in runs of chunks in any order: right, and the same to the bit;
+// NaN where a query is.
 void check_attention(const Kernels& k, int heads, int dim, int tokens) {
   const Past past(k, dim, tokens);
   auto query = values((size_t)heads * dim);
   std::vector<float> expected, out((size_t)heads * dim), merged = out;
   for (int h = 0; h < heads; h++)
-    for (float x : plain_attention(&query[(size_t)h * dim], past.keys, past.values, tokens, dim)) expected.push_back(x);
-  AttendRoom room(dim);
-  Attend work = past.attend(query, 1, heads, tokens - 1, out);
-  k.attend(work, room.scratch);
-  const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) + " heads of " + std::to_string(dim);
+    for (float x : plain_attention(&query[(size_t)h * dim], past.keys, past.values, tokens, dim))
+      expected.push_back(x);
+  AttentionMemory memory(dim);
+  AttentionTask work = past.attend(query, 1, heads, tokens - 1, out);
+  k.attend(work, memory.scratch);
+  const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) +
+                           " heads of " + std::to_string(dim);
   expect(near(out, expected, 1e-4f), k.name, what);
   const int chunks = work.chunk_end;
   const size_t record = (size_t)dim + 8;
@@ -238,9 +263,10 @@ void check_attention(const Kernels& k, int heads, int dim, int tokens) {
       work.chunk_begin = c;
       work.chunk_end = std::min(c + run, chunks);
       work.partial = &partial[record * heads * c];
-      k.attend(work, room.scratch);
+      k.attend(work, memory.scratch);
     }
-    for (int h = 0; h < heads; h++) k.merge(&partial[record * h], record * heads, chunks, dim, &merged[(size_t)h * dim]);
+    for (int h = 0; h < heads; h++)
+      k.merge_partials(&partial[record * h], record * heads, chunks, dim, &merged[(size_t)h * dim]);
   };
   for (int run = 1; run < chunks + 2; run += 2) {
     merge_runs(run);
@@ -258,15 +284,17 @@ void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int
   const Past past(k, dim, position + rows);
   const auto query = values((size_t)rows * heads * dim);
   std::vector<float> together(query.size()), out((size_t)heads * dim), alone;
-  AttendRoom room(dim);
-  k.attend(past.attend(query, rows, heads, position, together), room.scratch);
+  AttentionMemory memory(dim);
+  k.attend(past.attend(query, rows, heads, position, together), memory.scratch);
   for (int r = 0; r < rows; r++) {
-    const std::vector<float> own(query.begin() + (ptrdiff_t)r * heads * dim, query.begin() + (ptrdiff_t)(r + 1) * heads * dim);
-    k.attend(past.attend(own, 1, heads, position + r, out), room.scratch);
+    const std::vector<float> own(query.begin() + (ptrdiff_t)r * heads * dim,
+                                 query.begin() + (ptrdiff_t)(r + 1) * heads * dim);
+    k.attend(past.attend(own, 1, heads, position + r, out), memory.scratch);
     alone.insert(alone.end(), out.begin(), out.end());
   }
   expect(same_bits(together, alone), k.name,
-         "attention of " + std::to_string(rows) + " rows behind " + std::to_string(position) + " tokens, " + std::to_string(heads) + " heads of " + std::to_string(dim));
+         "attention of " + std::to_string(rows) + " rows behind " + std::to_string(position) + " tokens, " +
+             std::to_string(heads) + " heads of " + std::to_string(dim));
 }
 
 }  // namespace

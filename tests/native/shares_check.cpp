@@ -1,5 +1,6 @@
-// Threads share out products and each tile is computed once, whoever claims it: many small products in a row, with plain C++ kernels, by 1 to 4
-// threads that meet after each. Run by test_shares.py; exits 1 at the first difference.
+// Threads share products and each tile is computed once, whichever thread claims it: many small products in a
+// row, with plain C++ kernels, by 1 to 4 threads that meet after each. Run by test_shares.py; exits 1 at the
+// first difference.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,9 +9,9 @@
 #include <vector>
 
 #include "isa/portable.h"
-#include "matmul.h"
-#include "shares.h"
-#include "threads.h"
+#include "ops/matmul.h"
+#include "ops/tiling.h"
+#include "threads/threads.h"
 
 namespace {
 
@@ -50,7 +51,7 @@ struct Given {
 
 struct Work {
   const Given& given;
-  const Cut& cut;
+  const Tiling& tiling;
   Shares& shares;
   std::vector<std::unique_ptr<Scratch>>& scratch;
   std::vector<float>& y;
@@ -58,11 +59,12 @@ struct Work {
 };
 
 void multiply(void* context, int thread) {
-  const auto& [given, cut, shares, scratch, y, layer] = *static_cast<Work*>(context);
-  shares.begin(layer + 1, thread);
-  Taken taken;
-  while (shares.take(layer, 0, thread, cut.tiles, cut.portions, taken))
-    matmul(given.w, given.x, cut.of(taken), y.data() + (size_t)taken.begin * kTileRows, (size_t)given.w.rows, true, *scratch[(size_t)thread]);
+  const auto& [given, tiling, shares, scratch, y, layer] = *static_cast<Work*>(context);
+  shares.start_layer(layer + 1, thread);
+  WorkRange range;
+  while (shares.next(layer, 0, thread, tiling.tiles_per_strip, tiling.policy, range))
+    matmul(given.w, given.x, tiling.strips_of(range), y.data() + (size_t)range.begin * kTileRows,
+           (size_t)given.w.rows, true, *scratch[(size_t)thread]);
 }
 
 }  // namespace
@@ -77,18 +79,19 @@ int main() {
     for (int tiles : {1, 5, 31, 100, 403})
       for (int m : {1, 3, 16, 17}) {
         const Given given(tiles, m);
-        const Cut cut(given.w, m, threads, four);
+        const Tiling tiling(given.w, m, threads, four);
         Shares shares(1, threads);
         std::vector<float> one((size_t)m * given.w.rows), expected(one.size()), y(one.size());
         matmul(given.w, given.x, {0, tiles}, one.data(), (size_t)given.w.rows, false, *scratch[0]);
         for (int layer = 0; layer < 40; layer++) {
-          Work work{given, cut, shares, scratch, y, layer};
+          Work work{given, tiling, shares, scratch, y, layer};
           pool.run(multiply, &work);
           for (size_t i = 0; i < y.size(); i++) expected[i] += one[i];
         }
         for (size_t i = 0; i < y.size(); i++)
           if (y[i] != expected[i]) {
-            printf("%d threads, %d tiles, %d rows: result %zu is %g, not %g\n", threads, tiles, m, i, (double)y[i], (double)expected[i]);
+            printf("%d threads, %d tiles, %d rows: result %zu is %g, not %g\n", threads, tiles, m, i,
+                   (double)y[i], (double)expected[i]);
             return 1;
           }
       }

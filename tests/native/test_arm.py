@@ -24,4 +24,4 @@ def test_arm_kernels_agree_with_plain_cpp(tmp_path: Path) -> None:
     for cpu, names in (("cortex-a72", ["portable", "neon"]), ("max", ["portable", "neon", "dotprod"])):
         result = subprocess.run([qemu, "-cpu", cpu, str(program)], capture_output=True, text=True, check=False)
         assert [f"{name}: as plain C++" for name in names] == result.stdout.splitlines()
-        assert result.returncode == 0
+        assert 0 == result.returncode

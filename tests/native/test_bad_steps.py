@@ -14,7 +14,7 @@ from edged.engine.backends.native_backend import NativeBackend
 from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
-from edged.engine.memory import WORKING
+from edged.engine.memory import WORKSPACE_BYTES
 from edged.models.formats.packed import PackedModel, open_packed
 from edged.models.formats.tiles import Kind
 from tests.native.helpers import open_model, pack_overflowing, pack_tiny
@@ -84,7 +84,7 @@ def test_shapes_that_do_not_fit_the_tensors_are_refused(folder: Path, changes: d
         with NativeModel(
             damaged, context=64, blocks=2
         ) as model:  # fewer layers than there are tensors is a smaller model
-            assert model.step([Part([1], 0, [0])]).shape == (1, 203)
+            assert (1, 203) == model.step([Part([1], 0, [0])]).shape
         return
     with pytest.raises(KernelError):
         NativeModel(damaged, context=64, blocks=2)
@@ -157,19 +157,19 @@ def test_the_backend_keeps_the_protocol(folder: Path) -> None:
     together = backend.run([Slice(one, 0, tokens[0]), Slice(two, 0, tokens[1])])
     backend.close(one)
     one = backend.open()
-    assert backend.reuse(one, tokens[0]) == 49
+    assert 49 == backend.reuse(one, tokens[0])
     assert np.array_equal(backend.run([Slice(one, 49, tokens[0][49:])])[0], together[0])
     backend.close(two)
     two = backend.open()
     every = backend.run([Slice(two, 0, tokens[1])], every=True)[0]
-    assert every.shape == (90, 203)
+    assert (90, 203) == every.shape
     assert np.array_equal(every[-1:], together[1])
     for bad in (Slice(one, 49, [1]), Slice(one, 50, [999]), Slice(one, 50, []), Slice(one, 50, [1] * 240)):
         refused, fine = backend.run([bad, Slice(two, len(backend._slots[two].tokens), [7])])
         assert isinstance(refused, ComputeError)
-        assert fine.shape == (1, 203)
+        assert (1, 203) == fine.shape
     results = backend.run([Slice(backend.open(), 0, [1] * 256) for _ in range(2)])
-    assert [isinstance(result, ComputeError) for result in results] == [False, True]
+    assert [False, True] == [isinstance(result, ComputeError) for result in results]
     model.close()
 
 
@@ -179,10 +179,10 @@ def test_memory_is_admitted_before_it_is_used(folder: Path) -> None:
     with pytest.raises(ModelError, match="are free"):
         open_native(packed, None, 1, lambda: 1000)
     backend = open_native(packed, 100, 1, lambda: 10**9)
-    assert (backend.context, backend.slots) == (100, 8)
+    assert (100, 8) == (backend.context, backend.slots)
     backend.model.close()
     for spare in (400_000, 1_000_000, 4_000_000):  # the pool fills in time, so all of it must have been admitted
-        room = packed.weights_bytes + WORKING + spare
+        room = packed.weights_bytes + WORKSPACE_BYTES + spare
         backend = open_native(packed, 256, 1, lambda room=room: room)
         assert backend.model.memory()[0] <= spare
         assert backend.slots >= 1

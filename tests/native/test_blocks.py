@@ -18,12 +18,12 @@ def test_a_shared_beginning_is_found_and_shared() -> None:
         if not held:
             pool.release(first)
         second = Table()
-        assert pool.reuse(second, [*tokens[:8], 99]) == 8
+        assert 8 == pool.reuse(second, [*tokens[:8], 99])
         pool.release(second)
-        assert pool.reuse(second, tokens[:8]) == 4
+        assert 4 == pool.reuse(second, tokens[:8])
         pool.release(second)
-        assert pool.reuse(second, [5, *tokens]) == 0
-    assert pool.free == 8
+        assert 0 == pool.reuse(second, [5, *tokens])
+    assert 8 == pool.free
 
 
 class Contents:
@@ -62,18 +62,18 @@ def test_a_beginning_is_shared_to_the_token() -> None:
         pool.register(table, tokens)
     assert contents.copies == [(first.blocks[1], other.blocks[1])]
     second = Table()
-    assert pool.reuse(second, [1, 2, 3, 4, 5, 6, 7, 0, 0]) == 7
+    assert 7 == pool.reuse(second, [1, 2, 3, 4, 5, 6, 7, 0, 0])
     assert contents.copies[-1] == (first.blocks[1], second.blocks[1])
     pool.release(second)
-    assert pool.reuse(second, [1, 2, 0]) == 2
+    assert 2 == pool.reuse(second, [1, 2, 0])
     pool.release(second)
-    assert pool.reuse(second, [1, 2, 3, 4, 5, 6, 7, 8]) == 7  # the last token is computed
+    assert 7 == pool.reuse(second, [1, 2, 3, 4, 5, 6, 7, 8])  # the last token is computed
     pool.release(second)
-    assert pool.reuse(second, [2, 2]) == 0
-    assert second.blocks == []
+    assert 0 == pool.reuse(second, [2, 2])
+    assert [] == second.blocks
     pool.release(first)
     pool.release(other)
-    assert pool.free == 12
+    assert 12 == pool.free
 
 
 def test_a_conversation_goes_on_from_its_last_token() -> None:
@@ -85,13 +85,13 @@ def test_a_conversation_goes_on_from_its_last_token() -> None:
         pool.extend(table, 6)
         pool.register(table, tokens)
         pool.release(table, tokens)
-        assert len(pool._idle) == 2
-    assert pool.reuse(table, [*tokens, 7, 8, 9]) == 6
+        assert 2 == len(pool._idle)
+    assert 6 == pool.reuse(table, [*tokens, 7, 8, 9])
     pool.extend(table, 9)
     pool.register(table, [*tokens, 7, 8])
-    assert pool.free == 8 - 3
+    assert 8 - 3 == pool.free
     pool.release(table)
-    assert pool.free == 8
+    assert 8 == pool.free
 
 
 def test_what_is_copied_is_not_evicted_for_the_copy() -> None:
@@ -102,10 +102,10 @@ def test_what_is_copied_is_not_evicted_for_the_copy() -> None:
     pool.register(table, [1, 2, 3, 4])
     pool.release(table)
     pool.extend(other, 4)
-    assert pool.reuse(table, [1, 2, 9]) == 0
-    assert (table.blocks, contents.copies, pool.free) == ([], [], 1)
+    assert 0 == pool.reuse(table, [1, 2, 9])
+    assert ([], [], 1) == (table.blocks, contents.copies, pool.free)
     pool.release(other)
-    assert pool.reuse(table, [1, 2, 9]) == 2
+    assert 2 == pool.reuse(table, [1, 2, 9])
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -119,9 +119,9 @@ def test_the_least_recently_used_goes_first() -> None:
     new = Table()
     pool.extend(new, 2)
     probe = Table()
-    assert pool.reuse(probe, [1, 2, 3, 4, 0]) == 2
+    assert 2 == pool.reuse(probe, [1, 2, 3, 4, 0])
     pool.release(probe)
-    assert pool.reuse(probe, [5, 6, 7, 8, 0]) == 4
+    assert 4 == pool.reuse(probe, [5, 6, 7, 8, 0])
 
 
 def test_a_full_pool_refuses_and_changes_nothing() -> None:
@@ -130,10 +130,10 @@ def test_a_full_pool_refuses_and_changes_nothing() -> None:
     pool.extend(table, 8)
     with pytest.raises(MemoryError, match="2 cache blocks are needed and 1 of 3"):
         pool.extend(other, 8)
-    assert other.blocks == []
+    assert [] == other.blocks
     pool.release(table)
     pool.extend(other, 12)
-    assert sorted(other.blocks) == [0, 1, 2]
+    assert [0, 1, 2] == sorted(other.blocks)
 
 
 @pytest.mark.parametrize("size", [2, 3])

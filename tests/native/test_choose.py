@@ -113,8 +113,8 @@ def test_nothing_is_chosen_from_what_is_not_finite(value: float, kernels: str) -
     for at in (0, 8, 99, 100):
         logits = np.zeros(101, np.float32)
         logits[at] = value
-        assert [chosen(logits, Sampling(temperature=t), 0.5, kernels) for t in (0.0, 1.0)] == [-1, -1]
-    assert chosen(np.full(10, -np.inf), Sampling(), 0.5, kernels) == -1
+        assert [-1, -1] == [chosen(logits, Sampling(temperature=t), 0.5, kernels) for t in (0.0, 1.0)]
+    assert -1 == chosen(np.full(10, -np.inf), Sampling(), 0.5, kernels)
     with pytest.raises(KernelError, match="no logits"):
         chosen(np.zeros(0), Sampling(), 0.5, kernels)
 
@@ -123,7 +123,7 @@ def test_nothing_is_chosen_from_what_is_not_finite(value: float, kernels: str) -
 def test_rounding_at_the_end_of_the_line_falls_on_the_last_that_may_be_drawn(kernels: str) -> None:
     logits = np.full(1000, -np.inf, np.float32)
     logits[[3, 260]] = 0.0
-    assert [chosen(logits, Sampling(), chance, kernels) for chance in (0.0, 0.49, 0.51, 1.0)] == [3, 3, 260, 260]
+    assert [3, 3, 260, 260] == [chosen(logits, Sampling(), chance, kernels) for chance in (0.0, 0.49, 0.51, 1.0)]
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
@@ -132,7 +132,7 @@ def test_the_best_one_is_the_greedy_one(temperature: float, kernels: str) -> Non
     """However near the next is, and where all others weigh nothing."""
     logits = np.full(9000, 0.9999999, np.float32)
     logits[8000] = 1.0
-    assert chosen(logits, Sampling(temperature=temperature, top_k=1), 0.3, kernels) == 8000
+    assert 8000 == chosen(logits, Sampling(temperature=temperature, top_k=1), 0.3, kernels)
 
 
 def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +145,8 @@ def test_without_a_compiler_numpy_chooses_the_same(monkeypatch: pytest.MonkeyPat
         Sampling(temperature=0.8, top_k=2**53, seed=3),
         Sampling(temperature=1.2, top_k=50, top_p=0.95, min_p=0.01, repetition_penalty=1.1, seed=2),
     ]
-    compiled = [[pick.pick(row) for row in logits] for pick in (Sampler(wish, [1, 2]) for wish in wishes)]
+    compiled = [[one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)]
     monkeypatch.setattr(sampler, "compiled", lambda: None)
-    assert compiled == [[pick.pick(row) for row in logits] for pick in (Sampler(wish, [1, 2]) for wish in wishes)]
+    assert compiled == [[one.sample(row) for row in logits] for one in (Sampler(wish, [1, 2]) for wish in wishes)]
     with pytest.raises(BadLogitsError):
-        Sampler(Sampling(), []).pick(np.full(10, np.nan, np.float32))
+        Sampler(Sampling(), []).sample(np.full(10, np.nan, np.float32))

@@ -52,19 +52,19 @@ class Reply:
 
     def step(self) -> int:
         """One token, by its logits."""
-        self.tokens.append(self.sampler.pick(self.run(self.tokens[-1:], len(self.tokens) - 1)))
+        self.tokens.append(self.sampler.sample(self.run(self.tokens[-1:], len(self.tokens) - 1)))
         return self.tokens[-1]
 
     def order(self, steps: int, watch: bool = False) -> Decoding:
-        past = array("i", self.tokens) if watch else None
-        chances = self.sampler.chances(steps)
+        history = array("i", self.tokens) if watch else None
+        uniforms = self.sampler.uniforms(steps)
         return Decoding(
-            self.slot, len(self.tokens) - 1, self.tokens[-1], self.sampling, chances, self.sampler.ids, past
+            self.slot, len(self.tokens) - 1, self.tokens[-1], self.sampling, uniforms, self.sampler.seen, history
         )
 
     def take(self, tokens: Sequence[int]) -> None:
         for token in tokens:
-            self.sampler.took(token)
+            self.sampler.advance(token)
         self.tokens += tokens
 
 
@@ -107,10 +107,10 @@ def test_tokens_are_those_of_one_step_a_call(folder: Path, threads: int) -> None
                 backend.close(replies[index].slot)
                 replies[index] = Reply(backend, replies[index].tokens, SAMPLINGS[index])
         for reply, prompt, answer in zip(replies, prompts, answers, strict=True):
-            assert reply.tokens[len(prompt) :][:70] == answer
+            assert answer == reply.tokens[len(prompt) :][:70]
             backend.close(reply.slot)
             slot = backend.open()
-            assert backend.reuse(slot, reply.tokens) == len(reply.tokens) - 1
+            assert len(reply.tokens) - 1 == backend.reuse(slot, reply.tokens)
 
 
 @pytest.mark.parametrize("kernels", ALL_KERNELS)
@@ -172,7 +172,8 @@ def test_it_takes_what_is_left_of_a_block(folder: Path) -> None:
             lengths.append(len(chosen))
             reply.take(chosen)
         assert [5, 8] == lengths
-        assert backend.decode([reply.order(8)], 8, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([reply.order(8)], 8, NONE, CALM)
 
 
 def test_another_thread_ends_it(folder: Path) -> None:
@@ -180,45 +181,48 @@ def test_another_thread_ends_it(folder: Path) -> None:
     with open_model(folder) as model:
         backend = NativeBackend(model, slots=1)
         reply = Reply(backend, [1, 2, 3], Sampling(temperature=0))
-        hurry = array("i", [1])
-        (chosen,) = backend.decode([reply.order(8)], 8, NONE, hurry)
-        assert len(chosen) == 1
+        interrupt = array("i", [1])
+        (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
+        assert 1 == len(chosen)
         reply.take(chosen)
-        hurry[0] = 0
-        (chosen,) = backend.decode([reply.order(8)], 8, NONE, hurry)
-        assert len(chosen) == 8
+        interrupt[0] = 0
+        (chosen,) = backend.decode([reply.order(8)], 8, NONE, interrupt)
+        assert 8 == len(chosen)
 
 
 def test_another_thread_ends_it_while_it_runs(folder: Path) -> None:
     """The interpreter lock is free meanwhile, and each step looks again."""
-    steps, hurry = 1900, array("i", [0])
+    steps, interrupt = 1900, array("i", [0])
     order = Decoding(0, 0, 5, Sampling(temperature=0), array("d", bytes(8 * steps)), NONE)
     with open_model(folder, context=2048) as model:
-        (whole,) = model.decode([order], [list(range(64))], steps, NONE, hurry)
-        assert len(whole) == steps
-        timer = threading.Timer(0.001, hurry.__setitem__, args=(0, 1))
+        (whole,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
+        assert steps == len(whole)
+        timer = threading.Timer(0.001, interrupt.__setitem__, args=(0, 1))
         timer.start()
-        (chosen,) = model.decode([order], [list(range(64))], steps, NONE, hurry)
+        (chosen,) = model.decode([order], [list(range(64))], steps, NONE, interrupt)
         timer.join()
         assert 1 <= len(chosen) < steps
-        assert chosen == whole[: len(chosen)]
+        assert whole[: len(chosen)] == chosen
 
 
 def test_what_cannot_be_computed_is_left_to_one_step(folder: Path) -> None:
-    """Nothing is chosen and the slots are as before: a token out of range, no room, a place that is not the next."""
+    """ComputeError, and the slots are as before: a token out of range, no room, a place that is not the next."""
     with open_model(folder, blocks=3) as model:
         backend = NativeBackend(model, slots=3)
         good, bad = (Reply(backend, [1, 2, 3], Sampling(temperature=0)) for _ in range(2))
         bad.tokens[-1] = 999
-        assert backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)
         bad.tokens[-1:] = [4, 5]
-        assert backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)
         bad.tokens.pop()
-        assert len(backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)[0]) == 4
+        assert 4 == len(backend.decode([good.order(4), bad.order(4)], 4, NONE, CALM)[0])
         full = Reply(backend, list(range(33))[:32], Sampling(temperature=0))
         full.run(full.tokens[-1:], 31)
         full.tokens.append(7)
-        assert backend.decode([full.order(2)], 2, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            backend.decode([full.order(2)], 2, NONE, CALM)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,7 @@ def test_a_table_that_ends_too_soon_ends_it(folder: Path) -> None:
     order = Decoding(0, 30, 5, Sampling(temperature=0), array("d", bytes(64)), NONE)
     with open_model(folder) as model:
         (chosen,) = model.decode([order], [[0]], 6, NONE, CALM)
-        assert len(chosen) == 2
+        assert 2 == len(chosen)
 
 
 def test_logits_that_are_not_finite(tmp_path: Path) -> None:
@@ -278,7 +282,7 @@ def test_of_equals_the_lowest_token_is_chosen(tmp_path: Path) -> None:
         file.write(bytes(size))
     with open_model(packed, threads=3) as model:
         reply = Reply(NativeBackend(model, slots=1), [9], Sampling(temperature=0))
-        assert reply.backend.decode([reply.order(4)], 4, NONE, CALM) == [[0, 0, 0, 0]]
+        assert [[0, 0, 0, 0]] == reply.backend.decode([reply.order(4)], 4, NONE, CALM)
 
 
 def test_a_token_that_cannot_be_chosen_ends_it(folder: Path) -> None:
@@ -289,4 +293,5 @@ def test_a_token_that_cannot_be_chosen_ends_it(folder: Path) -> None:
         (chosen,) = reply.backend.decode([replace(reply.order(8), seen=NONE)], 8, NONE, CALM)
         assert 1 <= len(chosen) < 8
         reply.take(chosen)
-        assert reply.backend.decode([reply.order(8)], 8, NONE, CALM) == []
+        with pytest.raises(ComputeError):
+            reply.backend.decode([reply.order(8)], 8, NONE, CALM)

@@ -49,7 +49,7 @@ def test_drafts_have_the_bits_of_one_token_at_a_time(folder: Path, kernels: str)
             drafts = text[at + 1 : at + 1 + right]
             wrong = [(token + 1) % 203 for token in text[at + 1 + right : at + 1 + MAX_DRAFTS]]
             rows = one(backend, Slice(slot, at, [text[at]], [*drafts, *wrong]))
-            assert rows.shape == (min(1 + len(drafts) + len(wrong), 32 - at % 32), 203)
+            assert (min(1 + len(drafts) + len(wrong), 32 - at % 32), 203) == rows.shape
             drafts = drafts[: len(rows) - 1]
             assert np.array_equal(rows[: 1 + len(drafts)], expected[at : at + 1 + len(drafts)])
             for token in drafts:
@@ -57,7 +57,7 @@ def test_drafts_have_the_bits_of_one_token_at_a_time(folder: Path, kernels: str)
             at += 1 + len(drafts)
         backend.close(slot)
         slot = backend.open()
-        assert backend.reuse(slot, text) == 99
+        assert 99 == backend.reuse(slot, text)
         assert np.array_equal(one(backend, Slice(slot, 99, text[99:]))[0], expected[-1])
 
 
@@ -83,11 +83,11 @@ def test_drafts_take_what_is_left_of_a_block(folder: Path) -> None:
         slot = backend.open()
         one(backend, Slice(slot, 0, list(range(28))))
         for at, rows in ((28, 4), (29, 3), (30, 2), (31, 1), (32, 6), (33, 6)):
-            assert one(backend, Slice(slot, at, [1], [2, 3, 4, 5, 6])).shape == (rows, 203)
+            assert (rows, 203) == one(backend, Slice(slot, at, [1], [2, 3, 4, 5, 6])).shape
             assert backend.pool.free == (1 if at < 32 else 0)
         one(backend, Slice(slot, 34, [1] * 4))
-        assert one(backend, Slice(slot, 38, [1], [2, 3])).shape == (2, 203)
-        assert one(backend, Slice(slot, 39, [1], [2, 3])).shape == (1, 203)
+        assert (2, 203) == one(backend, Slice(slot, 38, [1], [2, 3])).shape
+        assert (1, 203) == one(backend, Slice(slot, 39, [1], [2, 3])).shape
 
 
 def test_drafts_that_lie_in_several_steps(folder: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_step_that_fails_is_tried_without_drafts(folder: Path, monkeypatch: py
         monkeypatch.setattr(model, "step", refuse)
         good, bad = backend.run([Slice(slots[0], 3, [4], [99]), Slice(slots[1], 3, [99], [5])])
         assert not isinstance(good, ComputeError)
-        assert good.shape == (1, 203)
+        assert (1, 203) == good.shape
         assert isinstance(bad, ComputeError)
         with pytest.raises(ComputeError, match="not the next draft"):
             backend.keep(slots[0], 99)

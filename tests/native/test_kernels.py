@@ -22,7 +22,7 @@ def command() -> list[str]:
 
 def _lines_of(program: Path) -> set[str]:
     result = subprocess.run([program], capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert 0 == result.returncode, result.stdout + result.stderr
     return set(result.stdout.splitlines())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edged.engine.kernels.build import HERE
-from edged.engine.kernels.library import load_library
+from edged.engine.kernels.library import Config, Decoding, Merges, SamplingCall, Step, Tensor, load_library
 from edged.models.packing.pack import pack_path
 from tests.support import ROOT
 from tests.tiny import make_gguf
@@ -25,7 +25,13 @@ def test_it_is_found_by_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -
     for name in ("XDG_CACHE_HOME", "KERNELS_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    assert load_library.__wrapped__().path.parent == HERE
+    assert HERE == load_library.__wrapped__().path.parent
+
+
+@pytest.mark.parametrize("struct", [Config, Decoding, Merges, SamplingCall, Step, Tensor])
+def test_a_field_that_a_struct_does_not_have_is_refused(struct: type) -> None:
+    with pytest.raises(AttributeError, match="misspelled"):
+        struct().misspelled = 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user of its own, whose tasks are counted alone")
@@ -84,7 +90,7 @@ print("done")
     if result.stdout == "no limit\n":
         pytest.skip("this system does not count a user's tasks")
     said = result.stdout.splitlines()
-    assert result.returncode == 0, result.stderr
+    assert 0 == result.returncode, result.stderr
     assert ["done"] == said[3:]
     assert all("of 64 threads run" in words and "set model.threads lower" in words for words in said[:2])
     assert "64 threads" in said[2]

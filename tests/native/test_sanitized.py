@@ -45,7 +45,7 @@ def test_native_tests_under_sanitizers(sanitized: dict[str, str]) -> None:
     chosen = [str(HERE), f"--ignore={HERE / 'test_kernels.py'}"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *chosen]
     result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert 0 == result.returncode, (result.stdout + result.stderr)[-4000:]
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_native_tests_under_sanitizers(sanitized: dict[str, str]) -> None:
 def test_parsers_under_fuzzing(sanitized: dict[str, str], tmp_path: Path, what: str) -> None:
     command = [sys.executable, "-m", "tests.native.fuzz", what, str(tmp_path), str(FUZZ_SECONDS)]
     result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert 0 == result.returncode, (result.stdout + result.stderr)[-4000:]
     tried, opened = map(int, result.stdout.split())
     assert tried > 100
     assert opened < tried

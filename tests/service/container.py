@@ -117,7 +117,7 @@ class Container:
 
     def must(self, *command: str, stdin: str | None = None) -> str:
         done = self.run(*command, stdin=stdin)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        assert 0 == done.returncode, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def write(self, path: str, text: str) -> None:

@@ -133,7 +133,7 @@ def test_answers_and_comes_back_after_a_kill_and_leaves_nothing_behind(service: 
     final = ask(client, "one")
     assert final["reason"] in {"stop", "length"}
     assert final["text"]
-    assert final["receipt"]["backend"] == "native"
+    assert "native" == final["receipt"]["backend"]
     # A schema is tried in a process of its own, which the unit's walls must allow.
     schema = {"type": "json_schema", "schema": {"type": "boolean"}}
     client.publish(f"{ROOT}/prompt/me", {"id": "format", "prompt": "Yes?", "format": schema})
@@ -281,9 +281,9 @@ def test_packages_that_cannot_be_had_leave_the_running_version_alone(service: Co
         lend_packages(service)
     assert 1 == done.returncode
     assert done.stderr.endswith(
-        "scripts/install: the Python packages could not be installed, see above; run this again when that is mended\n"
+        "scripts/install: the Python packages could not be installed, see above; fix that and run this again\n"
     )
-    assert "the version before is back" in done.stdout
+    assert "The previous version of the code was restored." in done.stdout
     assert before == service.show("MainPID")
     assert service.output("find", "/opt/edged/edged", "-name", "before.py")
     assert "" == service.output("find", "/opt/edged", "-maxdepth", "1", "-name", ".old", "-o", "-name", ".tmp")

@@ -38,7 +38,7 @@ class Systemd:
 
 
 class Clock:
-    """Monotonic seconds, set by the test."""
+    """Monotonic seconds that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -125,12 +125,18 @@ def test_without_systemd_nothing_happens(clock: Clock) -> None:
     assert notifier.keep_alive(FINE) is None
 
 
-def test_a_systemd_that_is_away_is_no_error(tmp_path: Path, clock: Clock) -> None:
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "none")}, clock).ready()
+def test_a_systemd_that_is_away_gets_the_next_message_when_it_is_back(tmp_path: Path, clock: Clock) -> None:
+    address = str(tmp_path / "notify")
+    notifier = Notifier({"NOTIFY_SOCKET": address}, clock)
+    notifier.ready()
+    systemd = Systemd(address)
+    notifier.stopping()
+    assert ["STOPPING=1"] == systemd.received()
+    systemd.socket.close()
 
 
 def test_a_systemd_that_does_not_read_delays_only_a_little(tmp_path: Path, clock: Clock) -> None:
-    """Its queue is short; the loop must not block for good when it is full."""
+    """Its queue is short; the loop must not stand still for good when it is full."""
     silent = Systemd(str(tmp_path / "notify"))
     notifier = Notifier(silent.environment, clock)
     queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text(encoding="ascii"))

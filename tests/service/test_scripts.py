@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -33,17 +34,17 @@ def test_is_sound_bash(script: Path) -> None:
 
 
 @by_name
-def test_help_names_every_word(script: Path) -> None:
+def test_help_names_every_option(script: Path) -> None:
     done = run(script, "--help")
     assert 0 == done.returncode
     assert all(word in done.stdout for word in ("--no-start" if script.name == "install" else "--purge", "--help"))
 
 
 @by_name
-def test_an_unknown_word_is_wrong_usage(script: Path) -> None:
+def test_an_unknown_argument_is_wrong_usage(script: Path) -> None:
     done = run(script, "--nonsense")
     assert 2 == done.returncode
-    assert f"scripts/{script.name}: unknown word --nonsense" in done.stderr
+    assert f"scripts/{script.name}: unknown argument --nonsense" in done.stderr
     assert 1 == done.stderr.count("\n")
 
 
@@ -65,6 +66,13 @@ def test_refuses_without_root_as_nobody(script: Path) -> None:
 def test_refuses_without_root(script: Path) -> None:
     done = run(script)
     assert (1, f"scripts/{script.name}: needs root: sudo scripts/{script.name}\n") == (done.returncode, done.stderr)
+
+
+def test_no_script_names_a_package_index_but_pytorchs_cpu_builds() -> None:
+    """Packages come from the index that pip is configured for, which may be a mirror without a way out."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    named = {host for text in texts for host in re.findall(r"https?://([\w.-]+)", text)}
+    assert {"download.pytorch.org"} == named
 
 
 def device(root: Path, name: str) -> None:

@@ -23,7 +23,7 @@ def test_health_has_state_findings_version_mqtt_model_and_queue() -> None:
     )
     document = json.loads(payload)
     assert document.items() >= {**HEAD, "state": "failing", "version": "0.1.0"}.items()
-    assert document["findings"] == [
+    assert [
         {
             "code": "disk_low",
             "since": "2026-11-24T07:58:20.000Z",
@@ -32,17 +32,17 @@ def test_health_has_state_findings_version_mqtt_model_and_queue() -> None:
             "advice": "make room",
             "severity": "failing",
         }
-    ]
-    assert document["mqtt"] == {"version": "5", "connects": 3}
+    ] == document["findings"]
+    assert {"version": "5", "connects": 3} == document["mqtt"]
     assert document["model"].items() >= {"state": "online", "name": "m", "quantization": "float32 (from q4_1)"}.items()
-    assert document["queue"]["open"] == 2
+    assert 2 == document["queue"]["open"]
 
 
 def test_health_without_a_model_says_why() -> None:
     model = d.ModelState("safe", "m", None, error_code="tampered", error_message="remove it")
     document = json.loads(d.health(FRAME, health_of([]), "0", d.LinkState("5", 1), model, QUEUE))
-    assert document["state"] == "ok"
-    assert document["model"]["error"] == {"code": "tampered", "message": "remove it"}
+    assert "ok" == document["state"]
+    assert {"code": "tampered", "message": "remove it"} == document["model"]["error"]
 
 
 def test_telemetry_of_a_full_reading_stays_small() -> None:
@@ -62,10 +62,10 @@ def test_telemetry_of_a_full_reading_stays_small() -> None:
     document: dict[str, Any] = json.loads(payload)
     assert len(payload) <= 2000
     assert document.items() >= HEAD.items()
-    assert document["cpu"] == {"percent": 12.5, "clock_mhz": 1500, "load": [0.1, 0.2, 0.3], "count": 4}
-    assert document["worker"]["rss_bytes"] == 900
-    assert document["speed"] == {"tokens_per_second": 49.1, "ttft_ms": 41.0}
-    assert document["temperature_c"] == 48.5
+    assert {"percent": 12.5, "clock_mhz": 1500, "load": [0.1, 0.2, 0.3], "count": 4} == document["cpu"]
+    assert 900 == document["worker"]["rss_bytes"]
+    assert {"tokens_per_second": 49.1, "ttft_ms": 41.0} == document["speed"]
+    assert 48.5 == document["temperature_c"]
     assert document["throttled"] is False
 
 
@@ -73,9 +73,9 @@ def test_telemetry_of_a_board_that_measures_nothing_still_has_the_contracts_keys
     document = json.loads(d.telemetry(FRAME, Reading(at=1.0, uptime_s=2.0), d.Speed(None, None), QUEUE))
     expected = {"cpu", "memory", "temperature_c", "throttled", "disk", "worker", "speed", "queue"}
     assert expected <= document.keys()
-    assert document["worker"] == {"rss_bytes": None}
+    assert {"rss_bytes": None} == document["worker"]
 
 
 def test_an_event_has_a_code_a_message_and_facts() -> None:
     document = json.loads(d.event(FRAME, "worker_died", "it did", {"count": 2}))
-    assert document == {**HEAD, "code": "worker_died", "message": "it did", "count": 2}
+    assert {**HEAD, "code": "worker_died", "message": "it did", "count": 2} == document

@@ -22,8 +22,8 @@ def refusal(payload: Any) -> tuple[int | None, str]:
 
 def test_a_layer_has_a_revision_and_checked_settings() -> None:
     payload = b'{"revision":12,"settings":{"limits":{"prompt_bytes":"1KB"}}}'
-    assert layers.parse_layer(payload) == Layer(12, {"limits": {"prompt_bytes": 1000}})
-    assert layers.parse_layer(b'{"revision":9007199254740991,"settings":{}}').revision == 2**53 - 1
+    assert Layer(12, {"limits": {"prompt_bytes": 1000}}) == layers.parse_layer(payload)
+    assert 2**53 - 1 == layers.parse_layer(b'{"revision":9007199254740991,"settings":{}}').revision
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_p05_a_bad_layer_is_refused_with_its_revision_and_the_key(
     payload: Any, revision: int | None, says: str
 ) -> None:
     found, sentence = refusal(payload)
-    assert found == revision
+    assert revision == found
     assert sentence.startswith(says), sentence
 
 
 def test_the_reported_document() -> None:
     state = Reported("applied", "device", 12, "the layer is in force", {"fleet": 7, "device": 12})
-    assert json.loads(layers.reported(state, 1_795_507_200.0)) == {
+    assert {
         "phase": "applied",
         "layer": "device",
         "revision": 12,
@@ -82,4 +82,4 @@ def test_the_reported_document() -> None:
         "in_force": {"fleet": 7, "device": 12},
         "version": __version__,
         "ts": "2026-11-24T08:00:00.000Z",
-    }
+    } == json.loads(layers.reported(state, 1_795_507_200.0))

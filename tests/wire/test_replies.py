@@ -12,23 +12,23 @@ NOON = 1_795_507_200.0  # 2026-11-24T08:00:00Z
 
 
 def test_a_time_is_utc_with_milliseconds() -> None:
-    assert replies.rfc3339(NOON) == "2026-11-24T08:00:00.000Z"
-    assert replies.rfc3339(NOON + 0.0129) == "2026-11-24T08:00:00.012Z"
+    assert "2026-11-24T08:00:00.000Z" == replies.rfc3339(NOON)
+    assert "2026-11-24T08:00:00.012Z" == replies.rfc3339(NOON + 0.0129)
 
 
 def test_the_notice() -> None:
-    assert replies.accepted("a", 3, 1200) == b'{"id":"a","accepted":true,"position":3,"eta_ms":1200}'
-    assert replies.accepted("a", 1, None) == b'{"id":"a","accepted":true,"position":1,"eta_ms":null}'
+    assert b'{"id":"a","accepted":true,"position":3,"eta_ms":1200}' == replies.accepted("a", 3, 1200)
+    assert b'{"id":"a","accepted":true,"position":1,"eta_ms":null}' == replies.accepted("a", 1, None)
 
 
 def test_the_notice_of_a_conflict() -> None:
     document = json.loads(replies.conflict("a"))
     assert document.pop("message")
-    assert document == {"id": "a", "conflict": True}
+    assert {"id": "a", "conflict": True} == document
 
 
 def test_a_chunk() -> None:
-    assert replies.chunk("a", 2, 7, "hällo") == '{"id":"a","seq":2,"at":7,"text":"hällo"}'.encode()
+    assert '{"id":"a","seq":2,"at":7,"text":"hällo"}'.encode() == replies.chunk("a", 2, 7, "hällo")
 
 
 def test_a_final_with_everything() -> None:
@@ -41,7 +41,7 @@ def test_a_final_with_everything() -> None:
         replies.Timing(0.4, 41.0, 388.2, 49.1),
         replies.Receipt("pi", "m", "sha256:0", "q4_1", "native", {"fleet": 7, "device": 12}, 1, throttled=False),
     )
-    assert json.loads(payload) == {
+    assert {
         "id": "a",
         "final": True,
         "reason": "stop",
@@ -59,12 +59,12 @@ def test_a_final_with_everything() -> None:
             "seed": 1,
             "throttled": False,
         },
-    }
+    } == json.loads(payload)
 
 
 def test_a_refusal_carries_a_code_and_a_sentence() -> None:
     document = json.loads(replies.refusal("a", "busy", "queue_full", "try later", NOON, retry_after_ms=1500))
-    assert document == {
+    assert {
         "id": "a",
         "final": True,
         "reason": "busy",
@@ -72,12 +72,12 @@ def test_a_refusal_carries_a_code_and_a_sentence() -> None:
         "ts": "2026-11-24T08:00:00.000Z",
         "error": {"code": "queue_full", "message": "try later"},
         "retry_after_ms": 1500,
-    }
+    } == document
     assert "retry_after_ms" not in json.loads(replies.refusal("a", "invalid", "c", "m", NOON))
 
 
 def test_a_reason_is_one_of_the_contracts_words() -> None:
-    assert set(get_args(Reason)) == {
+    assert {
         "stop",
         "length",
         "cancelled",
@@ -88,6 +88,6 @@ def test_a_reason_is_one_of_the_contracts_words() -> None:
         "poisoned",
         "unavailable",
         "failed",
-    }
-    assert replies.reason("too_long") == "too_long"
-    assert replies.reason("nonsense") == "failed"
+    } == set(get_args(Reason))
+    assert "too_long" == replies.reason("too_long")
+    assert "failed" == replies.reason("nonsense")

@@ -13,12 +13,12 @@ from edged.engine.backends.native_model import BLOCK, NativeModel, Part
 from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
 
-LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small beside the weights
+LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small compared with the weights
 MAX_DRAFTS: Final = 7  # with the token before them two times the rows that the kernels stream weights for at once
 
 
 class _Slot:
-    """A sequence's tokens that are in the cache, and its blocks. `drafts` lie behind them, and may be kept."""
+    """A sequence's tokens that are in the cache, and its blocks. `drafts` follow them, until kept or replaced."""
 
     def __init__(self) -> None:
         self.table = Table()
@@ -35,7 +35,7 @@ class _Job:
         self.tokens = [*item.tokens, *item.drafts]
         self.wanted = len(self.tokens) if every else 1 + len(item.drafts)
         self.rows: list[Logits] = []
-        self.refused: ComputeError | None = None
+        self.error: ComputeError | None = None
 
     def part(self, begin: int, end: int) -> Part:
         """The tokens from `begin` to `end` as part of a step."""
@@ -44,7 +44,7 @@ class _Job:
         return Part(self.tokens[begin:end], self.item.start + begin, self.slot.table.blocks, wanted)
 
     def shorten(self, drafts: int) -> None:
-        """Goes on with at most so many drafts."""
+        """Keeps at most so many drafts."""
         left = min(len(self.tokens), len(self.item.tokens) + drafts)
         self.wanted -= len(self.tokens) - left
         del self.tokens[left:]
@@ -64,6 +64,7 @@ class NativeBackend:
         self.context = model.context
         self.slots = slots
         self.drafts = MAX_DRAFTS
+        self.max_steps = BLOCK
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
         self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
@@ -77,45 +78,48 @@ class NativeBackend:
         return self._next
 
     def close(self, slot: int) -> None:
-        """Gives a cache's blocks back to the pool, which remembers what they hold."""
-        kept = self._slots.pop(slot)
-        self.pool.release(kept.table, kept.tokens)
+        """Releases a cache's blocks to the pool, which remembers what they hold."""
+        cache = self._slots.pop(slot)
+        self.pool.release(cache.table, cache.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
-        """As the protocol says. Goes on where the slot holds full blocks: another may have computed more meanwhile."""
-        kept = self._slots[slot]
-        if len(kept.tokens) % BLOCK or len(kept.table.blocks) * BLOCK != len(kept.tokens):
-            return len(kept.tokens)
-        count = self.pool.reuse(kept.table, tokens)
-        kept.tokens = list(tokens[:count])
+        """As the protocol says, also for a slot that holds full blocks: another may have computed more meanwhile."""
+        cache = self._slots[slot]
+        if len(cache.tokens) % BLOCK or len(cache.table.blocks) * BLOCK != len(cache.tokens):
+            return len(cache.tokens)
+        count = self.pool.reuse(cache.table, tokens)
+        cache.tokens = list(tokens[:count])
         return count
 
     def keep(self, slot: int, token: int) -> None:
         """As the protocol says. Raises ComputeError for a token that is not the next draft."""
-        kept = self._slots[slot]
-        if kept.drafts[:1] != [token]:
+        cache = self._slots[slot]
+        if cache.drafts[:1] != [token]:
             raise ComputeError(f"token {token} is not the next draft")
-        self._hold(kept, [kept.drafts.pop(0)])
+        self._append(cache, [cache.drafts.pop(0)])
 
     def decode(
-        self, sequences: Sequence[Decoding], steps: int, stops: array[int], hurry: array[int]
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
     ) -> list[list[int]]:
-        """As the protocol says. As many steps as the last block of every sequence has room for."""
+        """As the protocol says. As many steps as the last block of every sequence has space for."""
         slots = [self._slots[one.slot] for one in sequences]
-        if any(len(slot.tokens) != one.start for slot, one in zip(slots, sequences, strict=True)):
-            return []
+        for slot, one in zip(slots, sequences, strict=True):
+            if len(slot.tokens) != one.start:
+                raise ComputeError(f"a token at {one.start} does not follow {len(slot.tokens)}")
         try:
             for slot in slots:
                 self.pool.extend(slot.table, len(slot.tokens) + 1)
-            room = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
+            space = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
             tables = [slot.table.blocks for slot in slots]
-            chosen = self.model.decode(sequences, tables, min(steps, *room), stops, hurry)
-        except (MemoryError, KernelError):
-            return []
+            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt)
+        except (MemoryError, KernelError) as error:
+            raise ComputeError(str(error)) from error
+        if not chosen[0]:
+            raise ComputeError("no next token can be chosen")
         for slot, one, tokens in zip(slots, sequences, chosen, strict=True):
             slot.drafts = []
-            self._hold(slot, [one.token, *tokens][: len(tokens)])
-        return chosen if chosen[0] else []
+            self._append(slot, [one.token, *tokens][: len(tokens)])
+        return chosen
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         """As the protocol says. Slices are computed together, in steps of up to the model's rows."""
@@ -124,27 +128,27 @@ class NativeBackend:
             try:
                 self._admit(job)
             except (ComputeError, MemoryError) as error:
-                job.refused = ComputeError(str(error))
-        for step in self._steps([job for job in jobs if not job.refused], every):
+                job.error = ComputeError(str(error))
+        for step in self._steps([job for job in jobs if not job.error], every):
             self._compute(step)
         outcome: list[Logits | ComputeError] = []
         for job in jobs:
-            if job.refused:
-                outcome.append(job.refused)
+            if job.error:
+                outcome.append(job.error)
                 continue
-            self._hold(job.slot, job.item.tokens)
+            self._append(job.slot, job.item.tokens)
             job.slot.drafts = job.tokens[len(job.item.tokens) :]
             rows = job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows)
             outcome.append(rows[: job.wanted])
         return outcome
 
-    def _hold(self, slot: _Slot, tokens: Sequence[int]) -> None:
+    def _append(self, slot: _Slot, tokens: Sequence[int]) -> None:
         slot.tokens += tokens
         self.pool.register(slot.table, slot.tokens)
 
     def _compute(self, step: Sequence[_Piece]) -> None:
-        """Computes the pieces of one step; where it is refused, each alone, so that one's fault does not fall on the
-        others, and without drafts, whose fault it may have been."""
+        """Computes the pieces of one step; where the kernels refuse it, each alone, so that only the one with the error
+        fails, and without drafts, which may have been the cause."""
         parts = [job.part(begin, end) for job, begin, end in step]
         try:
             logits = self.model.step(parts)
@@ -164,10 +168,10 @@ class NativeBackend:
                 job.shorten(0)
                 drafted = True
         if len(step) == 1 and not drafted:
-            step[0][0].refused = ComputeError(str(error))
+            step[0][0].error = ComputeError(str(error))
             return
         for job, begin, end in step:
-            if not job.refused and begin < len(job.tokens):
+            if not job.error and begin < len(job.tokens):
                 self._compute([(job, begin, min(end, len(job.tokens)))])
 
     def _steps(self, jobs: Sequence[_Job], every: bool) -> list[list[_Piece]]:

@@ -44,7 +44,7 @@ class Part:
 def block_bytes(packed: PackedModel) -> int:
     """What one block of the cache takes: 32 tokens' keys and values over all layers, float16."""
     shape = packed.manifest.shape
-    return 2 * 2 * BLOCK * shape.layers * shape.kv_heads * shape.head_dim
+    return 2 * BLOCK * shape.cache_values
 
 
 class NativeModel:
@@ -73,7 +73,7 @@ class NativeModel:
         self.blocks = blocks
         self.max_rows = max_rows
         self.threads = threads or usable_cores()
-        self.inside = 0.0  # seconds spent in C++ so far
+        self.kernel_seconds = 0.0  # spent in the kernels so far
         self._library = library or load_library()
         self.kernels = self._library.kernels(kernels) or kernels
         self._bytes = np.frombuffer(packed.data, np.uint8)  # keeps the mapping alive as long as the engine
@@ -112,7 +112,7 @@ class NativeModel:
             tables += part.blocks
             wanted += range(len(tokens) - part.wanted, len(tokens))
         try:
-            # All numbers in one array: what runs between two steps runs with cold caches, where little is quick.
+            # All numbers in one array: between two steps the caches are cold, and each allocation costs more.
             numbers = np.array([*tokens, *slices, *tables, *wanted], np.int32)
         except OverflowError as error:
             raise KernelError("a token, position or block is not a 32-bit number") from error
@@ -128,7 +128,7 @@ class NativeModel:
         )  # fmt: skip
         begun = time.perf_counter()
         self._library.step(self._handle, step)
-        self.inside += time.perf_counter() - begun
+        self.kernel_seconds += time.perf_counter() - begun
         return logits[:, : self.vocabulary]
 
     def decode(
@@ -137,7 +137,7 @@ class NativeModel:
         tables: Sequence[Sequence[int]],
         steps: int,
         stops: array[int],
-        hurry: array[int],
+        interrupt: array[int],
     ) -> list[list[int]]:
         """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
 
@@ -154,15 +154,15 @@ class NativeModel:
             call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
             call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
-            call.chances = one.chances.buffer_info()[0]
-            if one.past is not None:
-                call.past, call.past_count = one.past.buffer_info()
+            call.uniforms = one.uniforms.buffer_info()[0]
+            if one.history is not None:
+                call.past, call.past_count = one.history.buffer_info()
             call.chosen = row.ctypes.data
             first += len(table)
         begun = time.perf_counter()
-        ended = stops.buffer_info(), steps, hurry.buffer_info()[0]
+        ended = stops.buffer_info(), steps, interrupt.buffer_info()[0]
         done = self._library.decode(self._handle, calls, blocks.buffer_info(), *ended)
-        self.inside += time.perf_counter() - begun
+        self.kernel_seconds += time.perf_counter() - begun
         return [row[:done].tolist() for row in chosen]
 
     def copy_block(self, source: int, target: int) -> None:

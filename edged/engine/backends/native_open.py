@@ -1,4 +1,4 @@
-"""Opens a packed model with the native engine: admits its memory, maps it."""
+"""Opens a packed model with the native engine: admits its memory and starts the kernels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edged.models.formats.packed import PackedModel
 def kernels_here() -> str:
     """The name of the kernels that would run here. Raises ModelError `unsupported` where there are none."""
     try:
-        found = load_library().kernels()
+        name = load_library().kernels()
     except (BuildError, OSError) as error:
         raise ModelError("unsupported", f"The native engine is not built here: {error}.") from error
-    if found is None:
+    if name is None:
         raise ModelError("unsupported", "The native engine has no kernels for this processor.")
-    return found
+    return name
 
 
 def open_native(
@@ -41,13 +41,13 @@ def open_native(
     context = min(context or trained, trained)
     per_slot = -(-context // BLOCK)
     tables = 4 * context * packed.manifest.shape.head_dim  # of the rotary embedding
-    room = admit(packed.weights_bytes + tables, per_slot * block_bytes(packed), available_bytes(), slots)
+    budget = admit(packed.weights_bytes + tables, per_slot * block_bytes(packed), available_bytes(), slots)
     # One cache more than the slots, for Model.logits beside them, where that fits as well. The pool fills with what
     # earlier sequences left, so all of it counts.
-    blocks = min(per_slot * (room.slots + 1), room.cache_bytes // block_bytes(packed))
+    blocks = min(per_slot * (budget.slots + 1), budget.cache_bytes // block_bytes(packed))
     try:
         model = NativeModel(packed, context=context, blocks=blocks, threads=threads or 0, kernels=kernels)
     except KernelError as error:
         code = "no_memory" if "memory" in str(error) else "bad_model"
         raise ModelError(code, f"The model {packed.manifest.name} cannot be run: {error}.") from error
-    return NativeBackend(model, room.slots)
+    return NativeBackend(model, budget.slots)

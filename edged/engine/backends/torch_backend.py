@@ -1,42 +1,37 @@
-"""The torch backend: slots of key/value caches over a network, and the choice of network for a model on disk.
-
-Everything that imports torch or transformers is here and below. GGUF files of the Llama family run in `torch_llama`;
-other GGUF files and checkpoint folders run in transformers' classes (`torch_hub`).
-"""
+"""The torch backend: slots of key/value caches over a network of `torch_llama` or `torch_hub`."""
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from edged.core.errors import ModelError
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
-from edged.engine.backends.llama_shape import llama_shape, weight_count
-from edged.engine.backends.torch_gguf import read_network
-from edged.engine.memory import admit
-from edged.models.formats.gguf import GgufFile, open_gguf
-from edged.models.store.locate import LocatedModel
-
-SMALL: Final = 64_000_000  # bytes of float32 weights that caches hold: bfloat16 would gain nothing there
 
 
 class Network(Protocol):
     """What the backend needs of a network."""
 
-    def new_cache(self) -> Any: ...
-    def forward(self, cache: Any, tokens: Any, start: int, every: bool) -> Any: ...
+    def new_cache(self) -> Any:
+        """An empty key/value cache, of the network's own kind."""
+
+    def forward(self, cache: Any, tokens: Any, start: int, every: bool) -> Any:
+        """tokens int64 [T] at positions start… → logits [T, vocabulary], or with `every` False [1, vocabulary].
+
+        Adds the tokens to the cache, which holds `start` of them. Raises RuntimeError or MemoryError.
+        """
 
 
 class TorchBackend:
-    """Sequences one after the other, each in its own cache, so that a text never depends on its company."""
+    """Sequences one after the other, each in its own cache, so that a text never depends on others in the batch."""
 
     name = "torch"
     drafts = 0
+    max_steps = 1
 
     def __init__(
         self,
@@ -73,13 +68,9 @@ class TorchBackend:
         raise ComputeError(f"slot {slot} has no draft {token}: the torch backend takes none")
 
     def decode(
-        self,
-        sequences: Sequence[Decoding],  # noqa: ARG002 one step a call here
-        steps: int,  # noqa: ARG002
-        stops: array[int],  # noqa: ARG002
-        hurry: array[int],  # noqa: ARG002
+        self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
     ) -> list[list[int]]:
-        return []
+        raise NotImplementedError("the torch backend computes one step a call, by `run`")
 
     def run(self, slices: Sequence[Slice], every: bool = False) -> list[Logits | ComputeError]:
         return [self._run(item, every) for item in slices]
@@ -101,68 +92,19 @@ class TorchBackend:
         return result
 
 
-def open_torch(
-    model: LocatedModel,
-    bits: str | int,
-    context: int | None,
-    threads: int | None,
-    progress: Callable[[str], None],
-    available: Callable[[], int],
-    exact: bool = False,
-) -> TorchBackend:
-    """Loads a model; `exact` keeps a GGUF file of the Llama family in float32.
-
-    Raises ModelError `unsupported`, `bad_model` or `no_memory` (before anything large is read).
-    """
-    if bits in {4, "4"}:
-        raise ModelError(
-            "unsupported", "4 bits are for the native engine; set model.bits to 8 or auto with the torch backend."
-        )
-    _use_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        available = _cuda_available
-    if model.format == "gguf":
-        if bits != "auto":
-            raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
-        file = open_gguf(model.path)
-        backend = _llama(file, context, device, progress, available, exact)
-        if backend is not None:
-            return backend
-    from edged.engine.backends.torch_hub import open_hub
-
-    return open_hub(model, bits, context, device, progress, available)
+def torch_device() -> str:
+    """Where torch computes on this machine: `cuda` or `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _llama(
-    file: GgufFile,
-    context: int | None,
-    device: str,
-    progress: Callable[[str], None],
-    available: Callable[[], int],
-    exact: bool,
-) -> TorchBackend | None:
-    shape = llama_shape(file, context)
-    if shape is None:
-        return None
-    context = min(context or shape.context, shape.context)
-    count = weight_count(file)
-    dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
-    width = dtype.itemsize
-    room = admit(count * width, shape.cache_values * width * context, available())
-    network = read_network(file, shape, context, dtype, device, progress)
-    precision = "float32" if width == 4 else "bfloat16"
-    quantization = f"{precision} (from {file.quantization()})"
-    return TorchBackend(network, quantization, shape.vocabulary, context, room.slots, count * width, device)
+def free_gpu_bytes() -> int:
+    """What the GPU's memory has left."""
+    free: int = torch.cuda.mem_get_info()[0]
+    return free
 
 
-def physical_cores() -> int:
-    """Cores without their second threads, which only wait for each other in matrix products."""
-    siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    return len({path.read_text("ascii") for path in siblings}) or os.cpu_count() or 1
-
-
-def _use_threads(threads: int | None) -> None:
+def use_threads(threads: int | None) -> None:
+    """Sets the number of threads that compute; None: one for each core."""
     torch.set_num_threads(threads or physical_cores())
     try:
         torch.set_num_interop_threads(1)
@@ -170,6 +112,7 @@ def _use_threads(threads: int | None) -> None:
         return
 
 
-def _cuda_available() -> int:
-    free: int = torch.cuda.mem_get_info()[0]
-    return free
+def physical_cores() -> int:
+    """Cores without their second threads, which only wait for each other in matrix products."""
+    siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return len({path.read_text("ascii") for path in siblings}) or os.cpu_count() or 1

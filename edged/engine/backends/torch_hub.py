@@ -1,18 +1,20 @@
 """Models in transformers' own classes: checkpoint folders, and GGUF files of architectures that `torch_llama` lacks.
 
-Checkpoints are rounded to 8 bits at load with optimum-quanto (contract: `bits: auto`). Computing stays in float32: of
-the two that work everywhere it is the one whose prefill does not collapse on boards without bfloat16 matrix products.
+Checkpoints are rounded to 8 bits at load with optimum-quanto (contract: `bits: auto`). On a CPU computing stays in
+float32: bfloat16 prefill is far slower on boards without bfloat16 matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from math import prod
 from typing import Any
 
 import torch
 
 from edged.core.errors import ModelError
+from edged.engine.backends.extras import needs_extra
 from edged.engine.backends.torch_backend import TorchBackend
 from edged.engine.memory import admit
 from edged.models.formats.gguf import open_gguf
@@ -43,21 +45,18 @@ class HubNetwork:
 
 def open_hub(
     model: LocatedModel,
-    bits: str | int,
     context: int | None,
     device: str,
     progress: Callable[[str], None],
     available: Callable[[], int],
 ) -> TorchBackend:
     """Loads a model with transformers. Raises ModelError `unsupported`, `bad_model` or `no_memory`."""
-    if bits not in {"auto", 8, "8"}:
-        raise ModelError("unsupported", f"model.bits {bits!r} is not supported by the torch backend; use 8 or auto.")
     progress("importing transformers")
     config, source, count = _describe(model)
     trained = int(getattr(config, "max_position_embeddings", 0) or context or 2048)
     context = min(context or trained, trained)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    room = admit(count * dtype.itemsize, _cache_values(config) * dtype.itemsize * context, available())
+    budget = admit(count * dtype.itemsize, _cache_values(config) * dtype.itemsize * context, available())
     progress("reading the weights")
     network = _load(model, source, dtype).to(device).eval()
     precision = str(dtype).removeprefix("torch.")
@@ -68,7 +67,7 @@ def open_hub(
         quantization = _to_8_bits(network, precision, str(getattr(config, "dtype", None) or precision))
     size = sum(_bytes(tensor) for tensor in {id(value): value for value in _tensors(network)}.values())
     vocabulary = int(network.get_output_embeddings().out_features)
-    return TorchBackend(HubNetwork(network), quantization, vocabulary, context, room.slots, size, device)
+    return TorchBackend(HubNetwork(network), quantization, vocabulary, context, budget.slots, size, device)
 
 
 def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
@@ -76,19 +75,17 @@ def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
     try:
         from transformers import AutoConfig
     except ImportError as error:
-        raise ModelError(
-            "unsupported", "This model needs transformers; install it with: pip install 'edged[torch]'."
-        ) from error
+        raise needs_extra("This model needs transformers.") from error
     if model.format == "gguf":
         file = open_gguf(model.path)
         where, source = model.path.parent, {"gguf_file": model.path.name}
-        count = sum(_product(tensor.shape) for tensor in file)
+        count = file.weight_count()
     else:
         where, source, count = model.path, {}, _safetensors_weights(model)
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False, **source)
     except Exception as error:
-        raise ModelError("unsupported", f"transformers cannot load {model.name}: {_line(error)}.") from error
+        raise ModelError("unsupported", f"transformers cannot load {model.name}: {_first_line(error)}.") from error
     return config.get_text_config(), source, count
 
 
@@ -96,11 +93,11 @@ def _load(model: LocatedModel, source: dict[str, str], dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # our own progress is told through `progress`
+    logging.disable_progress_bar()  # progress is reported through `progress`
     where = model.path.parent if model.format == "gguf" else model.path
     options: dict[str, Any] = {} if source else {"use_safetensors": True}
     try:
-        network, told = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
             local_files_only=True,
@@ -110,8 +107,8 @@ def _load(model: LocatedModel, source: dict[str, str], dtype: Any) -> Any:
             **options,
         )
     except Exception as error:
-        raise ModelError("bad_model", f"transformers cannot load {model.name}: {_line(error)}.") from error
-    missing = sorted(told.get("missing_keys") or ())
+        raise ModelError("bad_model", f"transformers cannot load {model.name}: {_first_line(error)}.") from error
+    missing = sorted(report.get("missing_keys") or ())
     if missing:
         raise ModelError(
             "bad_model", f"{model.name} lacks {len(missing)} weights ({missing[0]} …); fetch the model again."
@@ -120,14 +117,12 @@ def _load(model: LocatedModel, source: dict[str, str], dtype: Any) -> Any:
 
 
 def _to_8_bits(network: Any, precision: str, stored: str) -> str:
-    """Rounds the linear layers in place; the head stays, since it is often the embedding. Returns what computes now."""
+    """Rounds the linear layers in place, but for the head, which is often the embedding. Returns what computes now."""
     stored = stored.removeprefix("torch.")
     try:
         from optimum.quanto import freeze, qint8, quantization_map, quantize
     except ImportError as error:
-        raise ModelError(
-            "unsupported", "8 bits need optimum-quanto; install it with: pip install 'edged[torch]'."
-        ) from error
+        raise needs_extra("8 bits need optimum-quanto.") from error
     quantize(network, weights=qint8, exclude="lm_head")
     freeze(network)
     if not quantization_map(network):
@@ -146,7 +141,7 @@ def _cache_values(config: Any) -> int:
 def _safetensors_weights(model: LocatedModel) -> int:
     from edged.models.formats.checkpoint import read_headers
 
-    return sum(_product(shape) for shape in read_headers(model.path).values())
+    return sum(prod(shape) for shape in read_headers(model.path).values())
 
 
 def _tensors(network: Any) -> list[Any]:
@@ -161,12 +156,5 @@ def _bytes(tensor: Any) -> int:
     return int(tensor.numel() * tensor.element_size())
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,7 +1,7 @@
 """The Llama family in torch, from a GGUF file: Llama, Mistral, Qwen2, Qwen3 (dense, full attention).
 
 Written out because building transformers' classes costs 6 s of imports and 95 MB, and because weights kept in bfloat16
-serve best when they are used in two ways (measured, docs/engine.md): a single token multiplies them as they are, which
+serve best when they are used in two ways (docs/decisions/0012): a single token multiplies them as they are, which
 reads half the bytes of float32; a chunk of a prompt widens them piece by piece and multiplies in float32, since few
 boards multiply bfloat16 matrices fast.
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch.nn import functional as F  # noqa: N812 torch's own name for it
 
-from edged.engine.backends.llama_shape import LlamaShape
+from edged.models.formats.shape import Shape
 
 PIECE: Final = 1 << 22  # weights widened to float32 at a time: 16 MB, which caches still hold in part
 EXACT: Final = 256  # best logits that are computed again in float32, since bfloat16 has ties among them
@@ -51,7 +51,7 @@ class Weights:
 class LlamaNetwork:
     """Weights and the forward pass. A cache is one tensor [layers, 2, G, context, E] in the weights' type."""
 
-    def __init__(self, shape: LlamaShape, weights: Weights, context: int) -> None:
+    def __init__(self, shape: Shape, weights: Weights, context: int) -> None:
         self.shape = shape
         self.weights = weights
         self.context = context
@@ -64,7 +64,7 @@ class LlamaNetwork:
     def new_cache(self) -> Any:
         """An empty cache; on the CPU its pages take memory only as tokens arrive."""
         shape = self.shape
-        size = (shape.layers, 2, shape.kv_heads, self.context, shape.head_size)
+        size = (shape.layers, 2, shape.kv_heads, self.context, shape.head_dim)
         return torch.empty(size, dtype=self.dtype, device=self.device)
 
     def forward(self, cache: Any, tokens: Any, start: int, every: bool) -> Any:
@@ -79,7 +79,7 @@ class LlamaNetwork:
             qkv = linear(h, layer.qkv)
             if layer.qkv_bias is not None:
                 qkv = qkv + layer.qkv_bias
-            q, k, v = qkv.view(count, -1, shape.head_size).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+            q, k, v = qkv.view(count, -1, shape.head_dim).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
             if layer.query_norm is not None:
                 q, k = self._norm(q, layer.query_norm), self._norm(k, layer.key_norm)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)

@@ -5,10 +5,10 @@
 #include <exception>
 #include <stdexcept>
 
-#include "choose.h"
+#include "benchmark.h"
 #include "engine.h"
-#include "merges.h"
-#include "probe.h"
+#include "ops/bpe.h"
+#include "ops/choose.h"
 
 struct EdgedEngine {
   edged::Engine engine;
@@ -32,7 +32,8 @@ int32_t guarded(char* error, F f) {
 
 const edged::Kernels& kernels_named(const char* name) {
   const edged::Kernels* table = edged::choose_kernels(name);
-  if (!table) throw std::invalid_argument(std::string("this processor or build has no kernels named ") + name);
+  if (!table)
+    throw std::invalid_argument(std::string("this processor or build has no kernels named ") + name);
   return *table;
 }
 
@@ -45,9 +46,12 @@ const char* edged_kernels(const char* name) {
   return table ? table->name : nullptr;
 }
 
-EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count, const char* kernels, char* error) {
+EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count,
+                        const char* kernels, char* error) {
   EdgedEngine* opened = nullptr;
-  guarded(error, [&] { opened = new EdgedEngine{{edged::read_model(*config, tensors, count), kernels_named(kernels)}}; });
+  guarded(error, [&] {
+    opened = new EdgedEngine{{edged::read_model(*config, tensors, count), kernels_named(kernels)}};
+  });
   return opened;
 }
 
@@ -55,9 +59,13 @@ int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error) {
   return guarded(error, [&] { engine->engine.step(*step); });
 }
 
-int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count, const int32_t* blocks, int32_t block_count, const int32_t* stops,
-                     int32_t stop_count, int32_t steps, const int32_t* hurry, int32_t* done, char* error) {
-  return guarded(error, [&] { *done = engine->engine.decode({sequences, count, blocks, block_count, stops, stop_count, steps, hurry}); });
+int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count,
+                     const int32_t* blocks, int32_t block_count, const int32_t* stops, int32_t stop_count,
+                     int32_t steps, const int32_t* interrupt, int32_t* done, char* error) {
+  return guarded(error, [&] {
+    *done =
+        engine->engine.decode({sequences, count, blocks, block_count, stops, stop_count, steps, interrupt});
+  });
 }
 
 int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error) {
@@ -70,17 +78,22 @@ int64_t edged_memory(const EdgedEngine* engine, int32_t what) {
 
 void edged_close(EdgedEngine* engine) { delete engine; }
 
-int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count, char* error) {
-  return guarded(error, [&] { *count = edged::merge_bytes(*tables, text, lengths, pieces, ids); });
+int32_t edged_bpe_encode(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths,
+                         int32_t pieces, int32_t* ids, int64_t* count, char* error) {
+  return guarded(error, [&] { *count = edged::bpe_encode(*tables, text, lengths, pieces, ids); });
 }
 
-int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels, int32_t* token, char* error) {
+int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels,
+                     int32_t* token, char* error) {
   return guarded(error, [&] { *token = edged::choose_token(logits, count, *how, kernels_named(kernels)); });
 }
 
-int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,
-                     int64_t copy_stride, double* seconds, const char* kernels, char* error) {
-  return guarded(error, [&] { edged::time_matmul(*w, x, m, y, threads, repeats, copies, copy_stride, seconds, kernels_named(kernels)); });
+int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads,
+                     int32_t repeats, int32_t copies, int64_t copy_stride, double* seconds,
+                     const char* kernels, char* error) {
+  return guarded(error, [&] {
+    edged::time_matmul(*w, x, m, y, threads, repeats, copies, copy_stride, seconds, kernels_named(kernels));
+  });
 }
 
 int32_t edged_dequantize(const EdgedTensor* w, int32_t row, float* out, char* error) {

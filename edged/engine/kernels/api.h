@@ -1,5 +1,6 @@
-// The C interface that Python loads with ctypes. All structs are plain, little-endian, naturally aligned; library.py mirrors them.
-// Every function that can fail returns 0, or 1 with a sentence in `error` (512 bytes). Nothing throws across this border.
+// The C interface that Python loads with ctypes. All structs are plain, little-endian, naturally aligned;
+// library.py mirrors them. Every function that can fail returns 0, or 1 with a sentence in `error`
+// (kErrorBytes). No exception leaves a function.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -10,22 +11,22 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 6;
+constexpr int32_t kApiVersion = 7;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
 struct EdgedConfig {
   int32_t layers, width, ffn, heads, kv_heads, head_dim, vocabulary;
-  int32_t context;      // tokens a sequence may have
-  int32_t blocks;       // of 32 tokens, in the key/value cache
-  int32_t max_rows;     // tokens computed in one step
+  int32_t context;   // tokens a sequence may have
+  int32_t blocks;    // of 32 tokens, in the key/value cache
+  int32_t max_rows;  // tokens computed in one step
   int32_t threads;
   int32_t reserved;
   float rms_epsilon, embedding_scale;
-  const float* inverse_frequency;  // [head_dim / 2] of the rotary embedding, scaled as the model wants it
+  const float* inverse_frequency;  // [head_dim / 2] of RoPE, with the model's scaling applied
 };
 
-// One tensor as it lies in the packed file. `kind` as in table.h; a vector has one row of cols float32.
+// One tensor of the packed file. `kind`: a Kind of ops/matrix.h; a vector has one row of cols float32.
 struct EdgedTensor {
   int32_t kind, rows, cols, group;
   const void* data;  // null: the model has none
@@ -34,18 +35,30 @@ struct EdgedTensor {
 
 // Order of the tensors: embedding, head (null: tied), final norm, then for each layer the 13 below.
 enum EdgedLayerTensor : int32_t {
-  kAttentionNorm, kQuery, kKey, kValue, kQueryBias, kKeyBias, kValueBias, kQueryNorm, kKeyNorm, kOut, kFfnNorm,
-  kGateUp,  // [2 · ffn rounded up to 32, width]: 32 rows of gate, then 32 of up, and so on; zero rows at the end
+  kAttentionNorm,
+  kQuery,
+  kKey,
+  kValue,
+  kQueryBias,
+  kKeyBias,
+  kValueBias,
+  kQueryNorm,
+  kKeyNorm,
+  kOut,
+  kFfnNorm,
+  kGateUp,  // [2 · ffn rounded up to 32, width]: 32 rows of gate, then 32 of up, and so on; zero rows at the
+            // end
   kDown,
   kLayerTensors
 };
 
-// Consecutive tokens of one sequence, to be computed in this step. Slices of one step belong to different sequences.
+// Consecutive tokens of one sequence, to be computed in this step. Slices of one step belong to different
+// sequences.
 struct EdgedSlice {
-  int32_t position;      // of the first token
-  int32_t count;         // of tokens
-  int32_t first_block;   // where the sequence's block table starts in `blocks`
-  int32_t block_count;   // its length; it must cover position + count tokens
+  int32_t position;     // of the first token
+  int32_t count;        // of tokens
+  int32_t first_block;  // where the sequence's block table starts in `blocks`
+  int32_t block_count;  // its length; it must cover position + count tokens
 };
 
 struct EdgedStep {
@@ -61,7 +74,7 @@ struct EdgedStep {
   int64_t logits_stride;  // ≥ the vocabulary rounded up to 8
 };
 
-// A byte-level vocabulary and its merges, as `edged/models/token_tables.py` writes them.
+// A byte-level vocabulary and its merges, as `edged/models/tokenizer/tables.py` writes them.
 struct EdgedMerges {
   const int32_t* letters;   // [256]: the token of each single byte; −1: none, the byte is left out
   const uint64_t* pairs;    // [pair_count], ascending: left id · 2³² + right id
@@ -69,13 +82,15 @@ struct EdgedMerges {
   const int32_t* merged;    // [pair_count]: what the pair becomes
   const uint8_t* bytes;     // all tokens' bytes, one after another
   const uint32_t* ends;     // [vocabulary]: where each token's bytes end, ascending
-  const int32_t* by_bytes;  // [whole_count]: tokens in the order of their bytes, where a whole piece may be one before any merge
+  const int32_t* by_bytes;  // [whole_count]: tokens in the order of their bytes, for vocabularies that look
+                            // up a whole piece before any merge
   int64_t pair_count, vocabulary, whole_count;
 };
 
-// How a token is chosen from logits, see edged/engine/choose_plain.py. `chance` (from 0, below 1) decides where temperature is above 0.
+// How a token is chosen from logits, see edged/engine/choose_plain.py. `uniform`: a draw from [0, 1), used
+// where the temperature is above 0.
 struct EdgedSampling {
-  double temperature, top_p, min_p, repetition_penalty, chance;
+  double temperature, top_p, min_p, repetition_penalty, uniform;
   int32_t top_k;
   int32_t seen_count;
   const int32_t* seen;  // tokens that the repetition penalty is for, each once
@@ -83,41 +98,52 @@ struct EdgedSampling {
 
 // A sequence of which several tokens are computed and chosen in one call.
 struct EdgedDecoding {
-  int32_t token;          // its newest, which is computed first
-  int32_t position;       // of that token
-  int32_t first_block;    // where the sequence's block table starts in `blocks`
-  int32_t block_count;    // its length; it must cover position + steps tokens
-  EdgedSampling sampling; // `chance` is not looked at; what is chosen is added to what was seen
-  const double* chances;  // [steps]
-  const int32_t* past;    // [past_count] all its tokens up to `token`; none: the call does not end where drafts could follow
+  int32_t token;           // its newest, which is computed first
+  int32_t position;        // of that token
+  int32_t first_block;     // where the sequence's block table starts in `blocks`
+  int32_t block_count;     // its length; it must cover position + steps tokens
+  EdgedSampling sampling;  // `uniform` is not read; chosen tokens are added to the seen ones
+  const double* uniforms;  // [steps], draws from [0, 1)
+  const int32_t* past;     // [past_count] all its tokens up to `token`; empty: the call does not end where
+                           // drafts could follow
   int32_t past_count;
-  int32_t* chosen;        // [steps]
+  int32_t* chosen;  // [steps]
 };
 
 struct EdgedEngine;
 
 EDGED_API int32_t edged_api_version();
 EDGED_API const char* edged_kernels(const char* name);  // the table that "auto" or a name gives; null: none
-EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count, const char* kernels, char* error);
+EDGED_API EdgedEngine* edged_open(const EdgedConfig* config, const EdgedTensor* tensors, int32_t count,
+                                  const char* kernels, char* error);
 EDGED_API int32_t edged_step(EdgedEngine* engine, const EdgedStep* step, char* error);
-// Up to `steps` decode steps, each with one token of every sequence; `done` gets how many were computed. It ends after the step in which a
-// sequence chose one of `stops` or came to two tokens that its past has, after that in which another thread set `hurry`, and before one that
-// fails; an error where that is the first. 0 steps without an error: a first token's best logit is not finite once penalized.
-EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count, const int32_t* blocks, int32_t block_count,
-                               const int32_t* stops, int32_t stop_count, int32_t steps, const int32_t* hurry, int32_t* done, char* error);
-// Copies all keys and values of one cache block into another, so that a sequence can go on from the middle of a shared block.
+// Up to `steps` decode steps, each with one token of every sequence; `done` gets the number computed. It ends
+// after a step in which a sequence chose one of `stops`, its last two tokens occur earlier in its past, or
+// another thread set `interrupt`; and before a step that fails. If the first step fails, that is an error. 0
+// steps without an error: a first token's best logit is not finite after the penalty.
+EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_t count,
+                               const int32_t* blocks, int32_t block_count, const int32_t* stops,
+                               int32_t stop_count, int32_t steps, const int32_t* interrupt, int32_t* done,
+                               char* error);
+// Copies all keys and values of one cache block into another, so that a sequence can continue from the middle
+// of a shared block.
 EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
 EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
-// Token ids of byte strings that lie one after another in `text`; `ids` has room for one a byte, `count` gets how many there are.
-EDGED_API int32_t edged_merge(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths, int32_t pieces, int32_t* ids, int64_t* count,
-                              char* error);
-// The token chosen from `count` logits; −1 where the best of them is no finite number.
-EDGED_API int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels, int32_t* token, char* error);
+// Token ids of byte strings that follow each other in `text`; `ids` has space for one a byte, `count` gets
+// their number.
+EDGED_API int32_t edged_bpe_encode(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths,
+                                   int32_t pieces, int32_t* ids, int64_t* count, char* error);
+// The token chosen from `count` logits; −1 where the largest of them is not finite.
+EDGED_API int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how,
+                               const char* kernels, int32_t* token, char* error);
 
-// For tests and `edged bench`: one product y [m, round up 8(rows)] = x [m, cols] · wᵀ on `threads` threads, `repeats` times over `copies`
-// matrices that lie `copy_stride` bytes apart; seconds[repeats] gets each time.
-EDGED_API int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads, int32_t repeats, int32_t copies,
-                               int64_t copy_stride, double* seconds, const char* kernels, char* error);
+// For tests and measurements: w (rows,cols) @ x (m,cols) -> y (m, rows rounded up to 8) on `threads` threads,
+// `repeats` times over `copies` matrices, each `copy_stride` bytes after the one before; seconds [repeats]
+// gets the time of each.
+EDGED_API int32_t edged_matmul(const EdgedTensor* w, const float* x, int32_t m, float* y, int32_t threads,
+                               int32_t repeats, int32_t copies, int64_t copy_stride, double* seconds,
+                               const char* kernels, char* error);
 EDGED_API int32_t edged_dequantize(const EdgedTensor* w, int32_t row, float* out, char* error);  // out [cols]
-EDGED_API double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads, int32_t repeats);  // bytes a second, the median; 0: not measured
+EDGED_API double edged_read_bandwidth(const void* data, int64_t bytes, int32_t threads,
+                                      int32_t repeats);  // bytes per second, the median; 0: not measured

@@ -34,13 +34,13 @@ COMMON = (
     "-Wextra",
 )
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
-# What each file may use beyond the family's base, by processor family.
+# What each file of `sources` may use beyond the family's base, by processor family.
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
-        "kernels_vnni.cpp": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni"),
+        "isa/avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+        "isa/vnni.cpp": ("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512vnni"),
     },
-    "aarch64": {"kernels_dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
+    "aarch64": {"isa/dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
 }
 
 
@@ -50,14 +50,24 @@ class BuildError(Exception):
 
 def sources() -> list[Path]:
     """The C++ files of the library, in a fixed order."""
-    return sorted(HERE.glob("*.cpp"))
+    return sorted(HERE.glob("**/*.cpp"))
+
+
+def compile_flags(source: Path, machine: str = platform.machine()) -> tuple[str, ...]:
+    """What the compiler needs for one of the sources on a processor's family: its includes begin at this folder."""
+    family = machine.replace("AMD64", "x86_64").replace("arm64", "aarch64")
+    return (f"-I{HERE}", *FLAGS.get(family, {}).get(_name(source), ()))
+
+
+def _name(source: Path) -> str:
+    return source.relative_to(HERE).as_posix()
 
 
 def fingerprint() -> str:
     """Sixteen hex digits that change with any source and the processor's family: no stale library is ever loaded."""
     digest = hashlib.sha256(platform.machine().encode())
-    for path in sorted([*HERE.glob("**/*.h"), *HERE.glob("*.cpp"), Path(__file__)]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in [*sorted(HERE.glob("**/*.h")), *sources(), HERE / "build.py"]:
+        digest.update(_name(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -80,14 +90,13 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
 
 
-def build(output: Path, *, machine: str | None = None, extra: tuple[str, ...] = (), jobs: int | None = None) -> Path:
+def build(output: Path, *, extra: tuple[str, ...] = (), jobs: int | None = None) -> Path:
     """Compiles the library to `output` (written whole or not at all) and returns it."""
     cxx = compiler()
-    flags = FLAGS.get((machine or platform.machine()).replace("AMD64", "x86_64").replace("arm64", "aarch64"), {})
     with tempfile.TemporaryDirectory(prefix="edged-kernels-") as folder:
-        objects = [Path(folder) / f"{path.stem}.o" for path in sources()]
+        objects = [Path(folder) / f"{_name(path).replace('/', '-')}.o" for path in sources()]
         commands = [
-            [*cxx, *COMMON, *flags.get(path.name, ()), *extra, "-c", str(path), "-o", str(made)]
+            [*cxx, *COMMON, *compile_flags(path), *extra, "-c", str(path), "-o", str(made)]
             for path, made in zip(sources(), objects, strict=True)
         ]
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:

@@ -1,4 +1,4 @@
-// A model with its cache, buffers and threads, and the plan of one step.
+// A model with its cache, buffers and threads.
 #pragma once
 #include <memory>
 #include <mutex>
@@ -6,49 +6,26 @@
 
 #include "buffers.h"
 #include "model.h"
-#include "shares.h"
-#include "threads.h"
+#include "plan.h"
+#include "threads/shares.h"
+#include "threads/threads.h"
 
 namespace edged {
 
-// Room for m rows of activations as a matrix product wants them.
-struct ActivationRoom {
+// Memory for m rows of activations in the form that a matrix product reads.
+struct ActivationBuffer {
   Buffer values, codes, scale, offset8, sum;
   int stride = 0;
-  ActivationRoom() = default;
-  ActivationRoom(int rows, int width);
+  ActivationBuffer() = default;
+  ActivationBuffer(int rows, int width);
   Activations view(int m, int from = 0) const;
-  size_t bytes() const { return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes(); }
-};
-
-// One token of a step.
-struct Row {
-  int token, position, slice;
-};
-
-// A piece of attention: rows of one slice, one key/value head, some chunks. `partial` ≥ 0: the result goes there, to be merged.
-struct Piece {
-  int row, rows, kv_head, chunk_begin, chunk_end;
-  int64_t partial;
-  // Whether it goes on where another ends, and its result lies behind that one's.
-  bool follows(const Piece& other) const {
-    return partial >= 0 && row == other.row && kv_head == other.kv_head && chunk_begin == other.chunk_end;
+  size_t bytes() const {
+    return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes();
   }
 };
 
-// What the threads of one step share.
-struct Plan {
-  EdgedStep step;
-  std::vector<Row> rows;
-  std::vector<Piece> pieces;
-  std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
-  size_t partial_floats = 0;
-  bool alike = false;  // all pieces are single chunks, which cost the same
-  bool apart = false;  // each token is another sequence's: none attends to another of the same step
-};
-
 // Decode steps that are computed one after another, see edged_decode.
-struct DecodeOrder {
+struct DecodeCall {
   const EdgedDecoding* sequences;
   int count;
   const int32_t* blocks;
@@ -56,36 +33,41 @@ struct DecodeOrder {
   const int32_t* stops;
   int stop_count;
   int steps;
-  const int32_t* hurry;
+  const int32_t* interrupt;
 };
 
+// The largest logit, of equals that of the lowest token.
 struct Best {
   float value;
   int32_t token;
-  bool operator>(const Best& other) const { return value > other.value || (value == other.value && token < other.token); }
+  bool operator>(const Best& other) const {
+    return value > other.value || (value == other.value && token < other.token);
+  }
 };
 
-constexpr int kGateRoom = 128 * 64;  // floats: one pair of 32 columns of gate and of up for 128 rows, or more of both for fewer
+// A pair of 32 columns of gate and of up for kRowBlock rows, or more pairs for fewer rows.
+constexpr int kGateUpFloats = kRowBlock * 64;
 
-struct ThreadRoom {
+struct ThreadBuffers {
   Scratch scratch;
   std::vector<float> row;
-  Buffer attention;
-  AttendScratch attend;
-  ActivationRoom narrow;  // one row, where each thread prepares it for itself
-  float gate_up[kGateRoom];
-  // Of the logits that the thread computed in this step: whether all are finite, and the best of each row (of equals the lowest token).
-  bool finite;
+  Buffer attention_memory;
+  AttentionScratch attention;
+  ActivationBuffer hidden_input;  // the input of a step of one row, which each thread computes for itself
+  float gate_up[kGateUpFloats];
+  // Of the logits that the thread computed in this step: whether all are finite, and the best of each row.
+  bool all_finite;
   std::vector<Best> best;
 };
 
 class Engine {
  public:
   Engine(Model model, const Kernels& kernels);
-  // Throws std::invalid_argument for a step that cannot be run; then nothing was computed. One caller at a time.
+  // Throws std::invalid_argument for a step that cannot be run; then nothing was computed. One caller at a
+  // time.
   void step(const EdgedStep& step);
   // Returns how many steps were computed; throws where not even the first was.
-  int decode(const DecodeOrder& order);
+  int decode(const DecodeCall& call);
   // Throws std::invalid_argument for a block outside the cache.
   void copy_block(int from, int to);
   size_t cache_bytes() const { return cache_.bytes(); }
@@ -93,7 +75,6 @@ class Engine {
 
  private:
   friend struct Forward;
-  Plan plan(const EdgedStep& step) const;
   void compute(const EdgedStep& step);
   Best best(int row) const;  // of the logits of the last step
 
@@ -102,11 +83,11 @@ class Engine {
   Threads threads_;
   std::mutex mutex_;
   size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
-  const int projected_stride_;    // of query, key and value of one row
+  const int projected_stride_;                        // of query, key and value of one row
   Buffer cache_, x_, projected_, attended_, partials_;
-  Buffer logits_;                 // of a decode, [sequences, vocabulary rounded up to 8]
-  ActivationRoom narrow_, wide_;  // inputs of width or heads·dim; of ffn
-  std::vector<std::unique_ptr<ThreadRoom>> rooms_;
+  Buffer logits_;                              // of a decode, [sequences, vocabulary rounded up to 8]
+  ActivationBuffer hidden_input_, ffn_input_;  // inputs of products: of width or heads·dim values; of ffn
+  std::vector<std::unique_ptr<ThreadBuffers>> thread_buffers_;
   Shares shares_;
 };
 

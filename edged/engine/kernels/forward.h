@@ -1,12 +1,18 @@
-// The forward pass: every thread runs it together, phase by phase, with a barrier after each. A single row's norms and codes are computed
-// by each thread for itself: that is shorter than a barrier.
+// The forward pass. All threads run it together, phase by phase, with a barrier after each. In a step of one
+// row each thread computes the row's norms and codes for itself: that is shorter than a barrier.
+//
+// Shapes: m rows (tokens of the step), d = width, q = heads · head_dim, kv = kv_heads · head_dim, v =
+// vocabulary, w = wanted logits.
+//   x_ (m,d)   projected_ (m,q+2kv)   attended_ (m,q)   ffn_input_ (m,ffn)   hidden_input (m,d) or (m,q),
+//   quantized
 #pragma once
 #include "engine.h"
+#include "ops/tiling.h"
 
 namespace edged {
 
-// Phases whose work is shared out: products of query, key and value, which may be one or three, and the rest of a layer; and the head, as if
-// in a layer of its own.
+// Phases whose work is shared by `Shares`: the products of query, key and value, which may be one or three,
+// and the others of a layer; and that of the head, as if in a layer of its own.
 enum SharedPhase { kProject, kAttend = kProject + 3, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
 
 struct Forward {
@@ -16,39 +22,61 @@ struct Forward {
   void run(int thread);
 
  private:
-  // Each phase is computed by all threads; `thread` says which share is this one's.
-  void embed(int thread);
-  void normalize(const float* weight, const Matrix& reader, int thread);                     // x_ → narrow
-  void project(const Layer& layer, int index, int thread);                                   // narrow → projected_
-  void remember(const Layer& layer, int index, int thread);                                  // rotary; projected_ → cache
-  void attend(const Layer& layer, int index, int thread);                                    // projected_, cache → attended_
-  void attend_to(const Piece& piece, int index, int thread);
-  void merge(int thread);                                                                    // partials_ → attended_
-  void gather(const Layer& layer, int thread);                                               // attended_ → narrow
-  void add_product(const Matrix& w, const ActivationRoom& input, int index, int phase, int thread);  // x_ += input · wᵀ
-  void gate(const Layer& layer, int index, int thread);                                      // narrow → wide_
-  void activate(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
-  void logits(int thread);
-  void turn_query(const Layer& layer, int row, int head, float* x);
-  void turn(const float* bias, const float* norm, int position, float* x);
-  void store(const Layer& layer, int index, int row, int head);
-  void turn_queries(const Layer& layer, const Piece& piece, int thread);
-  void look(const Matrix& head, const Strips& computed, ThreadRoom& room) const;
+  // The phases, in their order. All threads call each of them; `thread` selects the caller's share.
 
-  // One head of a row's query, key and value; heads of queries come first, then those of keys.
+  // embedding (v,d)[tokens (m,)] -> x_ (m,d)
+  void embed(int thread);
+  // RMSNorm: x_ (m,d), weight (d,) -> hidden_input (m,d)
+  void normalize(const float* weight, const Matrix& reader, int thread);
+  // qkv (q+2kv,d) @ hidden_input (m,d) -> projected_ (m,q+2kv)
+  void project(const Layer& layer, int index, int thread);
+  // RoPE of queries in projected_ (m,q) in place; RoPE of keys (m,kv), with values (m,kv) -> cache
+  void write_kv(const Layer& layer, int index, int thread);
+  // softmax(queries (m,q) @ cached keysᵀ) @ cached values -> attended_ (m,q), or partials_ where chunks are
+  // split
+  void attend(const Layer& layer, int index, int thread);
+  // partials_ [rows, kv_heads, chunks, heads / kv_heads, head_dim + 8] -> attended_ (m,q)
+  void merge_partials(int thread);
+  // attended_ (m,q) -> hidden_input (m,q)
+  void quantize_attention(const Layer& layer, int thread);
+  // w (d,n) @ input (m,n) -> x_ (m,d), added: the output of attention (n = q) or of the ffn (n = ffn)
+  void add_product(const Matrix& w, const ActivationBuffer& input, int index, int phase, int thread);
+  // silu(gate (ffn,d) @ hidden_input (m,d)) · (up (ffn,d) @ hidden_input (m,d)) -> ffn_input_ (m,ffn)
+  void gate_up_product(const Layer& layer, int index, int thread);
+  // head (v,d) @ RMSNorm(x_)[wanted (w,)] (w,d) -> logits (w,v)
+  void logits(int thread);
+
+  // Parts of phases.
+  void write_input(const float* row, int n, const Matrix& reader, ActivationBuffer& input, int at);
+  void apply_rope(const float* bias, const float* norm, int position, float* x);
+  void rope_query(const Layer& layer, int row, int head, float* x);
+  void rope_queries(const Layer& layer, const Piece& piece, int thread);
+  void write_kv_head(const Layer& layer, int index, int row, int head);
+  void attend_piece(const Piece& piece, int index, int thread);
+  void swiglu(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
+  void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;
+
+  // One head (head_dim,) of a row's projections; heads of queries come first, then those of keys, then those
+  // of values.
   float* projected(int row, int head) const {
-    return engine.projected_.as<float>() + (size_t)row * engine.projected_stride_ + (size_t)head * engine.model_.config.head_dim;
+    return engine.projected_.as<float>() + (size_t)row * engine.projected_stride_ +
+           (size_t)head * engine.model_.config.head_dim;
   }
-  bool alone() const { return plan.rows.size() == 1; }
-  // Where the input of products of `rows` rows lies: with one row, the thread's own.
-  ActivationRoom& narrow(int rows, int thread) const { return rows == 1 ? engine.rooms_[thread]->narrow : engine.narrow_; }
-  // This thread's share of `rows` rows that become such input: the only row is everybody's.
-  Share rows_of(int rows, int thread) const { return rows == 1 ? Share{0, 1} : share(rows, thread, engine.model_.config.threads); }
-  Cut cut(const Matrix& w, int rows) const { return {w, rows, engine.model_.config.threads, engine.kernels_}; }
-  void barrier_unless_alone(int thread) const {
-    if (!alone()) engine.threads_.barrier(thread);
+  bool single_row() const { return plan.rows.size() == 1; }
+  // The input of products of `rows` rows: of a single row each thread has its own.
+  ActivationBuffer& hidden_input(int rows, int thread) const {
+    return rows == 1 ? engine.thread_buffers_[thread]->hidden_input : engine.hidden_input_;
   }
-  void prepare_row(const float* row, int n, const Matrix& reader, ActivationRoom& room, int at);
+  // The thread's share of `rows` rows of such input: a single row is computed by every thread.
+  Share input_rows(int rows, int thread) const {
+    return rows == 1 ? Share{0, 1} : share(rows, thread, engine.model_.config.threads);
+  }
+  Tiling tiling_of(const Matrix& w, int rows) const {
+    return {w, rows, engine.model_.config.threads, engine.kernels_};
+  }
+  void barrier_unless_single_row(int thread) const {
+    if (!single_row()) engine.threads_.barrier(thread);
+  }
 };
 
 }  // namespace edged

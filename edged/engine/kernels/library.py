@@ -18,13 +18,20 @@ from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 from edged.models.store.user_cache import user_cache
 
-API_VERSION: Final = 6
+API_VERSION: Final = 7
 ERROR_BYTES: Final = 512
 
 
-class Config(Structure):
+class _Struct(Structure):
+    """A struct of `api.h`. Without `__dict__`, so that a misspelled field is an AttributeError and not ignored."""
+
+    __slots__ = ()
+
+
+class Config(_Struct):
     """EdgedConfig."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("layers", "width", "ffn", "heads", "kv_heads", "head_dim", "vocabulary")),
         *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "reserved")),
@@ -34,9 +41,10 @@ class Config(Structure):
     ]
 
 
-class Tensor(Structure):
+class Tensor(_Struct):
     """EdgedTensor."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("kind", "rows", "cols", "group")),
         ("data", c_void_p),
@@ -44,9 +52,10 @@ class Tensor(Structure):
     ]
 
 
-class Step(Structure):
+class Step(_Struct):
     """EdgedStep."""
 
+    __slots__ = ()
     _fields_ = [
         ("tokens", c_void_p),
         ("token_count", c_int32),
@@ -61,20 +70,22 @@ class Step(Structure):
     ]
 
 
-class Merges(Structure):
+class Merges(_Struct):
     """EdgedMerges."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_void_p) for name in ("letters", "pairs", "ranks", "merged", "bytes", "ends", "by_bytes")),
         *((name, c_int64) for name in ("pair_count", "vocabulary", "whole_count")),
     ]
 
 
-class SamplingCall(Structure):
+class SamplingCall(_Struct):
     """EdgedSampling; `sampling_call` makes one."""
 
+    __slots__ = ()
     _fields_ = [
-        *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "chance")),
+        *((name, c_double) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "uniform")),
         ("top_k", c_int32),
         ("seen_count", c_int32),
         ("seen", c_void_p),
@@ -82,19 +93,20 @@ class SamplingCall(Structure):
 
 
 def sampling_call(how: Sampling) -> SamplingCall:
-    """How tokens are chosen, without what was seen and the draw."""
+    """How tokens are chosen; the seen tokens and the uniform draw are left empty."""
     call = SamplingCall(how.temperature, how.top_p, how.min_p, how.repetition_penalty)
     call.top_k = min(how.top_k, 2**31 - 1)
     return call
 
 
-class Decoding(Structure):
+class Decoding(_Struct):
     """EdgedDecoding."""
 
+    __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("token", "position", "first_block", "block_count")),
         ("sampling", SamplingCall),
-        ("chances", c_void_p),
+        ("uniforms", c_void_p),
         ("past", c_void_p),
         ("past_count", c_int32),
         ("chosen", c_void_p),
@@ -127,8 +139,10 @@ class Library:
         c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_char_p]
         c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
-        c.edged_merge.restype = c_int32
-        c.edged_merge.argtypes = [POINTER(Merges), c_char_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p]
+        c.edged_bpe_encode.restype = c_int32
+        c.edged_bpe_encode.argtypes = [
+            POINTER(Merges), c_char_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p,
+        ]  # fmt: skip
         c.edged_choose.restype = c_int32
         c.edged_choose.argtypes = [c_void_p, c_int32, POINTER(SamplingCall), c_char_p, POINTER(c_int32), c_char_p]
         c.edged_matmul.restype = c_int32
@@ -148,7 +162,7 @@ class Library:
         self._error = ctypes.c_char * ERROR_BYTES
 
     def kernels(self, name: str = "auto") -> str | None:
-        """The name of the kernels that a wish gives here; None: it cannot be met."""
+        """The name of the kernels that `name` selects on this processor; None: they do not run here."""
         found: bytes | None = self._c.edged_kernels(name.encode())
         return found.decode() if found else None
 
@@ -157,7 +171,7 @@ class Library:
         error = self._error()
         handle: int | None = self._c.edged_open(config, tensors, len(tensors), kernels.encode(), error)
         if not handle:
-            raise KernelError(_said(error))
+            raise KernelError(_message(error))
         return handle
 
     def step(self, handle: int, step: Step) -> None:
@@ -167,12 +181,12 @@ class Library:
 
     def decode(
         self, handle: int, sequences: ctypes.Array[Decoding], blocks: tuple[int, int], stops: tuple[int, int],
-        steps: int, hurry: int,
+        steps: int, interrupt: int,
     ) -> int:  # fmt: skip
-        """How many of `steps` decode steps were computed. `blocks`, `stops`: address and count of int32; `hurry`: the
-        address of one."""
+        """How many of `steps` decode steps were computed. `blocks`, `stops`: address and count of int32; `interrupt`:
+        the address of one."""
         error, done = self._error(), c_int32()
-        failed = self._c.edged_decode(handle, sequences, len(sequences), *blocks, *stops, steps, hurry, done, error)
+        failed = self._c.edged_decode(handle, sequences, len(sequences), *blocks, *stops, steps, interrupt, done, error)
         self._check(failed, error)
         return done.value
 
@@ -189,15 +203,15 @@ class Library:
         """Frees an engine."""
         self._c.edged_close(handle)
 
-    def merge(self, tables: Merges, text: bytes, lengths: int, pieces: int, ids: int) -> int:
-        """How many token ids were written to the address `ids` (room for one a byte) for `pieces` byte strings that lie
-        one after another in `text`; their lengths, int32, are at the address `lengths`."""
+    def bpe_encode(self, tables: Merges, text: bytes, lengths: int, pieces: int, ids: int) -> int:
+        """How many token ids were written to the address `ids` (space for one a byte) for `pieces` byte strings that
+        follow each other in `text`; their lengths, int32, are at the address `lengths`."""
         error, count = self._error(), c_int64()
-        self._check(self._c.edged_merge(tables, text, lengths, pieces, ids, count, error), error)
+        self._check(self._c.edged_bpe_encode(tables, text, lengths, pieces, ids, count, error), error)
         return count.value
 
     def choose(self, logits: int, count: int, call: SamplingCall, kernels: str = "auto") -> int:
-        """The token chosen from `count` float32 at the address `logits`; -1 where the best of them is not finite."""
+        """The token chosen from `count` float32 at the address `logits`; -1 where the largest of them is not finite."""
         error, token = self._error(), c_int32()
         self._check(self._c.edged_choose(logits, count, call, kernels.encode(), token, error), error)
         return token.value
@@ -230,10 +244,10 @@ class Library:
     @staticmethod
     def _check(failed: int, error: ctypes.Array[ctypes.c_char]) -> None:
         if failed:
-            raise KernelError(_said(error))
+            raise KernelError(_message(error))
 
 
-def _said(error: ctypes.Array[ctypes.c_char]) -> str:
+def _message(error: ctypes.Array[ctypes.c_char]) -> str:
     return error.value.decode("utf-8", "replace")
 
 

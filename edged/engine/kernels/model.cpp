@@ -3,32 +3,32 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "half.h"
+#include "isa/half.h"
 
 namespace edged {
 namespace {
 
-[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
+[[noreturn]] void fail(const std::string& why) { throw std::invalid_argument(why); }
 
 void require(bool holds, const std::string& what) {
-  if (!holds) refuse("this model's shape cannot be run: " + what);
+  if (!holds) fail("this model's shape cannot be run: " + what);
 }
 
 const float* read_vector(const EdgedTensor& tensor, const std::string& name, int length, bool optional) {
   if (!tensor.data) {
-    if (!optional) refuse("the tensor " + name + " is missing");
+    if (!optional) fail("the tensor " + name + " is missing");
     return nullptr;
   }
   if (tensor.kind != kF32 || tensor.rows != 1 || tensor.cols != length || tensor.bytes < (size_t)length * 4)
-    refuse("the tensor " + name + " should be " + std::to_string(length) + " float32 values");
+    fail("the tensor " + name + " should be " + std::to_string(length) + " float32 values");
   const auto* values = (const float*)tensor.data;
   for (int i = 0; i < length; i++)
-    if (!std::isfinite(values[i])) refuse("the tensor " + name + " has values that are not finite");
+    if (!std::isfinite(values[i])) fail("the tensor " + name + " has values that are not finite");
   return values;
 }
 
 // Whether scales and minima, or the floats themselves, are numbers. Reads the matrix once.
-bool all_finite(const Matrix& m) {
+bool weights_are_finite(const Matrix& m) {
   if (m.kind == kF32) {
     const auto* values = (const float*)m.data;
     for (size_t i = 0; i < m.tile_bytes / 4 * m.tiles; i++)
@@ -38,7 +38,8 @@ bool all_finite(const Matrix& m) {
   const unsigned exponent = m.kind == kBF16 ? 0x7f80 : 0x7c00;
   const bool by_tile = is_float(m.kind) || has_factor(m.kind);
   const size_t length = is_float(m.kind) ? m.tile_bytes / 2 : has_minimum(m.kind) && !by_tile ? 16 : 8;
-  const size_t blocks = by_tile ? m.tiles : (size_t)m.tiles * m.groups, stride = by_tile ? m.tile_bytes : m.block_bytes;
+  const size_t blocks = by_tile ? m.tiles : (size_t)m.tiles * m.groups,
+               stride = by_tile ? m.tile_bytes : m.block_bytes;
   for (size_t b = 0; b < blocks; b++) {
     const auto* values = (const uint16_t*)(m.data + b * stride);
     bool bad = false;
@@ -52,20 +53,24 @@ void check_config(const EdgedConfig& c) {
   require(c.layers >= 1 && c.layers <= 1024, "layers must be 1 to 1024");
   require(c.width >= 8 && c.width <= 65536 && c.width % 8 == 0, "width must be a multiple of 8 up to 65536");
   require(c.ffn >= 1 && c.ffn <= 262144, "ffn must be 1 to 262144");
-  require(c.heads >= 1 && c.heads <= 1024 && c.kv_heads >= 1 && c.heads % c.kv_heads == 0, "heads must be a multiple of kv_heads");
+  require(c.heads >= 1 && c.heads <= 1024 && c.kv_heads >= 1 && c.heads % c.kv_heads == 0,
+          "heads must be a multiple of kv_heads");
   require(c.heads / c.kv_heads <= kMaxLanes, "more than 48 heads share a key/value head");
-  require(c.head_dim >= 8 && c.head_dim <= 256 && c.head_dim % 8 == 0, "the head dimension must be a multiple of 8 from 8 to 256");
+  require(c.head_dim >= 8 && c.head_dim <= 256 && c.head_dim % 8 == 0,
+          "the head dimension must be a multiple of 8 from 8 to 256");
   require(c.vocabulary >= 1 && c.vocabulary <= (1 << 21), "the vocabulary must be 1 to 2097152");
   require(c.context >= 1 && c.context <= (1 << 20), "the context must be 1 to 1048576");
   require(c.blocks >= 1 && c.blocks <= (1 << 22), "blocks must be 1 to 4194304");
   require(c.max_rows >= 1 && c.max_rows <= 8192, "max_rows must be 1 to 8192");
   require(c.threads >= 1 && c.threads <= 256, "threads must be 1 to 256");
-  require(c.rms_epsilon >= 0 && c.rms_epsilon < 1 && std::isfinite(c.embedding_scale), "the norm's epsilon is not a small number");
+  require(c.rms_epsilon >= 0 && c.rms_epsilon < 1 && std::isfinite(c.embedding_scale),
+          "the norm's epsilon is not a small number");
   require(c.inverse_frequency != nullptr, "the rotary frequencies are missing");
-  for (int i = 0; i < c.head_dim / 2; i++) require(std::isfinite(c.inverse_frequency[i]), "a rotary frequency is not finite");
+  for (int i = 0; i < c.head_dim / 2; i++)
+    require(std::isfinite(c.inverse_frequency[i]), "a rotary frequency is not finite");
 }
 
-void fill_rotary(Model& model) {
+void fill_rope_tables(Model& model) {
   const EdgedConfig& c = model.config;
   const int half = c.head_dim / 2;
   model.cosine.resize((size_t)c.context * half);
@@ -81,11 +86,11 @@ void fill_rotary(Model& model) {
 }  // namespace
 
 Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows, int cols) {
-  if (!tensor.data) refuse("the tensor " + name + " is missing");
+  if (!tensor.data) fail("the tensor " + name + " is missing");
   if (tensor.rows != rows || tensor.cols != cols || rows < 1 || cols < 1)
-    refuse("the tensor " + name + " is " + std::to_string(tensor.rows) + " × " + std::to_string(tensor.cols) + ", but " +
-           std::to_string(rows) + " × " + std::to_string(cols) + " is needed");
-  if (tensor.kind < kF32 || tensor.kind >= kKinds) refuse("the tensor " + name + " has an unknown kind");
+    fail("the tensor " + name + " is " + std::to_string(tensor.rows) + " × " + std::to_string(tensor.cols) +
+         ", but " + std::to_string(rows) + " × " + std::to_string(cols) + " is needed");
+  if (tensor.kind < kF32 || tensor.kind >= kKinds) fail("the tensor " + name + " has an unknown kind");
   Matrix m;
   m.kind = (Kind)tensor.kind;
   m.rows = rows;
@@ -95,26 +100,31 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
   if (is_float(m.kind)) {
     m.tile_bytes = (size_t)cols * kTileRows * (m.kind == kF32 ? 4 : 2);
   } else {
-    if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128) refuse("the tensor " + name + " has groups other than 32, 64 or 128");
+    if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128)
+      fail("the tensor " + name + " has groups other than 32, 64 or 128");
     m.group = tensor.group;
     m.groups = (cols + m.group - 1) / m.group;
     m.block_bytes = header_bytes(m.kind) + (size_t)m.group * kTileRows / (is_q4(m.kind) ? 2 : 1);
     m.tile_bytes = factor_bytes(m.kind) + m.block_bytes * m.groups;
   }
-  if (tensor.bytes / m.tile_bytes < (size_t)m.tiles) refuse("the tensor " + name + " is shorter than its shape");
-  if ((uintptr_t)m.data % 16) refuse("the tensor " + name + " is not aligned to 16 bytes");
-  if (!all_finite(m)) refuse("the tensor " + name + " has values that are not finite");
+  if (tensor.bytes / m.tile_bytes < (size_t)m.tiles)
+    fail("the tensor " + name + " is shorter than its shape");
+  if ((uintptr_t)m.data % 16) fail("the tensor " + name + " is not aligned to 16 bytes");
+  if (!weights_are_finite(m)) fail("the tensor " + name + " has values that are not finite");
   return m;
 }
 
 namespace {
 
-// Matrices [rows, cols] one after another as one, where they are that in memory, too: one product has longer streams and one end.
-std::vector<Matrix> together(const std::vector<Matrix>& parts) {
+// Fuses matrices [rows, cols] that are adjacent in memory into one: a single product has longer streams and
+// one end to balance.
+std::vector<Matrix> fuse_adjacent(const std::vector<Matrix>& parts) {
   Matrix all = parts[0];
   for (size_t i = 1; i < parts.size(); i++) {
     const Matrix& part = parts[i];
-    if (part.kind != all.kind || part.group != all.group || part.data != all.data + all.tiles * all.tile_bytes) return parts;
+    if (part.kind != all.kind || part.group != all.group ||
+        part.data != all.data + all.tiles * all.tile_bytes)
+      return parts;
     all.rows += part.rows;
     all.tiles += part.tiles;
   }
@@ -144,14 +154,15 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
     layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, c.head_dim, true);
     layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, c.head_dim, true);
-    layer.projections = together({read_matrix(t[kQuery], "query" + at, q, c.width), read_matrix(t[kKey], "key" + at, kv, c.width),
-                                  read_matrix(t[kValue], "value" + at, kv, c.width)});
+    layer.qkv = fuse_adjacent({read_matrix(t[kQuery], "query" + at, q, c.width),
+                               read_matrix(t[kKey], "key" + at, kv, c.width),
+                               read_matrix(t[kValue], "value" + at, kv, c.width)});
     layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
     layer.gate_up = read_matrix(t[kGateUp], "gate and up" + at, 2 * round_up(c.ffn, 32), c.width);
     layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);
     model.layers.push_back(layer);
   }
-  fill_rotary(model);
+  fill_rope_tables(model);
   return model;
 }
 
@@ -170,11 +181,13 @@ void dequantize_row(const Matrix& w, int row, float* out) {
     return;
   }
   const bool four = is_q4(w.kind), minimum = has_minimum(w.kind), bytes = has_factor(w.kind);
-  const float factor = bytes ? half_to_float(((const uint16_t*)tile)[r]) * kShare : 1.f;
+  const float factor = bytes ? half_to_float(((const uint16_t*)tile)[r]) * kScaleUnit : 1.f;
   tile += factor_bytes(w.kind);
   for (int g = 0; g < w.groups; g++, tile += w.block_bytes) {
-    const auto head = [&](int i) { return bytes ? (float)(int8_t)tile[i] : half_to_float(((const uint16_t*)tile)[i]); };
-    const float scale = head(r), low = minimum ? head(8 + r) * (bytes ? kMinimumStep : 1) : 0.f;
+    const auto head = [&](int i) {
+      return bytes ? (float)(int8_t)tile[i] : half_to_float(((const uint16_t*)tile)[i]);
+    };
+    const float scale = head(r), low = minimum ? head(8 + r) * (bytes ? kMinimumUnit : 1) : 0.f;
     const uint8_t* codes = tile + header_bytes(w.kind);
     for (int i = 0, k = g * w.group; i < w.group && k < w.cols; i++, k++) {
       int code;

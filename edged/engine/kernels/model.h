@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "api.h"
-#include "table.h"
+#include "kernels.h"
 
 namespace edged {
 
@@ -12,7 +12,7 @@ struct Layer {
   const float *attention_norm, *ffn_norm;
   const float *query_bias, *key_bias, *value_bias;  // null where the family has none
   const float *query_norm, *key_norm;               // null where the family has none
-  std::vector<Matrix> projections;  // query, key and value; one where they lie together in the file and are stored alike
+  std::vector<Matrix> qkv;  // query, key and value; one matrix where they are adjacent and stored alike
   Matrix out, gate_up, down;
 };
 

@@ -1,1 +1,1 @@
-"""Model files as they lie on disk: GGUF, checkpoint folders, packed folders."""
+"""Formats of model files on disk: GGUF, checkpoint folders, packed folders."""

@@ -25,14 +25,14 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(
             "bad_model",
-            f"{folder} has no config.json, so it is no checkpoint folder, and it lacks manifest.json or "
-            "model.safetensors of a packed one; fetch or pack it again.",
+            f"{folder} has no config.json, so it is not a checkpoint folder; nor is it a packed one, which has "
+            "manifest.json and model.safetensors. Fetch or pack the model again.",
         )
     for name in ("config.json", "tokenizer_config.json"):
         if read_json(folder / name).get("auto_map"):
             raise ModelError(
                 "unsupported",
-                f"{folder / name} asks for code of its own (auto_map), which is never run; use another model.",
+                f"{folder / name} names code of its own (auto_map), which edged never runs; use another model.",
             )
     if not list(folder.glob("*.safetensors")):
         pickled = any(path.suffix in _PICKLED for path in folder.iterdir())
@@ -62,7 +62,7 @@ def read_headers(folder: Path) -> dict[str, tuple[int, ...]]:
                 "bad_model", f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
         if len(shapes) > MAX_TENSORS:
-            raise ModelError("bad_model", f"{folder} has more than {MAX_TENSORS:,} tensors; that is no model.")
+            raise ModelError("bad_model", f"{folder} has more than {MAX_TENSORS:,} tensors; that is not a model.")
     return shapes
 
 
@@ -89,10 +89,10 @@ def chat_template(folder: Path) -> str | None:
             return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError("bad_model", f"{path} cannot be read ({error}); fetch the model again.") from error
-    found = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        found = next(
-            (entry.get("template") for entry in found if isinstance(entry, dict) and entry.get("name") == "default"),
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        template = next(
+            (entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"),
             None,
         )
-    return found if isinstance(found, str) else None
+    return template if isinstance(template, str) else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,8 +23,8 @@ MAX_TENSORS: Final = 100_000
 MAX_ARRAY: Final = 4_000_000
 MAX_STRING: Final = 16_000_000
 _STRING, _ARRAY = 8, 9
-# ggml's number → name, values and bytes of a block, for the types that the native engine reads: a worker that meets no
-# other does without the `gguf` package, which knows them all (and takes 5 MB).
+# ggml's number → name, values and bytes of a block, for the types that the native engine reads: a worker with
+# no other does not import the `gguf` package, which knows them all (and takes 5 MB).
 _TYPES: Final = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -40,7 +39,7 @@ _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies. `shape` is in row-major order (rows first), `type` ggml's name (`Q4_1`), `size` in bytes."""
+    """A tensor's place in the file, in bytes. `shape`: row-major order (rows first); `type`: ggml's name (`Q4_1`)."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +49,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """An open GGUF file. `metadata` maps keys to Python values, `tensors` names to places; data is read when asked for.
+    """An open GGUF file. `metadata` maps keys to Python values, `tensors` names to places; data is read on use.
 
     Raises ModelError `bad_model` for a tensor that is not there, `unsupported` for types that cannot be read.
     """
@@ -62,14 +61,14 @@ class GgufFile:
         self._data = data
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
-        """The tensor's bytes as they lie in the file (a read-only view, uint8 [size])."""
+        """The tensor's bytes as they are in the file (a read-only view, uint8 [size])."""
         tensor = self._tensor(name)
         return np.frombuffer(self._data, np.uint8, tensor.size, tensor.offset)
 
-    def give_back(self) -> None:
-        """Lets go of the pages that were read; they are read again when they are asked for.
+    def drop_pages(self) -> None:
+        """Drops the pages that were read from memory; they are read again when they are used.
 
-        Mapped pages count as this process's memory: without this, reading every tensor takes as much as the file.
+        Mapped pages count as this process's memory: without this, reading all tensors takes as much as the file.
         """
         self._data.madvise(mmap.MADV_DONTNEED)
 
@@ -105,8 +104,9 @@ class GgufFile:
             weight[tensor.type] = weight.get(tensor.type, 0) + prod(tensor.shape)
         return max(weight, key=lambda kind: weight[kind]).lower() if weight else "none"
 
-    def __iter__(self) -> Iterator[GgufTensor]:
-        return iter(self.tensors.values())
+    def weight_count(self) -> int:
+        """The number of weights in all tensors."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     def _tensor(self, name: str) -> GgufTensor:
         tensor = self.tensors.get(name)
@@ -116,7 +116,7 @@ class GgufFile:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Opens a GGUF file and reads its metadata; tensor data stays on disk until asked for (memory-mapped).
+    """Opens a GGUF file and reads its metadata; tensor data is memory-mapped and read on use.
 
     Raises ModelError `missing`, `bad_model` for a file that is malformed or cut short, `unsupported` for its version.
     """
@@ -151,7 +151,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
     for _ in range(key_count):
         key = cursor.string()
         if key in metadata:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"the key {key!r} is there twice")
         metadata[key] = cursor.value(cursor.scalar("I"))
     places = [_place(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
@@ -162,7 +162,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
     for place in places:
         end = start + place.offset + place.size
         if place.name in tensors:
-            raise ValueError(f"the tensor {place.name!r} stands twice")
+            raise ValueError(f"the tensor {place.name!r} is there twice")
         if end > len(data):
             raise ValueError(f"it ends {end - len(data):,} bytes before the end of tensor {place.name!r}")
         tensors[place.name] = GgufTensor(place.name, place.shape, place.type, start + place.offset, place.size)
@@ -226,7 +226,7 @@ class _Cursor:
             raise ValueError(f"a list of {count:,} values is too long")
         if kind == _STRING:
             return [self.string() for _ in range(count)]
-        form = _SCALARS[kind]  # lists of lists are not used by any model known: KeyError says so
+        form = _SCALARS[kind]  # no known model uses lists of lists: KeyError
         values = struct.unpack_from(f"<{count}{form}", self.data, self.at)
         self.at += count * struct.calcsize("<" + form)
         return list(values)

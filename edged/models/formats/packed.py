@@ -2,7 +2,7 @@
 
 `model.safetensors` holds the tensors (matrices as tiles of bytes, vectors as float32), `manifest.json` says what they
 are, and the files beside it make the tokenizer and chat template: `tokenizer.gguf` (the metadata of a GGUF file, no
-tensors) or a checkpoint's own files, and for byte-level vocabularies the same as tables to map (`token_tables.py`).
+tensors) or a checkpoint's own files, and for byte-level vocabularies the same as tables to map (`tokenizer/tables.py`).
 Matrices come first and fill whole cache lines, so that each begins on one.
 """
 
@@ -22,7 +22,7 @@ import msgspec
 
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
-from edged.models.formats.families import FAMILIES, Shape, check_shape
+from edged.models.formats.shape import FAMILIES, Shape, check_native
 from edged.models.formats.tiles import GROUPS, Kind, packed_bytes
 
 FORMAT: Final = 5  # written; 4 had fewer kinds
@@ -47,7 +47,7 @@ class TensorInfo:
 
     @property
     def size(self) -> int:
-        """Bytes that mean something (the file may fill them up to a cache line)."""
+        """Bytes without the padding to a cache line."""
         return self.cols * 4 if self.is_vector else packed_bytes(self.kind, self.rows, self.cols, self.group)
 
     @property
@@ -60,8 +60,8 @@ class TensorInfo:
 class Manifest:
     """What a packed folder holds. `quantization` names it for people; digests are `sha256:` + 64 hex digits.
 
-    `files`: the digest of each file beside the manifest, the weights among them. So the manifest's own digest stands
-    for the whole model.
+    `files`: the digest of each file beside the manifest, the weights among them. So the manifest's own digest
+    identifies the whole model.
     """
 
     name: str
@@ -73,8 +73,7 @@ class Manifest:
 
 
 class PackedModel:
-    """An open packed folder; its weights are mapped read-only and shared between processes. `address` gives a
-    tensor's bytes."""
+    """An open packed folder; its weights are mapped read-only and shared between processes."""
 
     def __init__(
         self, folder: Path, manifest: Manifest, data: mmap.mmap, places: Mapping[str, tuple[int, int]]
@@ -90,15 +89,15 @@ class PackedModel:
         return self._places.get(name)
 
     def verify(self) -> None:
-        """Reads all files once. Raises ModelError `tampered` where one is not what was packed, or none of it."""
+        """Reads all files once. Raises ModelError `tampered` where one was changed, is missing or was added."""
         others = {path.name for path in self.folder.iterdir()} - self.manifest.files.keys() - {MANIFEST}
         if others:
             raise ModelError(
                 "tampered", f"{min(others)} in {self.folder} does not belong there; remove it or pack again."
             )
-        for name, wanted in self.manifest.files.items():
-            found = hashlib.sha256(self.data).hexdigest() if name == WEIGHTS else _sha256(self.folder / name)
-            if f"sha256:{found}" != wanted:
+        for name, expected in self.manifest.files.items():
+            actual = hashlib.sha256(self.data).hexdigest() if name == WEIGHTS else _sha256(self.folder / name)
+            if f"sha256:{actual}" != expected:
                 raise ModelError(
                     "tampered", f"{name} in {self.folder} is not what was packed; pack the model again with edged pack."
                 )
@@ -255,7 +254,7 @@ def _read_manifest(path: Path) -> Manifest:
     files = msgspec.convert(document["files"], dict[str, str])
     if WEIGHTS not in files or any(Path(name).name != name for name in files):
         raise ValueError("its list of files is wrong")
-    return Manifest(texts[0], texts[1], texts[2], files, check_shape(shape), tensors)
+    return Manifest(texts[0], texts[1], texts[2], files, check_native(shape), tensors)
 
 
 def read_header(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -272,7 +271,7 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], dict[str, 
     for name, entry in entries.items():
         begin, end = entry["data_offsets"]
         if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end <= len(data) - 8 - length):
-            raise ValueError(f"tensor {name} lies outside the file")
+            raise ValueError(f"tensor {name} is outside the file")
         places[name] = (8 + length + begin, end - begin)
     return places, metadata
 

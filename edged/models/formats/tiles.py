@@ -1,10 +1,10 @@
-"""Weights as the kernels want them: groupwise codes, 8 rows interleaved in a tile. The layout is written down in
-`kernels/table.h`.
+"""Weights as the kernels read them: groupwise codes, 8 rows interleaved in a tile. The layout is documented in
+`kernels/ops/matrix.h`.
 
-Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 stand for −8…7); `q4_min`,
+Kinds: float32, float16, bfloat16 as they are; `q4`, `q8`: code · scale (4-bit codes 0…15 mean −8…7); `q4_min`,
 `q8_min`: code · scale + minimum. Scales and minima are float16, as GGUF files have them. `q4_byte` and `q4_byte_min`
-are what floats become: scales and minima of one byte each, in shares of a factor that a row's groups have in common,
-so a weight takes about 4.25 or 4.5 bits in place of 4.5 or 5.
+are what floats become: scales and minima of one byte each, in shares of a factor common to a row's groups, so a
+weight takes about 4.25 or 4.5 bits in place of 4.5 or 5.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Kind(IntEnum):
 
     @property
     def has_minimum(self) -> bool:
-        """Whether each group has a minimum beside its scale."""
+        """Whether each group has a minimum as well as a scale."""
         return self in {Kind.Q4_MIN, Kind.Q8_MIN, Kind.Q4_BYTE_MIN}
 
     @property
@@ -58,7 +58,7 @@ class Kind(IntEnum):
 
     @property
     def zero(self) -> int:
-        """The code that stands for 0 where there is no minimum."""
+        """The code of the value 0 where there is no minimum."""
         return 8 if self in {Kind.Q4, Kind.Q4_BYTE} else 0
 
 

@@ -1,7 +1,7 @@
 """Packing: a GGUF file, a checkpoint folder or a named shape becomes a packed folder, a few rows of a tensor at a time.
 
 GGUF's Q4_0, Q4_1 and Q8_0 keep their codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in groups.
-The folder appears whole or not at all: it is written beside its place and renamed.
+The folder appears whole or not at all: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from edged.models.formats.packed import (
     write_weights,
 )
 from edged.models.formats.tiles import GROUPS, Codes, Kind, tile_codes, tile_floats
+from edged.models.packing.checkpoint_source import CheckpointSource
+from edged.models.packing.gguf_source import GgufSource
 from edged.models.packing.rounding import quantize
 from edged.models.packing.shapes import RandomSource
-from edged.models.packing.sources import CheckpointSource, GgufSource, Source, widen
+from edged.models.packing.source import Source, widen
 from edged.models.tokenizer.tables import write_tables
 from edged.models.tokenizer.texts import read_texts
 
@@ -61,7 +63,7 @@ def pack(
 ) -> Manifest:
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
-    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum beside the scale. What a
+    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum as well as a scale. What a
     GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
     not finite, too), `no_disk`.
     """
@@ -81,7 +83,7 @@ def pack(
         )
     for name, length in vector_names(source.shape):
         infos[name] = TensorInfo(Kind.F32, 1, length, 0)
-    _check_free(destination)
+    _check_destination(destination)
     work: Path | None = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def pack(
         files = {path.name: f"sha256:{file_sha256(path)}" for path in sorted(work.iterdir()) if path.name != WEIGHTS}
         manifest = Manifest(source.name, _name(infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos)
         write_manifest(work / MANIFEST, manifest)
-        work.chmod(0o755)  # mkdtemp lets only its user in
+        work.chmod(0o755)  # mkdtemp gives access to its user alone
         work.rename(destination)
     except OSError as error:
         raise ModelError("no_disk", f"The packed model could not be written to {destination} ({error}).") from error
@@ -109,13 +111,13 @@ def _write_token_tables(folder: Path) -> None:
         write_tables(folder, texts.codec, texts.template, texts.architecture)
 
 
-def _check_free(destination: Path) -> None:
+def _check_destination(destination: Path) -> None:
     """Raises ModelError unless a folder can be renamed to `destination`: nothing is there, or an empty folder."""
     if not os.path.lexists(destination):
         return
     if destination.is_symlink() or not destination.is_dir():
         raise ModelError(
-            "bad_model", f"{destination} is there already and is no folder; give the name of a new folder."
+            "bad_model", f"{destination} exists already and is not a folder; give the name of a new folder."
         )
     try:
         empty = not any(destination.iterdir())
@@ -171,7 +173,7 @@ def _kind(source: Source, name: str) -> Kind:
     gate, up = (source.kind(name.replace("gate_up", part)) for part in ("gate", "up"))
     if gate is not up:
         raise ModelError(
-            "unsupported", f"Gate and up of {source.name} are stored in different ways; use the torch backend."
+            "unsupported", f"Gate and up of {source.name} are stored as different kinds; use the torch backend."
         )
     return gate
 
@@ -238,11 +240,11 @@ def _check_finite(values: npt.NDArray[Any], name: str, source: Source) -> None:
 
 
 def _name(infos: dict[str, TensorInfo]) -> str:
-    """The kind of most weights, in the words that people know (`q4_0`, `q4_1`, `q8_0`, `f32`) where there are any; else
-    our own (`q4_byte_min`)."""
+    """The kind of most weights: ggml's name (`q4_0`, `q4_1`, `q8_0`, `f32`) where it has one, else ours
+    (`q4_byte_min`)."""
     weight: dict[Kind, int] = {}
     for info in infos.values():
         weight[info.kind] = weight.get(info.kind, 0) + info.rows * info.cols
-    words = {Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1"}
+    names = {Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1"}
     most = max(weight, key=lambda kind: weight[kind])
-    return words.get(most, most.name.lower())
+    return names.get(most, most.name.lower())

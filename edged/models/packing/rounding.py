@@ -62,8 +62,8 @@ def _fitted(grouped: Array, kind: Kind) -> tuple[Array, Array]:
         codes = _codes(grouped, scale, minimum, kind)
         error = _error(grouped, codes, scale, minimum)
         better = error < best_error
-        for kept, found in zip((best_error, *best), (error, scale, minimum), strict=True):
-            kept[better] = found[better]
+        for kept, candidate in zip((best_error, *best), (error, scale, minimum), strict=True):
+            kept[better] = candidate[better]
     return best
 
 
@@ -115,8 +115,8 @@ def _in_halves(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Code
 def _in_bytes(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Codes:
     """Scales and minima as bytes, and the codes that are nearest with those.
 
-    A scale's neighbours are tried, too, each with the minimum that then fits best: where a row's groups are of similar
-    size that gains more than the bytes lose against float16 (docs/native.md, "Layout of weights").
+    Adjacent scales are tried, too, each with the minimum that then fits best: where a row's groups are of similar
+    size that gains more than the bytes lose against float16 (docs/decisions/0003).
     """
     factor = _factor(scale, minimum)
     share = factor.astype(np.float32)[:, None] / SHARES
@@ -133,8 +133,8 @@ def _in_bytes(grouped: Array, scale: Array, minimum: Array, kind: Kind) -> Codes
         its_codes = _codes(grouped, near * share, its_steps * step, kind)
         its_error = _error(grouped, its_codes, near * share, its_steps * step)
         better = its_error < error
-        for kept, found in zip((error, shares, steps, codes), (its_error, near, its_steps, its_codes), strict=True):
-            kept[better] = found[better]
+        for kept, candidate in zip((error, shares, steps, codes), (its_error, near, its_steps, its_codes), strict=True):
+            kept[better] = candidate[better]
     narrow = (codes + kind.zero).astype(np.uint8), shares.astype(np.int8), steps.astype(np.int8)
     return Codes(narrow[0], narrow[1], narrow[2] if kind.has_minimum else None, factor)
 

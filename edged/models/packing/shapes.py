@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import ModelError
-from edged.models.formats.families import Shape, shape_from_config
+from edged.models.formats.config_shape import native_shape_from_config
+from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
-from edged.models.packing.sources import copy_texts, slabs
+from edged.models.packing.source import copy_texts, slabs
 
 # Figures of the models' published config.json files; all of these tie head and embedding.
 _CONFIGS: Final[dict[str, dict[str, Any]]] = {
@@ -47,9 +48,9 @@ SHAPES: Final = tuple(_CONFIGS)
 
 
 class RandomSource:
-    """Normal weights of a size that keeps activations near one. The same shape gives the same weights.
+    """Normally distributed weights, scaled so that activations stay near 1. The same shape gives the same weights.
 
-    `texts`: a checkpoint folder whose tokenizer they get; without one they take token ids alone.
+    `texts`: a checkpoint folder whose tokenizer is added; without one the model takes token ids alone.
     """
 
     tied = True
@@ -61,7 +62,7 @@ class RandomSource:
         if texts and not (texts / "tokenizer.json").is_file():
             raise ModelError("missing", f"{texts} has no tokenizer.json; name the folder that holds one.")
         self._texts = texts
-        self.shape: Shape = shape_from_config(_CONFIGS[name])
+        self.shape: Shape = native_shape_from_config(_CONFIGS[name])
 
     def kind(self, name: str) -> Kind:
         del name

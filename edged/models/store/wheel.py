@@ -17,7 +17,7 @@ _BLOCK: Final = 1 << 20
 
 
 def wheel_remote(source: str) -> Remote:
-    """Where the wheel of `wheel:PACKAGE==VERSION` lies, asked of the package index (`PIP_INDEX_URL`, else PyPI).
+    """The wheel of `wheel:PACKAGE==VERSION` on the package index (`PIP_INDEX_URL`, else PyPI).
 
     Raises ModelError `unreachable` or `missing`.
     """
@@ -39,7 +39,7 @@ def take_member(wheel: Path, member: str, size: int, target: Path, progress: Pro
     """Copies one file of a zip archive to `target`. Raises ModelError `tampered` where it is not as expected."""
     parts = member.split("/")
     if member.startswith("/") or "\\" in member or ".." in parts or "" in parts:
-        raise ModelError("tampered", f"The name {member!r} leads out of the archive; correct the catalog.")
+        raise ModelError("tampered", f"The name {member!r} points outside the archive; correct the catalog.")
     try:
         with zipfile.ZipFile(wheel) as archive:
             entry = archive.getinfo(member)

@@ -1,7 +1,7 @@
-"""Text to token ids and back, with control tokens kept apart from what users write.
+"""Text to token ids and back, with control tokens kept separate from what users write.
 
-A control token (`<|im_end|>`) is produced only where the caller says so: `encode(text, specials=True)` for texts of the
-operator, `encode_chat` for a rendered template. Text of users goes through `specials=False`, where the same letters
+A control token (`<|im_end|>`) is produced only where the caller asks for it: `encode(text, specials=True)` for texts of
+the operator, `encode_chat` for a rendered template. Text of users goes through `specials=False`, where the same letters
 are plain text. Decoding gives bytes, because one character may be spread over several tokens.
 """
 
@@ -14,14 +14,16 @@ from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
-from edged.core.errors import PromptRefused
+from edged.core.errors import ModelError, PromptRefused
+from edged.models.panics import panics_as
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
+_MAX_PARTS: Final = 10_000_000  # characters of all beginnings of control tokens, which grow with the square of a name
 _MAX_DEPTH: Final = 40  # of an expression; a file's tokens could nest deeper than `re` can
 
 
 class Splitter(Protocol):
-    """Turns a text into ids and never obeys control tokens."""
+    """Encodes a text; control tokens in it are plain text."""
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -35,16 +37,18 @@ class LibrarySplitter:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
-        found: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return found
+        with panics_as(lambda why: PromptRefused("failed", "tokenizer", f"The model's tokenizer gave up: {why}.")):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 class TextCodec:
     """A model's tokenizer; every method is pure.
 
-    `splitter` turns text into ids and never obeys control tokens. `token_bytes` is what each id writes. `control` maps
-    control tokens to ids. `bos` is the id that begins every prompt (None: nothing is put in front), `stops` are the ids
+    `splitter` encodes text, control tokens as plain text. `token_bytes`: the bytes of each id. `control` maps
+    control tokens to ids. `bos` is the id that begins every prompt (None: there is none), `stops` are the ids
     that end an answer. `names` gives a template the texts of special tokens (`bos_token`, `eos_token`).
+    Raises ModelError `bad_model`.
     """
 
     def __init__(
@@ -63,8 +67,10 @@ class TextCodec:
         self.splitter = splitter
         self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
-        # A single letter cannot be told from text, so it is never obeyed.
+        # A control token of one letter cannot be distinguished from text, so it is never used.
         longer = [name for name in control if len(name) > 1]
+        if sum(len(name) ** 2 for name in longer) // 2 > _MAX_PARTS:
+            raise ModelError("bad_model", "The names of the control tokens are far too long; that is not a tokenizer.")
         either = longest_of(longer)
         self._control = re.compile(f"({either})")
         self._control_start = re.compile(f"(?={either})")
@@ -78,7 +84,7 @@ class TextCodec:
         return len(self._bytes)
 
     def encode(self, text: str, specials: bool) -> list[int]:
-        """Token ids of a text, without a beginning-of-sequence token. `specials`: control tokens in it are obeyed."""
+        """Token ids of a text, without a beginning-of-sequence token. `specials`: control tokens in it are such."""
         if not specials:
             return self._plain(text)
         ids: list[int] = []
@@ -103,7 +109,7 @@ class TextCodec:
 
     def guarded(self, text: str, guard: str) -> str:
         """The text with `guard` inside what reads like a control token, and at an end that could become part of one."""
-        text = guard.join(self._taken_apart(text))
+        text = guard.join(self._split_controls(text))
         if any(text[-n:] in self._heads for n in self._parts):
             text += guard
         if any(text[:n] in self._tails for n in self._parts):
@@ -126,11 +132,11 @@ class TextCodec:
         ids = self.splitter.ids(text)
         if self._control_ids.isdisjoint(ids):
             return ids
-        # This vocabulary's merges lead from plain letters to a control token: take them apart where one would begin.
-        ids = [token for piece in self._taken_apart(text) for token in self.splitter.ids(piece)]
+        # This vocabulary's merges lead from plain letters to a control token: split the text where one would begin.
+        ids = [token for piece in self._split_controls(text) for token in self.splitter.ids(piece)]
         return [token for token in ids if token not in self._control_ids]
 
-    def _taken_apart(self, text: str) -> Iterator[str]:
+    def _split_controls(self, text: str) -> Iterator[str]:
         """The text in pieces, cut after the first letter of all that reads like a control token."""
         last = 0
         for match in self._control_start.finditer(text):
@@ -140,7 +146,7 @@ class TextCodec:
 
 
 def longest_of(texts: Collection[str]) -> str:
-    """An expression for the longest of some texts that stands at a place, quick even where a thousand begin alike."""
+    """An expression for the longest of some texts at a position; fast even where a thousand have the same beginning."""
     return f"(?:{_branches(sorted(set(texts)), 0)})" if texts else "(?!)"
 
 
@@ -157,9 +163,9 @@ def _branches(texts: list[str], depth: int) -> str:
 
 
 def choose_guard(texts: Iterable[str]) -> str:
-    """A private-use character that stands in none of the texts. Raises PromptRefused `invalid` where there is none."""
+    """A private-use character that none of the texts contains. Raises PromptRefused `invalid` where there is none."""
     used = set("".join(texts))
     guard = next((letter for letter in map(chr, _PRIVATE_USE) if letter not in used), None)
     if guard is None:
-        raise PromptRefused("invalid", "prompt", "The prompt has every private-use character in it; leave some out.")
+        raise PromptRefused("invalid", "prompt", "The prompt contains every private-use character; remove some.")
     return guard

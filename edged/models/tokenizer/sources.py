@@ -11,13 +11,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from edged.core.errors import ModelError
 from edged.models.formats.gguf import GgufFile
+from edged.models.panics import panics_as
 from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
 from edged.models.tokenizer.pretokenizers import IGNORE_MERGES, pre_tokenizer
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
 
 MAX_TOKENIZER_JSON: Final = 100_000_000
+MAX_TOKEN: Final = 2_000  # characters; the work for a token grows with the square of its length
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
-# Tokens that end a turn by their name, whatever the metadata calls the end of a sequence.
+# Names of tokens that end a turn, whichever token the metadata names as the end of a sequence.
 _TURN_ENDS: Final = frozenset(
     {
         "<|im_end|>",
@@ -32,6 +34,7 @@ _TURN_ENDS: Final = frozenset(
 )
 
 
+@panics_as(lambda why: ModelError("bad_model", f"The file's tokenizer cannot be used ({why}); fetch the model again."))
 def codec_from_gguf(file: GgufFile) -> TextCodec:
     """The tokenizer that a GGUF file describes (`gpt2`: byte-level merges; `llama`: SentencePiece).
 
@@ -41,7 +44,14 @@ def codec_from_gguf(file: GgufFile) -> TextCodec:
     tokens: list[str] = _list(file, "tokenizer.ggml.tokens", str)
     types: list[int] = _list(file, "tokenizer.ggml.token_type", int, default=[1] * len(tokens))
     if len(types) != len(tokens):
-        raise ModelError("bad_model", f"{file.path.name} lists {len(tokens)} tokens but {len(types)} token types.")
+        raise ModelError(
+            "bad_model",
+            f"{file.path.name} lists {len(tokens)} tokens but {len(types)} token types; fetch the model again.",
+        )
+    if (longest := max(map(len, tokens))) > MAX_TOKEN:
+        raise ModelError(
+            "bad_model", f"{file.path.name} has a token of {longest:,} characters; that is not a tokenizer."
+        )
     control = {token: index for index, token in enumerate(tokens) if types[index] in {_CONTROL, _UNKNOWN} and token}
     whole = [token for index, token in enumerate(tokens) if types[index] == _USER_DEFINED and token]
     if kind == "gpt2":
@@ -66,6 +76,7 @@ def codec_from_gguf(file: GgufFile) -> TextCodec:
     return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops - {None}), names)
 
 
+@panics_as(lambda why: ModelError("bad_model", f"tokenizer.json cannot be used ({why}); fetch the model again."))
 def codec_from_folder(folder: Path) -> TextCodec:
     """The tokenizer of a checkpoint folder. Raises ModelError `missing` or `bad_model` for its tokenizer.json."""
     path = folder / "tokenizer.json"
@@ -74,7 +85,7 @@ def codec_from_folder(folder: Path) -> TextCodec:
             "missing", f"{folder} has no tokenizer.json; save the tokenizer with the model (save_pretrained)."
         )
     if path.stat().st_size > MAX_TOKENIZER_JSON:
-        raise ModelError("bad_model", f"{path} is larger than {MAX_TOKENIZER_JSON:,} bytes; that is no tokenizer.")
+        raise ModelError("bad_model", f"{path} is larger than {MAX_TOKENIZER_JSON:,} bytes; that is not a tokenizer.")
     try:
         tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     except Exception as error:
@@ -91,7 +102,9 @@ def codec_from_folder(folder: Path) -> TextCodec:
     elif SPACE in str(json.loads(f"[{decoder}]")) or "Metaspace" in decoder:
         to_bytes = sentencepiece_bytes
     else:
-        raise ModelError("unsupported", f"{path} decodes neither byte by byte nor as SentencePiece does.")
+        raise ModelError(
+            "unsupported", f"{path} is neither a byte-level nor a SentencePiece tokenizer; use another model."
+        )
     table = [b""] * (max(tokenizer.get_vocab().values(), default=-1) + 1)
     for token, index in tokenizer.get_vocab().items():
         table[index] = token.encode() if index in added else to_bytes(token)
@@ -127,7 +140,9 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     for pair in merges:
         if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
             raise ModelError(
-                "bad_model", f"{file.path.name} has the merge {' '.join(pair)!r} of tokens it does not list."
+                "bad_model",
+                f"{file.path.name} has the merge {' '.join(pair)!r} of tokens that "
+                "it does not list; fetch the model again.",
             )
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitter in IGNORE_MERGES))
     tokenizer.pre_tokenizer = pre_tokenizer(splitter)
@@ -140,7 +155,9 @@ def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> Token
     scores: list[float] = _list(file, "tokenizer.ggml.scores", float)
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(scores) != len(tokens):
-        raise ModelError("bad_model", f"{file.path.name} lists {len(tokens)} tokens but {len(scores)} scores.")
+        raise ModelError(
+            "bad_model", f"{file.path.name} lists {len(tokens)} tokens but {len(scores)} scores; fetch the model again."
+        )
     merges: list[tuple[float, int, str, str]] = []
     for index, token in enumerate(tokens):
         if types[index] == 1:
@@ -176,8 +193,8 @@ def _leading(tokenizer: Tokenizer) -> int | None:
 
 def _content(value: Any) -> str:
     """A token of tokenizer_config.json: a text, or an object with its `content`."""
-    found = value.get("content") if isinstance(value, Mapping) else value
-    return found if isinstance(found, str) else ""
+    text = value.get("content") if isinstance(value, Mapping) else value
+    return text if isinstance(text, str) else ""
 
 
 def _list(file: GgufFile, key: str, kind: type, default: list[Any] | None = None) -> list[Any]:

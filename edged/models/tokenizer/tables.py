@@ -23,7 +23,7 @@ from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
 from edged.models.tokenizer.token_bytes import byte_level_letters
 
 TABLES: Final = "tokenizer.safetensors"
-# Names and types; what they are: see EdgedMerges in kernels/api.h.
+# Names and types; their contents: see EdgedMerges in kernels/api.h.
 ARRAYS: Final[Mapping[str, type]] = {
     "letters": np.int32,
     "pairs": np.uint64,
@@ -33,7 +33,7 @@ ARRAYS: Final[Mapping[str, type]] = {
     "ends": np.uint32,
     "by_bytes": np.int32,
 }
-# What a byte-pair model may say beside its vocabulary and merges, and still be only that.
+# Options of a byte-pair model, each with the values that change nothing.
 _PLAIN: Final = {
     "dropout": (None,),
     "continuing_subword_prefix": (None, ""),
@@ -45,10 +45,10 @@ Array = npt.NDArray[Any]
 
 
 class About(msgspec.Struct, frozen=True):
-    """What a TextCodec and a chat template need beside the tables.
+    """What a TextCodec and a chat template need besides the tables.
 
-    `whole`: tokens that stand for themselves wherever a text has them. `normalizer` and `pre_tokenizer`: the library's
-    descriptions, None where the tokenizer has none.
+    `whole`: added tokens, each encoded as one wherever a text contains its letters. `normalizer` and `pre_tokenizer`:
+    the library's descriptions, None where the tokenizer has none.
     """
 
     architecture: str
@@ -71,7 +71,7 @@ class TokenTables:
 
 
 class TokenBytes(Sequence[bytes]):
-    """What each token writes, cut out of the tables when it is asked for."""
+    """The bytes of each token, read from the tables when asked for."""
 
     def __init__(self, tables: TokenTables) -> None:
         self._bytes, self._ends = tables.arrays["bytes"], tables.arrays["ends"]
@@ -85,7 +85,7 @@ class TokenBytes(Sequence[bytes]):
 
 
 def write_tables(folder: Path, codec: TextCodec, template: str | None, architecture: str) -> bool:
-    """Writes the tables of a tokenizer that the library holds; False where it is of a kind that has none."""
+    """Writes the tables of a tokenizer of the library; False where it is of a kind without tables."""
     if not isinstance(codec.splitter, LibrarySplitter):
         return False
     described: dict[str, Any] = json.loads(codec.splitter.tokenizer.to_str())
@@ -134,7 +134,7 @@ def _is_plain(described: Mapping[str, Any]) -> bool:
 
 
 def _whole(added: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
-    """Added tokens that are no control tokens; None where one is found by other rules than its letters."""
+    """Added tokens that are not control tokens; None where one is matched by other rules than its letters."""
     ordinary = [token for token in added if not token["special"]]
     if any(token[flag] for token in ordinary for flag in ("normalized", "single_word", "lstrip", "rstrip")):
         return None
@@ -143,7 +143,7 @@ def _whole(added: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 
 def _arrays(described: Mapping[str, Any], codec: TextCodec) -> dict[str, Array] | None:
     vocabulary: dict[str, int] = described["model"]["vocab"]
-    letters = [vocabulary.get(letter, -1) for letter in byte_level_letters()]  # −1: the library leaves such a byte out
+    letters = [vocabulary.get(letter, -1) for letter in byte_level_letters()]  # −1: the library skips such a byte
     if -1 in letters and described["model"]["unk_token"] is not None:
         return None
     merges: dict[int, tuple[int, int]] = {}
@@ -175,10 +175,10 @@ def _view(data: mmap.mmap, place: tuple[int, int], kind: type) -> Array:
 
 
 def _check(arrays: Mapping[str, Array], about: About) -> None:
-    """That every index into an array lies inside it, and every id inside the vocabulary."""
+    """Raises ValueError unless every index into an array is inside it, and every id inside the vocabulary."""
     ends = arrays["ends"].astype(np.int64)
     if not len(ends) or (np.diff(ends, prepend=0) < 0).any() or ends[-1] > len(arrays["bytes"]):
-        raise ValueError("its tokens lie outside their bytes")
+        raise ValueError("its tokens are outside their bytes")
     if len(arrays["letters"]) != 256 or not len(arrays["pairs"]) == len(arrays["ranks"]) == len(arrays["merged"]):
         raise ValueError("its tables have different lengths")
     others = [*about.control.values(), *about.whole.values(), *about.stops, *([] if about.bos is None else [about.bos])]

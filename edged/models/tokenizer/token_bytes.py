@@ -1,4 +1,4 @@
-"""What a token writes, as bytes: the two ways in which vocabularies spell bytes as text."""
+"""The bytes of a token: the two ways in which vocabularies write bytes as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPACE: Final = "\u2581"  # how SentencePiece vocabularies write a space
 
 @cache
 def _letter_to_byte() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other 68 bytes are U+0100 and on, in order."""
+    """GPT-2's alphabet: printable Latin-1 characters are themselves, the other 68 bytes U+0100 and on, in order."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in own]
     return {chr(byte): byte for byte in own} | {chr(0x100 + index): byte for index, byte in enumerate(rest)}

@@ -1,12 +1,13 @@
-// The vector words of x86-64 with AVX2, FMA and F16C; with EDGED_VNNI the int8 products use AVX-512 VNNI on 256-bit registers.
-// Everything is in the including file's anonymous namespace, so that no function compiled for this ISA can leak into another.
+// The vector operations of x86-64 with AVX2, FMA and F16C; with EDGED_VNNI the int8 products use AVX-512 VNNI
+// on 256-bit registers. Everything is in the including file's anonymous namespace, so that no function
+// compiled for this ISA can leak into another.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
 
-#include "../table.h"
+#include "kernels.h"
 
 namespace {
 
@@ -29,14 +30,18 @@ inline F8 abs(F8 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 inline F8 nearest(F8 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // 2^a for whole a in −126…127.
 inline F8 power_of_two(F8 a) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127)), 23))};
+  return {_mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127)), 23))};
 }
 inline F8 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
 inline void store_f16(uint16_t* p, F8 a) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.v, 0)); }
 inline F8 load_bf16(const uint16_t* p) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
+  return {
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
 }
-inline F8 load_int8(const uint8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))}; }
+inline F8 load_int8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
+}
 // Sums and maxima over the lanes, always in this order: (0+4, 1+5, …), then (0+2, 1+3), then 0+1.
 inline float sum_lanes(F8 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -49,7 +54,8 @@ inline float max_lanes(F8 a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// The larger magnitude, lane by lane; `top` is not negative. Bits of positive floats order like integers, NaN above all, so it stays.
+// The larger magnitude, lane by lane; `top` is not negative. Bits of positive floats order like integers, NaN
+// above all, so it stays.
 inline F8 larger_magnitude(F8 top, F8 a) {
   return {_mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(top.v), _mm256_castps_si256(abs(a).v)))};
 }
@@ -81,13 +87,16 @@ inline void store_int8(int8_t* p, I8 a) {
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(x, x));
 }
 
-// 32 int8 weights: 8 rows of 4 consecutive k each; and 4 activations of a group of 32, k … k + 3, repeated for every row.
+// 32 int8 weights: 8 rows of 4 consecutive k each; and 4 activations of a group of 32, k … k + 3, repeated
+// for every row.
 using W32 = __m256i;
 using A4 = __m256i;
 inline W32 load_w(const uint8_t* p) {
   W32 w = _mm256_loadu_si256((const __m256i*)p);
 #if defined(__GNUC__)
-  asm("" : "+x"(w));  // once: GCC read low and high nibbles from memory each for itself, 48 loads for four tiles' group in place of 32
+  asm(""
+      : "+x"(w));  // one load: GCC loaded twice, for low and for high nibbles: 48 loads for a group of four
+                   // tiles in place of 32
 #endif
   return w;
 }
@@ -100,13 +109,14 @@ inline A4 load_a(const int8_t* group, int k) {
   return _mm256_set1_epi32(word);
 }
 
-constexpr int kStrips = 4;     // places of a matrix read in turn; AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
-constexpr int kStripsAhead = 192;  // bytes behind a group; 128 to 320 within 1 %, 512 and 1024 0.82 and 0.85 x: the first level is full then
-constexpr int kHalfLanes = edged::kMaxLanes;  // attention lanes up to which keys and values are converted as they are read: always, a load costs as much
-constexpr int kAloneVectors = 8;  // of values beside a single lane: with 4 its sums wait for each other
-constexpr int kBlockRows = 4;  // rows of activations beside two tiles in registers; 3 to 6 measured within 5 %
+constexpr int kStrips = 4;  // AVX2: 2 and 3 were slower, 6 and 8 no faster; VNNI: other counts not measured
+// Attention lanes up to which float16 is converted as it is loaded: always, a float32 load costs as much.
+constexpr int kConvertOnLoadLanes = edged::kMaxLanes;
+constexpr int kSingleLaneVectors = 8;  // of values for a single lane: with 4 its sums wait for each other
+constexpr int kRegisterRows = 4;       // of activations, beside two tiles in registers; 3 to 6 within 5 %
 
-// Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group of 32 k.
+// Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group
+// of 32 k.
 #ifdef EDGED_VNNI
 constexpr int kBias8 = 128;  // 8-bit weights are multiplied as unsigned: code + 128
 inline W32 prepare8(W32 w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
@@ -126,8 +136,8 @@ using Sum4 = __m256i;
 using Sum8 = __m256i;
 inline Sum4 start4(int32_t) { return _mm256_setzero_si256(); }
 inline Sum8 no_sum8() { return _mm256_setzero_si256(); }
-// Sums grow one product after another. Without this GCC rebalances the additions into a tree, keeps a group's 32 products at once and
-// spills them: 47 of 171 instructions for four rows.
+// Sums grow one product after another. Without this GCC rebalances the additions into a tree, keeps a group's
+// 32 products at once and spills them: 47 of 171 instructions for four rows.
 inline __m256i in_order(__m256i sum) {
 #if defined(__GNUC__)
   asm("" : "+x"(sum));
@@ -140,14 +150,15 @@ inline Sum8 dot8(Sum8 s, W32 w, A4 a) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
   return in_order(_mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 }
-inline I8 rows4(Sum4 s, int32_t offset) { return add(I8{_mm256_madd_epi16(s, _mm256_set1_epi16(1))}, splat_int(offset)); }
+inline I8 rows4(Sum4 s, int32_t offset) {
+  return add(I8{_mm256_madd_epi16(s, _mm256_set1_epi16(1))}, splat_int(offset));
+}
 inline I8 rows8(Sum8 s) { return {s}; }
 #endif
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
-// Into the second-level cache: what is read a few microseconds later must not fill the first level's few slots for misses.
+// Into the second-level cache: data that is needed a few microseconds later must not occupy the first level's
+// few miss buffers.
 inline void prefetch_next(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
-// For what is read once: past the outer caches.
-inline void prefetch_once(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_NTA); }
 
 }  // namespace

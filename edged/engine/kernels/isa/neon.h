@@ -1,5 +1,6 @@
-// The vector words of aarch64 NEON; with EDGED_DOTPROD the int8 products use SDOT (Cortex-A76, A78AE), without it widening
-// multiplies (Cortex-A72). Half precision is converted by the base instruction set (FCVTL, FCVTN).
+// The vector operations of aarch64 NEON; with EDGED_DOTPROD the int8 products use SDOT (Cortex-A76, A78AE),
+// without it widening multiplies (Cortex-A72). Half precision is converted by the base instruction set
+// (FCVTL, FCVTN).
 #pragma once
 #include <arm_neon.h>
 
@@ -40,7 +41,8 @@ inline void store_f16(uint16_t* p, F8 x) {
 }
 inline F8 load_bf16(const uint16_t* p) {
   const uint16x8_t h = vld1q_u16(p);
-  return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
+  return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)),
+          vreinterpretq_f32_u32(vshll_high_n_u16(h, 16))};
 }
 inline F8 load_int8(const uint8_t* p) {
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
@@ -66,7 +68,9 @@ inline I8 sub(I8 x, I8 y) { return {vsubq_s32(x.a, y.a), vsubq_s32(x.b, y.b)}; }
 inline F8 to_float(I8 x) { return {vcvtq_f32_s32(x.a), vcvtq_f32_s32(x.b)}; }
 inline I8 to_int(F8 x) { return {vcvtnq_s32_f32(x.a), vcvtnq_s32_f32(x.b)}; }
 inline int32_t sum_lanes(I8 x) { return vaddvq_s32(vaddq_s32(x.a, x.b)); }
-inline void store_int8(int8_t* p, I8 x) { vst1_s8(p, vqmovn_s16(vcombine_s16(vqmovn_s32(x.a), vqmovn_s32(x.b)))); }
+inline void store_int8(int8_t* p, I8 x) {
+  vst1_s8(p, vqmovn_s16(vcombine_s16(vqmovn_s32(x.a), vqmovn_s32(x.b))));
+}
 
 // 32 weights: rows 0–3 in `a`, rows 4–7 in `b`, 4 consecutive k each.
 struct W32 {
@@ -80,20 +84,23 @@ inline void store_w(uint8_t* p, W32 w) {
   vst1q_s8((int8_t*)p + 16, w.b);
 }
 inline W32 low_nibbles(W32 w) { return {vandq_s8(w.a, vdupq_n_s8(15)), vandq_s8(w.b, vdupq_n_s8(15))}; }
-inline int8x16_t high_nibbles(int8x16_t w) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4)); }
+inline int8x16_t high_nibbles(int8x16_t w) {
+  return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4));
+}
 inline W32 high_nibbles(W32 w) { return {high_nibbles(w.a), high_nibbles(w.b)}; }
 
 constexpr int kStrips = 1;  // several streams at once were never measured on Arm
-constexpr int kStripsAhead = 0;
-// Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row, tile and group of 32 k: A72 56
-// with 4 and 38 with 2, A76 22 and 14).
-constexpr int kBlockRows = 2;
-constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
-constexpr int kAloneVectors = 4;  // of values beside a single lane, two registers each; with 8 GCC 12 spills
+// Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row,
+// tile and group of 32 k: A72 56 with 4 and 38 with 2, A76 22 and 14).
+constexpr int kRegisterRows = 2;
+constexpr int kConvertOnLoadLanes = 7;  // attention lanes up to which float16 is converted as it is loaded
+// Of values for a single lane, two registers each; with 8 GCC 12 spills.
+constexpr int kSingleLaneVectors = 4;
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 #ifdef EDGED_DOTPROD
-// sdot takes 4 activations out of a register of 16, so nothing is spread; `lane` is known when the loop over k is unrolled.
+// sdot takes 4 activations out of a register of 16, so nothing is spread; `lane` is known when the loop over
+// k is unrolled.
 struct A4 {
   int8x16_t v;
   int lane;
@@ -122,7 +129,8 @@ inline A4 load_a(const int8_t* group, int k) {
   memcpy(&word, group + k, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
-// Each register: 2 rows × 4 k products. 8 × 15 × 127 = 15,240 fits int16; 8-bit products are added pairwise into int32 at once.
+// Each register: 2 rows × 4 k products. 8 × 15 × 127 = 15,240 fits int16; 8-bit products are added pairwise
+// into int32 at once.
 struct Sum4 {
   int16x8_t v[4];
 };
@@ -147,7 +155,8 @@ inline Sum8 dot8(Sum8 s, W32 w, A4 a) {
 }
 inline I8 rows8(Sum8 s) { return {vpaddq_s32(s.v[0], s.v[1]), vpaddq_s32(s.v[2], s.v[3])}; }
 inline I8 rows4(Sum4 s, int32_t offset) {
-  const I8 sum = rows8({{vpaddlq_s16(s.v[0]), vpaddlq_s16(s.v[1]), vpaddlq_s16(s.v[2]), vpaddlq_s16(s.v[3])}});
+  const I8 sum =
+      rows8({{vpaddlq_s16(s.v[0]), vpaddlq_s16(s.v[1]), vpaddlq_s16(s.v[2]), vpaddlq_s16(s.v[3])}});
   return add(sum, splat_int(offset));
 }
 #endif
@@ -155,6 +164,5 @@ inline I8 rows4(Sum4 s, int32_t offset) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 // Into the second-level cache.
 inline void prefetch_next(const void* p) { __builtin_prefetch(p, 0, 2); }
-inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
 
 }  // namespace

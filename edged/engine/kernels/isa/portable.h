@@ -1,10 +1,11 @@
-// The vector words in plain C++, for processors without a kernel of their own. Same layout, same order of sums, no intrinsics.
+// The vector operations in plain C++, for processors without a kernel of their own. Same layout, same order
+// of sums, no intrinsics.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "../half.h"
+#include "isa/half.h"
 
 namespace {
 using edged::float_to_half;
@@ -129,7 +130,9 @@ inline int32_t sum_lanes(I8 a) {
   EDGED_LANES s += a.v[i];
   return s;
 }
-inline void store_int8(int8_t* p, I8 a) { EDGED_LANES p[i] = (int8_t)(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]); }
+inline void store_int8(int8_t* p, I8 a) {
+  EDGED_LANES p[i] = (int8_t)(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
+}
 
 struct W32 {
   uint8_t v[32];
@@ -151,13 +154,14 @@ inline W32 high_nibbles(W32 w) {
   for (auto& x : w.v) x >>= 4;
   return w;
 }
-inline A4 load_a(const int8_t* group, int k) { return {{group[k], group[k + 1], group[k + 2], group[k + 3]}}; }
+inline A4 load_a(const int8_t* group, int k) {
+  return {{group[k], group[k + 1], group[k + 2], group[k + 3]}};
+}
 
-constexpr int kStrips = 1;  // one stream from memory
-constexpr int kStripsAhead = 0;
-constexpr int kHalfLanes = 7;  // attention lanes up to which keys and values are converted as they are read
-constexpr int kAloneVectors = 4;  // of values beside a single lane
-constexpr int kBlockRows = 4;  // rows of activations beside two tiles' sums in registers
+constexpr int kStrips = 1;              // one stream from memory
+constexpr int kConvertOnLoadLanes = 7;  // attention lanes up to which float16 is converted as it is loaded
+constexpr int kSingleLaneVectors = 4;   // of values for a single lane
+constexpr int kRegisterRows = 4;        // rows of activations beside two tiles' sums in registers
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 using Sum4 = I8;
@@ -173,7 +177,6 @@ inline I8 rows4(I8 s, int32_t offset) { return add(s, splat_int(offset)); }
 inline I8 rows8(I8 s) { return s; }
 inline void prefetch(const void*) {}
 inline void prefetch_next(const void*) {}
-inline void prefetch_once(const void*) {}
 #undef EDGED_LANES
 
 }  // namespace

@@ -1,0 +1,12 @@
+// All kernels, in the order of their dependences, and the table of them. Included once by each instruction
+// set's file, after its vector operations.
+#pragma once
+#include "ops/elementwise.h"
+// The powers of two of elementwise.h serve attention and sampling.
+#include "ops/attention.h"
+#include "ops/matmul.h"
+#include "ops/sampling.h"
+
+#define EDGED_TABLE(name)                                                                        \
+  {name,     rms_norm, quantize, matmul,         kStrips,    apply_rope, swiglu,         add_to, \
+   scale_by, write_kv, attend,   merge_partials, all_finite, max_logit,  softmax_weights}

@@ -1,0 +1,113 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "model.h"
+
+namespace edged {
+namespace {
+
+// A slice of at most as many rows is split by chunks of attention, a longer one by rows.
+constexpr int kMaxRowsSplitByChunks = 4;
+
+void require(bool holds, const char* sentence) {
+  if (!holds) throw std::invalid_argument(sentence);
+}
+
+// One sentence with two numbers in it.
+[[noreturn]] void fail(const char* before, int first, const char* between, int second,
+                       const char* after = "") {
+  throw std::invalid_argument(before + std::to_string(first) + between + std::to_string(second) + after);
+}
+
+int chunks_of(int tokens) { return (tokens + kChunkTokens - 1) / kChunkTokens; }
+
+void check_slice(const EdgedConfig& c, const EdgedStep& step, const EdgedSlice& slice, int first) {
+  require(slice.count >= 1 && slice.count <= step.token_count - first,
+          "the slices' counts do not add up to the tokens");
+  if (slice.position < 0 || slice.position > c.context - slice.count)
+    throw std::invalid_argument("a slice reaches beyond the context of " + std::to_string(c.context) +
+                                " tokens");
+  require(slice.first_block >= 0 && slice.block_count >= 0 &&
+              slice.first_block <= step.block_count - slice.block_count,
+          "a block table lies outside the tables");
+  const int needed = (slice.position + slice.count + kBlockTokens - 1) / kBlockTokens;
+  require(slice.block_count >= needed, "a block table is shorter than its sequence");
+  for (int b = 0; b < needed; b++) {
+    const int block = step.blocks[slice.first_block + b];
+    if (block < 0 || block >= c.blocks)
+      fail("block ", block, " is outside the cache of ", c.blocks, " blocks");
+  }
+  for (int i = first; i < first + slice.count; i++) {
+    const int token = step.tokens[i];
+    if (token < 0 || token >= c.vocabulary)
+      fail("token ", token, " is outside the vocabulary of ", c.vocabulary);
+  }
+}
+
+// Few rows and a long past: each chunk of each key/value head is a piece of its own.
+void split_by_chunks(const EdgedConfig& c, const EdgedSlice& slice, int first, Plan& p) {
+  const size_t record = (size_t)(c.heads / c.kv_heads) * (c.head_dim + 8);
+  for (int i = 0; i < slice.count; i++) {
+    const int chunks = chunks_of(slice.position + i + 1);
+    p.row_partial[first + i] = (int64_t)p.partial_floats;
+    for (int h = 0; h < c.kv_heads; h++)
+      for (int k = 0; k < chunks; k++) {
+        const size_t partial = p.partial_floats + ((size_t)h * chunks + k) * record;
+        p.pieces.push_back({first + i, 1, h, k, k + 1, (int64_t)partial});
+      }
+    p.partial_floats += record * chunks * c.kv_heads;
+  }
+}
+
+// Pieces of some rows and one key/value head, with all chunks that these rows see.
+void split_by_rows(const EdgedConfig& c, const EdgedSlice& slice, int first, Plan& p) {
+  const int most = std::max(1, kMaxLanes / 2 / (c.heads / c.kv_heads));
+  for (int i = 0; i < slice.count; i += most) {
+    const int rows = std::min(most, slice.count - i), chunks = chunks_of(slice.position + i + rows);
+    for (int h = 0; h < c.kv_heads; h++) p.pieces.push_back({first + i, rows, h, 0, chunks, -1});
+  }
+}
+
+}  // namespace
+
+void check_step(const EdgedConfig& c, const EdgedStep& step) {
+  if (step.token_count < 1 || step.token_count > c.max_rows)
+    fail("a step computes 1 to ", c.max_rows, " tokens, not ", step.token_count);
+  require(step.slice_count >= 1 && step.slice_count <= step.token_count,
+          "a step needs at least one slice, and a token in each");
+  require(step.wanted_count >= 0 && step.wanted_count <= step.token_count,
+          "more logits are wanted than tokens are computed");
+  require(step.wanted_count == 0 || step.logits_stride >= round_up(c.vocabulary, 8),
+          "the rows of the logits are shorter than the vocabulary");
+  int tokens = 0;
+  for (int s = 0; s < step.slice_count; s++) {
+    check_slice(c, step, step.slices[s], tokens);
+    tokens += step.slices[s].count;
+  }
+  require(tokens == step.token_count, "the slices' counts do not add up to the tokens");
+  for (int i = 0; i < step.wanted_count; i++)
+    require(step.wanted[i] >= 0 && step.wanted[i] < step.token_count,
+            "logits are wanted of a token that is not in the step");
+}
+
+Plan plan_step(const EdgedConfig& c, const EdgedStep& step) {
+  Plan p{step, {}, {}, {}, 0, false, step.token_count == step.slice_count};
+  p.rows.reserve((size_t)step.token_count);
+  p.row_partial.assign((size_t)step.token_count, -1);
+  for (int s = 0; s < step.slice_count; s++) {
+    const EdgedSlice& slice = step.slices[s];
+    const int first = (int)p.rows.size();
+    for (int i = 0; i < slice.count; i++) p.rows.push_back({step.tokens[first + i], slice.position + i, s});
+    const bool by_chunks =
+        slice.count <= kMaxRowsSplitByChunks && chunks_of(slice.position + slice.count) > 1;
+    (by_chunks ? split_by_chunks : split_by_rows)(c, slice, first, p);
+  }
+  const auto is_chunk = [](const Piece& piece) { return piece.partial >= 0; };
+  p.equal_pieces = std::all_of(p.pieces.begin(), p.pieces.end(), is_chunk);
+  return p;
+}
+
+}  // namespace edged

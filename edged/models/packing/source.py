@@ -1,0 +1,68 @@
+"""What can be packed, as the packer sees it: tensors by their packed names.
+
+A matrix is read some rows at a time, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.models.formats.shape import Shape
+from edged.models.formats.tiles import Codes, Kind
+
+Array = npt.NDArray[Any]
+SLAB: Final = 4_000_000  # weights handled at once
+_HUB_FILES: Final = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja",
+)  # fmt: skip
+
+
+class Source(Protocol):
+    """Tensors of one model. Names are those of the packed folder."""
+
+    name: str
+    shape: Shape
+    tied: bool
+
+    def kind(self, name: str) -> Kind:
+        """How the matrix is stored in the source."""
+
+    def vector(self, name: str) -> Array:
+        """A norm's weight or a bias, float32 [n]."""
+
+    def floats(self, name: str, rows: int, cols: int) -> Iterator[Array]:
+        """A matrix as slabs of rows: float32, float16, or bfloat16 as uint16 (`kind` says which)."""
+
+    def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
+        """A matrix that is stored in groups of 32, as slabs of rows with its codes and scales."""
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Writes what the tokenizer and the chat template need into a packed folder."""
+
+
+def copy_texts(source: Path, folder: Path) -> None:
+    """Copies a checkpoint folder's tokenizer, chat template and small configuration files."""
+    for name in _HUB_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def slabs(rows: int, cols: int) -> Iterator[slice]:
+    """Ranges of rows, each of about SLAB weights and (but for the last) a multiple of 32 rows."""
+    step = max(32, SLAB // cols // 32 * 32)
+    for begin in range(0, rows, step):
+        yield slice(begin, min(begin + step, rows))
+
+
+def widen(values: Array, kind: Kind) -> Array:
+    """Values of a float kind as float32."""
+    if kind is Kind.BF16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(values.astype(np.float32))
