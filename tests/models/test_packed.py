@@ -154,3 +154,19 @@ def test_a_user_without_a_home_has_no_cache_folder(
     with pytest.raises(ModelError) as caught:
         packed_model(located, "auto", tmp_path / "file")
     assert "no_disk" == caught.value.code
+
+
+def test_p06_a_packed_folder_that_others_may_write_is_packed_again(located: LocatedModel, tmp_path: Path) -> None:
+    """They could rewrite its manifest together with its bytes, and no digest in it would show that."""
+    before = os.umask(0)
+    try:
+        folder = packed_model(located, "auto", tmp_path).folder
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o022 == 0 for path in (folder.parent, folder, *folder.iterdir()))
+    kept = folder.stat().st_ino
+    assert kept == packed_model(located, "auto", tmp_path).folder.stat().st_ino
+    for path in (folder, next(folder.iterdir())):
+        path.chmod(0o777)
+        assert packed_model(located, "auto", tmp_path).folder.stat().st_mode & 0o022 == 0
+        assert all(one.stat().st_mode & 0o022 == 0 for one in folder.iterdir())
