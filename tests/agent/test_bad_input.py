@@ -35,7 +35,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     ),
     "stop-too": (
         b'{"id":"stop-too","prompt":"x","stop":["."],"format":{"type":"choice","choices":["a"]}}',
-        "beside format",
+        "combined with format",
     ),
     "negative": (b'{"id":"negative","prompt":"x","max_tokens":-1}', "max_tokens"),
     "zero": (b'{"id":"zero","prompt":"x","max_tokens":0}', "max_tokens"),
