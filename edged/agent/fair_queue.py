@@ -12,6 +12,7 @@ Every operation costs O(log n) at most, but for the refresh. `now` is monotonic 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
@@ -65,11 +66,11 @@ class _Requester:
 class FairQueue:
     """Open prompts by their sequence numbers: waiting, or running in the worker.
 
-    `running_each`: how many prompts of one requester may run at a time.
+    `may_run` gives how many prompts of a requester may run at a time; another answer counts within a second.
     """
 
-    def __init__(self, running_each: int = 4) -> None:
-        self._running_each = running_each
+    def __init__(self, may_run: Callable[[str], int]) -> None:
+        self._may_run = may_run
         self._entries: dict[int, _Entry] = {}
         self._requesters: dict[str, _Requester] = {}
         self._ranks: list[tuple[_Rank, str]] = []  # heap; only those that equal their requester's rank count
@@ -134,11 +135,11 @@ class FairQueue:
             self._push_rank(known)  # others came or were served since it was computed
         return None
 
-    def limit_running(self, running_each: int) -> None:
-        """From now on so many prompts of one requester may run at a time."""
-        if running_each != self._running_each:
-            self._running_each = running_each
-            self._refreshed = float("-inf")
+    def start(self, seq: int, now: float) -> None:
+        """A certain prompt runs from now on, whoever is next."""
+        entry = self._entries[seq]
+        if not entry.running:
+            self._run(self._requesters[entry.requester], entry, now)
 
     def put_back(self, seq: int, now: float) -> None:
         """A prompt that ran waits again, at its old place; what it was charged is given back."""
@@ -217,14 +218,16 @@ class FairQueue:
                 del levels[entry.level]
 
     def _start(self, known: _Requester, now: float) -> int:
-        _, seq = heappop(known.waiting)
-        entry = self._entries[seq]
+        _, seq = known.waiting[0]
+        self._run(known, self._entries[seq], now)
+        return seq
+
+    def _run(self, known: _Requester, entry: _Entry, now: float) -> None:
         self._leave(known, entry)
         self._count(known, runs=1)
         entry.running, entry.charged = True, _weighted(entry.cost, entry.priority)
         self._charge(known, entry.charged)
         self._rank(known, now)
-        return seq
 
     def _charge(self, known: _Requester, tokens: float) -> None:
         known.virtual = max(0.0, known.virtual + tokens)
@@ -259,7 +262,7 @@ class FairQueue:
         """
         while known.waiting and not self._still_waits(known.waiting[0][1]):
             heappop(known.waiting)
-        if not known.waiting or known.runs >= self._running_each:
+        if not known.waiting or known.runs >= self._may_run(known.name):
             return None
         priority, seq = known.waiting[0]
         return self._level(known, priority, now - self._entries[seq].arrived), known.virtual, seq

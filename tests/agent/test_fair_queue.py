@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edged.agent.fair_queue import AGEING_SECONDS, CREDIT, MAX_IDLE, FairQueue
+from edged.agent.fair_queue import AGEING_SECONDS, CREDIT, MAX_IDLE, REFRESH_SECONDS, FairQueue
 
 
 def served(queue: FairQueue, count: int, now: float = 0.0) -> list[int]:
@@ -22,7 +22,7 @@ def served(queue: FairQueue, count: int, now: float = 0.0) -> list[int]:
 
 
 def test_one_requesters_prompts_are_served_by_priority_then_in_order() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq, priority in enumerate((5, 5, 0, 9, 0)):
         queue.add(seq, "a", priority, 10, 0.0)
     assert [2, 4, 0, 1, 3] == served(queue, 5)
@@ -30,7 +30,7 @@ def test_one_requesters_prompts_are_served_by_priority_then_in_order() -> None:
 
 
 def test_requesters_of_one_priority_take_turns() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(4):
         queue.add(seq, "flood", 5, 100, 0.0)
     for seq in range(10, 12):
@@ -39,7 +39,7 @@ def test_requesters_of_one_priority_take_turns() -> None:
 
 
 def test_a_flood_at_the_best_priority_ranks_behind_one_who_asks_now_and_then() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(100):
         queue.add(seq, "flood", 0, 200, 0.0)
     served(queue, 50)
@@ -51,7 +51,7 @@ def test_a_flood_at_the_best_priority_ranks_behind_one_who_asks_now_and_then() -
 
 
 def test_a_better_priority_counts_among_requesters_who_had_about_the_same() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     queue.add(0, "a", 5, 20, 0.0)
     queue.add(1, "b", 3, 20, 0.0)
     assert [1, 0] == served(queue, 2)
@@ -59,7 +59,7 @@ def test_a_better_priority_counts_among_requesters_who_had_about_the_same() -> N
 
 def test_a_better_priority_costs_more() -> None:
     """Two requesters send the same; after some turns the one that always takes priority 0 waits for the other."""
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     order = []
     for turn in range(40):
         queue.add(2 * turn, "urgent", 0, 100, 0.0)
@@ -70,7 +70,7 @@ def test_a_better_priority_costs_more() -> None:
 
 
 def test_waiting_takes_the_penalty_away_but_gives_no_better_priority_than_asked() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     queue.add(0, "heavy", 5, 100_000, 0.0)
     served(queue, 1)
     queue.add(1, "heavy", 5, 10, 0.0)
@@ -82,7 +82,7 @@ def test_waiting_takes_the_penalty_away_but_gives_no_better_priority_than_asked(
 
 
 def test_a_pause_gives_a_bounded_credit() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     queue.add(0, "a", 5, 10 * CREDIT, 0.0)
     queue.add(1, "b", 5, 10 * CREDIT, 0.0)
     served(queue, 2)
@@ -96,19 +96,30 @@ def test_a_pause_gives_a_bounded_credit() -> None:
 
 
 def test_each_requester_runs_its_share_at_most_and_a_place_goes_to_the_next() -> None:
-    queue = FairQueue(running_each=2)
+    share = [2]
+    queue = FairQueue(lambda _: share[0])
     for seq in range(4):
         queue.add(seq, "a", 0, 10, 0.0)
     queue.add(10, "b", 9, 10, 0.0)
     assert [0, 1, 10, None] == [queue.take_next(0.0) for _ in range(4)]
     queue.remove(1, 0.0)
     assert [2, None] == [queue.take_next(0.0) for _ in range(2)]
-    queue.limit_running(3)
-    assert 3 == queue.take_next(0.0)
+    share[0] = 3
+    assert 3 == queue.take_next(REFRESH_SECONDS)
+
+
+def test_a_certain_prompt_may_be_started_first() -> None:
+    queue = FairQueue(lambda _: 3)
+    for seq in range(3):
+        queue.add(seq, "a", 5, 10, 0.0)
+    queue.start(2, 0.0)
+    queue.start(2, 0.0)
+    assert 2 == queue.waiting
+    assert [0, 1, None] == [queue.take_next(0.0) for _ in range(3)]
 
 
 def test_what_was_put_back_is_served_at_its_old_place_and_not_charged_twice() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     queue.add(0, "a", 5, 5000, 0.0)
     queue.add(1, "a", 5, 10, 0.0)
     queue.add(2, "b", 5, 300, 0.0)
@@ -120,7 +131,7 @@ def test_what_was_put_back_is_served_at_its_old_place_and_not_charged_twice() ->
 
 
 def test_what_a_prompt_took_in_fact_is_what_counts() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     queue.add(0, "a", 5, 100_000, 0.0)
     assert 0 == queue.take_next(0.0)
     queue.remove(0, 0.0, cost=10)
@@ -130,7 +141,7 @@ def test_what_a_prompt_took_in_fact_is_what_counts() -> None:
 
 
 def test_the_position_counts_turns() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(10):
         queue.add(seq, "flood", 5, 10, 0.0)
     queue.add(10, "other", 5, 10, 0.0)
@@ -140,7 +151,7 @@ def test_the_position_counts_turns() -> None:
 
 
 def test_a_full_queue_makes_room_at_the_cost_of_who_has_most() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(5):
         queue.add(seq, "flood", 0, 10, 0.0)
     queue.add(5, "some", 5, 10, 0.0)
@@ -153,15 +164,15 @@ def test_a_full_queue_makes_room_at_the_cost_of_who_has_most() -> None:
 
 
 def test_what_runs_is_never_displaced() -> None:
-    queue = FairQueue()
-    for seq in range(4):
+    queue = FairQueue(lambda _: 3)
+    for seq in range(3):
         queue.add(seq, "flood", 5, 10, 0.0)
         queue.take_next(0.0)
     assert queue.to_displace("new") is None
 
 
 def test_names_that_never_come_back_are_forgotten() -> None:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(3 * MAX_IDLE):
         queue.add(seq, f"r{seq}", 5, 10, 0.0)
         served(queue, 1)
@@ -171,7 +182,7 @@ def test_names_that_never_come_back_are_forgotten() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_lives_serve_each_prompt_once(seed: int) -> None:
     rng = random.Random(seed)
-    queue, waiting, running, finished, now = FairQueue(), set(), set(), set(), 0.0
+    queue, waiting, running, finished, now = FairQueue(lambda _: 3), set(), set(), set(), 0.0
     for seq in range(400):
         now += rng.random()
         queue.add(seq, rng.choice("abcdef"), rng.randrange(10), rng.randrange(1, 500), now)
@@ -205,7 +216,7 @@ def test_random_lives_serve_each_prompt_once(seed: int) -> None:
 
 
 def cost_of_one(count: int) -> float:
-    queue = FairQueue()
+    queue = FairQueue(lambda _: 3)
     for seq in range(count):
         queue.add(seq, f"r{seq % 5000}", seq % 10, 10, 0.0)
         queue.ahead_of(seq)
