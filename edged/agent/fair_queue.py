@@ -19,8 +19,10 @@ from typing import Final
 
 from edged.core.prompt import DEFAULT_PRIORITY
 
-QUOTA: Final = 256  # tokens ahead of the least served requester that cost no level; each doubling costs one more
-CREDIT: Final = 65_536  # tokens that a requester may be behind the others after a pause: 8 levels
+# Tokens ahead of the least served requester that cost no level; each doubling costs one more. Requesters who take turns
+# stay within it, so their sequences have one level and are computed in one batch.
+QUOTA: Final = 2048
+CREDIT: Final = 131_072  # tokens that a requester may be behind the others after a pause: 7 levels
 MAX_LEVEL: Final = 19
 AGEING_SECONDS: Final = 15.0  # of waiting take one level of the penalty away
 MAX_IDLE: Final = 4096  # requesters without open prompts that are remembered, the newest

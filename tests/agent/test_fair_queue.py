@@ -62,8 +62,8 @@ def test_a_better_priority_costs_more() -> None:
     queue = FairQueue(lambda _: 3)
     order = []
     for turn in range(40):
-        queue.add(2 * turn, "urgent", 0, 100, 0.0)
-        queue.add(2 * turn + 1, "usual", 5, 100, 0.0)
+        queue.add(2 * turn, "urgent", 0, 1000, 0.0)
+        queue.add(2 * turn + 1, "usual", 5, 1000, 0.0)
     order = served(queue, 40)
     assert 0 == order[0]
     assert sum(seq % 2 for seq in order) > 30
@@ -138,6 +138,19 @@ def test_what_a_prompt_took_in_fact_is_what_counts() -> None:
     queue.add(1, "a", 5, 10, 0.0)
     queue.add(2, "b", 5, 10, 0.0)
     assert 5 == queue.level(1, 0.0)
+
+
+def test_requesters_who_ask_alike_have_one_level() -> None:
+    """What is computed in one batch has one level; turns keep equal requesters within a quota."""
+    queue = FairQueue(lambda _: 3)
+    for seq in range(200):
+        queue.add(seq, "abcdefgh"[seq % 8], 5, 100 + seq % 7 * 100, 0.0)
+    running = []
+    for _ in range(150):
+        while len(running) < 16 and (seq := queue.take_next(0.0)) is not None:
+            running.append(seq)
+        assert {5} == {queue.level(seq, 0.0) for seq in running}
+        queue.remove(running.pop(0), 0.0)
 
 
 def test_the_position_counts_turns() -> None:
