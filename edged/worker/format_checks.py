@@ -1,8 +1,8 @@
 """Checks of new formats beside the worker's loop, so that a step never waits for one.
 
-One thread checks one format at a time, in a process of its own (`engine/format_check.py`). Next comes the format of the
-most urgent prompt; among equally urgent ones that of the requester whose checks took least time so far. So formats that
-take their whole second delay only their own requester's.
+One thread, started with the first, checks one format at a time, in a process of its own (`engine/format_check.py`).
+Next comes the format of the most urgent prompt; among equally urgent ones that of the requester whose checks took least
+time so far. So formats that take their whole second delay only their own requester's.
 
 `submit`, `set_level` and `withdraw` belong to the worker's main thread. `done` is called from the checking thread.
 """
@@ -45,10 +45,7 @@ class FormatChecks:
         self._count = 0
         self._changed = threading.Condition()
         self._stopping = False
-
-    def start(self) -> None:
-        """Begin to check."""
-        threading.Thread(target=self._run, name="format-checks", daemon=True).start()
+        self._thread: threading.Thread | None = None
 
     def stop(self) -> None:
         """Check no more after the present one."""
@@ -62,6 +59,9 @@ class FormatChecks:
             self._count += 1
             self._waiting[key] = _Waiting(key, requester, level, self._count, wanted)
             self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="format-checks", daemon=True)
+                self._thread.start()
 
     def set_level(self, key: str, level: int) -> None:
         """The prompt is more or less urgent now. One that does not wait is ignored."""

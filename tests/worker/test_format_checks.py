@@ -24,7 +24,6 @@ class Bench:
         self.go = threading.Semaphore(0)
         self.ended: queue.Queue[tuple[str, PromptRefused | None]] = queue.Queue()
         self.checks = FormatChecks(self.check, lambda *what: self.ended.put(what), lambda: self.now)
-        self.checks.start()
 
     def check(self, wanted: Format) -> None:
         assert isinstance(wanted, Regex)
