@@ -180,7 +180,7 @@ class Daemon:
         """What is due in each turn of the loop."""
         now = self._clock()
         stalled, self._turn_at = now - self._turn_at > _STALL, now
-        self._queue.expire()
+        self._queue.tick()
         self._dispatcher.apply(self._supervisor.tick(stalled=stalled))
         if not stalled:
             self._link.check_progress()

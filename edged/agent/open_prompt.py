@@ -21,6 +21,8 @@ class OpenPrompt:
     expires: float | None
     submitted: bool = False
     """Whether the worker has it."""
+    level: int = 0
+    """How urgent it is there: 0 (first) to 19."""
     preparing: bool = False
     started_at: float | None = None
     first_token_at: float | None = None
@@ -52,8 +54,3 @@ class OpenPrompt:
         self.started_at = self.first_token_at = self.last_chunk_at = None
         self.text = ""
         self.streamed = self.chunks = 0
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sort key: the smallest is served first."""
-        return self.job.request.priority, self.seq

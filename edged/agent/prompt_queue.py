@@ -1,5 +1,6 @@
-"""The queue of open prompts: in which order the worker gets them, and what is published about them.
+"""The open prompts: which of them the worker gets when, and what is published about them.
 
+`fair_queue` decides the order among requesters. Only what concerns all prompts looks at all of them.
 Owned by the agent's main thread. Time comes in as `clock` (monotonic seconds) and `wall` (Unix time).
 Invariants: a prompt is here exactly as long as its row in the journal has no final; a final is in the journal before it
 is published, and is kept here while the journal cannot be written; what the worker computed when it ended is retried
@@ -11,9 +12,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from heapq import heappop, heappush
 from typing import Protocol
 
 from edged.agent import receipts
+from edged.agent.fair_queue import FairQueue
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.measured_speed import MeasuredSpeed
 from edged.agent.open_prompt import OpenPrompt
@@ -26,6 +29,7 @@ from edged.worker import frames
 
 MAX_SUBMITTED = 64  # sequences that the worker has at a time
 CRASHES_ALLOWED = 1
+LEVELS_EVERY = 1.0  # seconds between two looks at how urgent the submitted prompts are
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
 
 
@@ -68,6 +72,14 @@ class PromptQueue:
         self._stored_time = stored_time
         self._chunks = ChunkStream(replies, clock)
         self._prompts: dict[int, OpenPrompt] = {}
+        self._of: dict[str, dict[int, None]] = {}  # open prompts by requester
+        self._order = FairQueue(self._may_run)
+        self._submitted: dict[int, OpenPrompt] = {}
+        self._started: set[int] = set()
+        self._crashed: dict[int, None] = {}  # open prompts that were computed when a worker ended, not submitted yet
+        self._unstored: dict[int, None] = {}  # those whose final the journal could not take
+        self._deadlines: list[tuple[float, int]] = []  # heap; entries of prompts that ended are dropped at the top
+        self._levels_at = clock()
         self._draining = False
         self._throttled: bool | None = None
         self.speed = MeasuredSpeed()
@@ -83,21 +95,30 @@ class PromptQueue:
     @property
     def running(self) -> int:
         """Prompts that the worker has started."""
-        return sum(1 for p in self._prompts.values() if p.started_at is not None and p.unstored_final is None)
+        return len(self._started)
 
     @property
     def submitted(self) -> int:
         """Prompts that the worker has."""
-        return sum(1 for p in self._prompts.values() if p.submitted)
+        return len(self._submitted)
 
     def has(self, seq: int) -> bool:
         """Whether this prompt is open."""
         return seq in self._prompts
 
+    def open_of(self, requester: str) -> int:
+        """How many open prompts a requester has."""
+        return len(self._of.get(requester, ()))
+
+    def to_displace(self, requester: str) -> int | None:
+        """The waiting prompt that gives its place in a full queue to one of this requester, if that is fair."""
+        return self._order.to_displace(requester)
+
     def next_deadline(self) -> float | None:
         """The monotonic time at which the next prompt expires."""
-        waiting = (p for p in self._prompts.values() if p.stopping is None and p.unstored_final is None)
-        return min((p.expires for p in waiting if p.expires is not None), default=None)
+        while self._deadlines and not self._may_expire(self._deadlines[0][1]):
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
 
     def retry_after_ms(self) -> int:
         """When a refused requester should send again: about the time of one answer, 1 s to 10 min."""
@@ -123,9 +144,18 @@ class PromptQueue:
         """A prompt was stored: publish its notice, and submit it when the worker has capacity."""
         prompt = self._add(seq, job, body, 0)
         if job.stream:
-            position = 1 + sum(1 for p in self._prompts.values() if p.started_at is None and p.order < prompt.order)
-            self._replies.send_now(job.reply_to, wire.accepted(job.id, position, self._eta_ms(prompt)))
+            ahead = self._order.ahead_of(seq)
+            self._replies.send_now(job.reply_to, wire.accepted(job.id, 1 + ahead, self._eta_ms(prompt, ahead)))
         self.submit_waiting()
+        self._update_levels()
+
+    def displace(self, seq: int) -> None:
+        """End a waiting prompt as `busy`: the queue is full, and another requester has far fewer prompts open."""
+        message = (
+            "the queue is full and this requester has the most prompts in it, so the last one ended to admit another "
+            "requester's; send it again after retry_after_ms"
+        )
+        self._fail(self._prompts[seq], "busy", "displaced", message, retry_after_ms=self.retry_after_ms())
 
     def repeat(self, seq: int, job: Job) -> None:
         """The same prompt arrived again: its answer goes to the newest copy, starting with the text so far."""
@@ -144,50 +174,89 @@ class PromptQueue:
             expires=None if job.expires is None else now + (job.expires - wall),
         )
         self._prompts[seq] = prompt
+        self._of.setdefault(job.requester, {})[seq] = None
+        self._order.add(seq, job.requester, job.request.priority, self._expected_tokens(job), prompt.arrived)
+        if prompt.expires is not None:
+            heappush(self._deadlines, (prompt.expires, seq))
+        if crashes:
+            self._crashed[seq] = None
         return prompt
 
-    def _eta_ms(self, prompt: OpenPrompt) -> int | None:
+    def _may_run(self, requester: str) -> int:
+        return self._config.in_force.settings.limits.per_requester.of(requester).running
+
+    def _expected_tokens(self, job: Job) -> float:
+        """About how many tokens a prompt and its answer take; corrected when it ends."""
+        request = job.request
+        characters = sum(len(turn.content) for turn in request.turns)
+        most = request.sampling.max_tokens
+        return characters / 4 + (most if self.speed.tokens is None else min(most, 2 * self.speed.tokens))
+
+    def _eta_ms(self, prompt: OpenPrompt, ahead: int) -> int | None:
         """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones."""
         speed, tokens = self.speed.tokens_per_second, self.speed.tokens
         if not speed or tokens is None:
             return None
-        ahead = sum(1 for p in self._prompts.values() if p.order < prompt.order)
         own = min(tokens, prompt.job.request.sampling.max_tokens)
-        return int((ahead * tokens + own) / speed * 1000)
+        return int(((ahead + len(self._submitted)) * tokens + own) / speed * 1000)
 
     def submit_waiting(self) -> None:
-        """Submit to the worker what it should have: prompts that crashed one alone, else the first in order."""
+        """Submit to the worker what it should have: prompts that crashed one alone, else the next in order."""
         if not self._worker.ready or self._draining:
             return
-        unfinished = (p for p in self._prompts.values() if p.stopping is None and p.unstored_final is None)
-        ordered = sorted(unfinished, key=lambda p: p.order)
-        crashed = [p for p in ordered if p.crashes]
-        if crashed:
-            if not self.submitted:
-                self._submit(crashed[0])
+        now = self._clock()
+        if self._crashed:
+            if not self._submitted:
+                seq = next(iter(self._crashed))
+                self._order.start(seq, now)
+                self._submit(self._prompts[seq])
             return
-        for prompt in ordered:
-            if not prompt.submitted and self.submitted < MAX_SUBMITTED:
-                self._submit(prompt)
+        while len(self._submitted) < MAX_SUBMITTED and (following := self._order.take_next(now)) is not None:
+            self._submit(self._prompts[following])
 
     def _submit(self, prompt: OpenPrompt) -> None:
         prompt.submitted = True
-        self._worker.send(frames.Add(str(prompt.seq), prompt.job.request))
+        self._submitted[prompt.seq] = prompt
+        self._crashed.pop(prompt.seq, None)
+        prompt.level = self._order.level(prompt.seq, self._clock())
+        self._worker.send(frames.Add(str(prompt.seq), prompt.job.request, prompt.job.requester, prompt.level))
+
+    def _withdraw(self, prompt: OpenPrompt) -> None:
+        """The worker does not have it any more."""
+        prompt.submitted = False
+        self._submitted.pop(prompt.seq, None)
+        self._started.discard(prompt.seq)
+
+    def _update_levels(self) -> None:
+        """Report to the worker which of its prompts became more or less urgent, as others arrived or time passed."""
+        self._levels_at = now = self._clock()
+        for seq, prompt in self._submitted.items():
+            level = self._order.level(seq, now)
+            if level != prompt.level:
+                prompt.level = level
+                self._worker.send(frames.SetLevel(str(seq), level))
 
     # ---- prompts are stopped ----------------------------------------------------------------------------------------
 
     def cancel(self, requester: str, prompt_id: str | None) -> None:
         """End this prompt of the requester (None: all of them)."""
-        for prompt in list(self._prompts.values()):
-            if prompt.job.requester == requester and prompt_id in (None, prompt.job.id):
+        for prompt in [self._prompts[seq] for seq in self._of.get(requester, ())]:
+            if prompt_id in (None, prompt.job.id):
                 self._stop(prompt, "cancelled")
 
-    def expire(self) -> None:
-        """End what is past its deadline."""
+    def tick(self) -> None:
+        """End what is past its deadline; once a second look at what became more urgent, and submit what may run now."""
         now = self._clock()
-        for prompt in list(self._prompts.values()):
-            if prompt.expires is not None and prompt.expires <= now:
-                self._stop(prompt, "expired")
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            _, seq = heappop(self._deadlines)
+            self._stop(self._prompts[seq], "expired")
+        if now - self._levels_at >= LEVELS_EVERY:
+            self._update_levels()
+            self.submit_waiting()
+
+    def _may_expire(self, seq: int) -> bool:
+        prompt = self._prompts.get(seq)
+        return prompt is not None and prompt.stopping is None and prompt.unstored_final is None
 
     def _stop(self, prompt: OpenPrompt, reason: Reason) -> None:
         if prompt.stopping is not None or prompt.unstored_final is not None:
@@ -201,10 +270,10 @@ class PromptQueue:
     def drain(self) -> None:
         """The agent stops: what has not started stays in the journal for the next start."""
         self._draining = True
-        for prompt in self._prompts.values():
-            if prompt.submitted and prompt.started_at is None:
+        for prompt in list(self._submitted.values()):
+            if prompt.started_at is None:
                 self._worker.send(frames.Cancel(str(prompt.seq)))
-                prompt.submitted = False
+                self._withdraw(prompt)
 
     def refuse_all(self, message: str) -> None:
         """No usable model: every open prompt ends as `unavailable`."""
@@ -225,6 +294,7 @@ class PromptQueue:
                 prompt.preparing = isinstance(frame, frames.Preparing)
             case frames.Started():
                 prompt.started_at = self._clock()
+                self._started.add(prompt.seq)
             case frames.Generated(at=at, text=text):
                 self._chunks.add_text(prompt, at, text)
             case frames.Finished(final=final):
@@ -245,21 +315,23 @@ class PromptQueue:
 
     def worker_exited(self, how: str) -> None:
         """The worker ended. What it computed is counted and retried once; a second time ends a prompt."""
-        computing = [p for p in self._prompts.values() if p.computing]
+        computing = [p for p in self._submitted.values() if p.computing]
         if computing:
             with suppress(sqlite3.Error):  # counted in memory at least
                 self._journal.count_crash([p.seq for p in computing])
         for prompt in computing:
             prompt.crashes += 1
-        for prompt in list(self._prompts.values()):
-            if not prompt.submitted:
-                continue
+        for prompt in list(self._submitted.values()):
             if prompt.stopping is not None:
                 self._close(prompt, prompt.stopping, Usage(), None)
             elif prompt.crashes > CRASHES_ALLOWED:
                 self._close_poisoned(prompt, how)
             else:
+                self._withdraw(prompt)
                 prompt.reset()
+                self._order.put_back(prompt.seq, self._clock())
+                if prompt.crashes:
+                    self._crashed[prompt.seq] = None
 
     def _close_poisoned(self, prompt: OpenPrompt, how: str) -> None:
         message = (
@@ -285,26 +357,44 @@ class PromptQueue:
             throttled=self._throttled,
         )
         payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure)
+        self._end(prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens)
+
+    def _fail(
+        self, prompt: OpenPrompt, reason: Reason, code: str, message: str, *, retry_after_ms: int | None = None
+    ) -> None:
+        payload = wire.refusal(
+            prompt.job.id, reason, code, message, self._wall(), retry_after_ms=retry_after_ms, text=prompt.text
+        )
+        self._end(prompt, reason, payload, 0)
+
+    def _end(self, prompt: OpenPrompt, reason: Reason, payload: bytes, tokens: int) -> None:
+        """It neither waits nor runs any more; `tokens` is what it took."""
+        self._order.remove(prompt.seq, self._clock(), tokens)
+        self._withdraw(prompt)
+        self._crashed.pop(prompt.seq, None)
         self._store(prompt, reason, payload)
 
-    def _fail(self, prompt: OpenPrompt, reason: Reason, code: str, message: str) -> None:
-        self._store(prompt, reason, wire.refusal(prompt.job.id, reason, code, message, self._wall(), text=prompt.text))
-
     def _store(self, prompt: OpenPrompt, reason: Reason, payload: bytes) -> None:
-        prompt.submitted = False
         try:
             self._journal.finish(prompt.seq, reason, payload, self._stored_time())
         except sqlite3.Error:  # a computed answer is kept until the journal can be written again
             prompt.unstored_final = (reason, payload)
+            self._unstored[prompt.seq] = None
             return
+        self._unstored.pop(prompt.seq, None)
         del self._prompts[prompt.seq]
+        own = self._of[prompt.job.requester]
+        del own[prompt.seq]
+        if not own:
+            del self._of[prompt.job.requester]
         self.finished += 1
         self._replies.send_final(prompt.job.reply_to, prompt.job.id, payload, prompt.seq)
 
     def retry_unstored(self) -> None:
         """Write finals to the journal that it could not take before, oldest first, until one fails."""
-        for prompt in list(self._prompts.values()):
+        for seq in list(self._unstored):
+            prompt = self._prompts[seq]
             if prompt.unstored_final is not None:
                 self._store(prompt, *prompt.unstored_final)
-                if self.has(prompt.seq):
+                if self.has(seq):
                     return

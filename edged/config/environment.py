@@ -25,11 +25,12 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigError(f"{variable}: unknown variable{checks.nearest(variable, names)}")
         path = names[variable]
         try:
-            checked = known[path](path, _value(known[path], path, environment[variable]))
+            checked: Any = known[path](path, _value(known[path], path, environment[variable]))
         except BadValue as error:
             raise ConfigError(f"{variable}: {error.sentence}") from None
-        section, _, key = path.rpartition(".")
-        values = merge(values, {section: {key: checked}} if section else {key: checked})
+        for key in reversed(path.split(".")):
+            checked = {key: checked}
+        values = merge(values, checked)
     return values
 
 

@@ -6,10 +6,14 @@ The same table serves the local file, `EDGED_…` variables and config layers, s
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from edged.config import checks
 from edged.core.errors import BadValue
+
+Keys = Mapping[str, "checks.Check | Keys"]
+"""Keys of a section: a check each, or the keys of a mapping inside it."""
 
 DAY = 86400.0
 _URL = re.compile(r"mqtts?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+)(?::([0-9]{1,5}))?/?\Z")
@@ -39,7 +43,27 @@ def _broker_url(path: str, value: object) -> str:
 _name = checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -, not starting with -")
 _path = checks.text(high=4096)
 
-OWNER: dict[str, dict[str, checks.Check]] = {
+_REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+_SHARE: Keys = {
+    "queue": checks.integer(1, 100_000),
+    "running": checks.integer(1, 1024),
+    "priority": checks.integer(0, 9),
+    "prompts_per_minute": checks.integer(1, 1_000_000),
+}
+
+
+def _by_name(path: str, value: object) -> dict[str, Any]:
+    """Requester → what differs for it."""
+    if not isinstance(value, dict):
+        raise BadValue(path, f"must be a mapping, not {checks.shown(value)}")
+    if len(value) > 1000:
+        raise BadValue(path, f"must have at most 1000 entries, not {len(value)}")
+    requester = checks.text(high=64, pattern=_REQUESTER, like="a requester: 1 to 64 of A-Z, a-z, 0-9, _ and -")
+    return {requester(path, name): _section(_SHARE)(f"{path}.{name}", share) for name, share in value.items()}
+
+
+OWNER: dict[str, Keys] = {
     "identity": {"fleet": _name, "device": _name, "groups": checks.list_of(_name, high=32, distinct=True)},
     "mqtt": {
         "url": _broker_url,
@@ -61,7 +85,7 @@ OWNER: dict[str, dict[str, checks.Check]] = {
 }
 """Sections that only the owner of the device sets, in the local file (`state_dir` too)."""
 
-FLEET: dict[str, dict[str, checks.Check]] = {
+FLEET: dict[str, Keys] = {
     "model": {
         "source": checks.text(high=4096),
         "digest": checks.text(pattern=checks.DIGEST, like="sha256: and 64 hex digits"),
@@ -77,6 +101,7 @@ FLEET: dict[str, dict[str, checks.Check]] = {
         "prompt_bytes": checks.size(64, 16_000_000),
         "max_tokens": checks.integer(1, 1_000_000),
         "remember": checks.duration(1, 365 * DAY),
+        "per_requester": {**_SHARE, "by_name": _by_name},
     },
     "telemetry": {"interval": checks.duration(0.1, DAY)},
     "log": {
@@ -94,8 +119,14 @@ _TOP: dict[str, checks.Check] = {
 
 def known_keys() -> dict[str, checks.Check]:
     """Every settable key by its dotted path."""
-    nested = {f"{name}.{key}": check for name, keys in {**OWNER, **FLEET}.items() for key, check in keys.items()}
-    return {**nested, **_TOP}
+    return {**_flat("", {**OWNER, **FLEET}), **_TOP}
+
+
+def _flat(prefix: str, keys: Keys) -> dict[str, checks.Check]:
+    found: dict[str, checks.Check] = {}
+    for key, check in keys.items():
+        found |= {prefix + key: check} if callable(check) else _flat(f"{prefix}{key}.", check)
+    return found
 
 
 def check_file(document: object) -> dict[str, Any]:
@@ -114,5 +145,6 @@ def check_layer(settings: object) -> dict[str, Any]:
     return checks.record("", settings, {**sections, "golden": _TOP["golden"]})
 
 
-def _section(keys: dict[str, checks.Check]) -> checks.Check:
-    return lambda path, value: checks.record(path, value, keys)
+def _section(keys: Keys) -> checks.Check:
+    inside = {key: check if callable(check) else _section(check) for key, check in keys.items()}
+    return lambda path, value: checks.record(path, value, inside)

@@ -67,13 +67,32 @@ class Generation(msgspec.Struct, frozen=True):
         return Sampling(**{**own, **overrides})
 
 
+class PerRequester(msgspec.Struct, frozen=True):
+    """What one requester may have: prompts open and running at a time, the best priority, prompts a minute.
+
+    `by_name`: requester → the values that differ for it. `prompts_per_minute` None: not bounded.
+    """
+
+    queue: int = 16
+    running: int = 4
+    priority: int = 0
+    prompts_per_minute: int | None = None
+    by_name: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
+
+    def of(self, requester: str) -> PerRequester:
+        """What this requester may have."""
+        own = self.by_name.get(requester)
+        return msgspec.structs.replace(self, by_name={}, **own) if own else self
+
+
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds: waiting prompts, bytes of a payload, tokens of an answer, seconds that finals are remembered."""
+    """Bounds: open prompts, bytes of a payload, tokens of an answer, seconds that finals are remembered."""
 
     queue: int = 64
     prompt_bytes: int = 64_000
     max_tokens: int = 1024
     remember: float = 86400.0
+    per_requester: PerRequester = PerRequester()
 
 
 class Telemetry(msgspec.Struct, frozen=True):
@@ -124,12 +143,16 @@ def build(checked: Mapping[str, Any]) -> Settings:
         state_dir=checked.get("state_dir", Settings().state_dir),
         model=Model(**section("model")),
         generation=Generation(**section("generation")),
-        limits=Limits(**section("limits")),
+        limits=_limits(section("limits")),
         telemetry=Telemetry(**section("telemetry")),
         log=Log(**section("log")),
     )
     _agree(settings)
     return settings
+
+
+def _limits(checked: dict[str, Any]) -> Limits:
+    return Limits(**{**checked, "per_requester": PerRequester(**checked.get("per_requester", {}))})
 
 
 def _agree(settings: Settings) -> None:
@@ -147,9 +170,11 @@ def show(settings: Settings) -> dict[str, Any]:
     plain["telemetry"]["interval"] = checks.show_duration(settings.telemetry.interval)
     if settings.model.threads is None:
         plain["model"]["threads"] = "auto"
-    return {
-        name: {key: value for key, value in section.items() if value is not None}
-        if isinstance(section, dict)
-        else section
-        for name, section in plain.items()
-    }
+    shown: dict[str, Any] = _without_none(plain)
+    return shown
+
+
+def _without_none(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_none(entry) for key, entry in value.items() if entry is not None}

@@ -28,7 +28,7 @@ from edged.command_line import (
 from edged.config import checks
 from edged.config import file as config_file
 from edged.config.environment import from_environment
-from edged.config.keys import OWNER, SAMPLING
+from edged.config.keys import SAMPLING, known_keys
 from edged.config.schema import Settings, build, merge
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.link.session import TimedOut, default_requester
@@ -170,9 +170,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings of the config file (if there is one), overridden by the command's options. Raises ConfigError."""
     given: dict[str, Any] = {}
     if arguments.url is not None:
-        given = merge(given, {"mqtt": {"url": OWNER["mqtt"]["url"]("--url", arguments.url)}})
+        given = merge(given, {"mqtt": {"url": known_keys()["mqtt.url"]("--url", arguments.url)}})
     if arguments.fleet is not None:
-        given = merge(given, {"identity": {"fleet": OWNER["identity"]["fleet"]("--fleet", arguments.fleet)}})
+        given = merge(given, {"identity": {"fleet": known_keys()["identity.fleet"]("--fleet", arguments.fleet)}})
     try:
         values = config_file.load(arguments.config, os.environ)
     except config_file.Unreadable as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
@@ -130,15 +131,27 @@ class FormatCompiler:
         self._codec = codec
         self._view: LLTokenizer | None = None
         self._checked: OrderedDict[str, str] = OrderedDict()
+        self._lock = threading.Lock()  # of `_checked`
+
+    def is_checked(self, wanted: Format) -> bool:
+        """Whether `compile` is quick, because the format needs no check or was checked. For any thread."""
+        if isinstance(wanted, Choice):
+            return True
+        with self._lock:
+            return _grammar(wanted) in self._checked
+
+    def check(self, wanted: Format) -> None:
+        """Check a format in a process of its own, which may take seconds. For any thread. Raises as `compile` does."""
+        if not isinstance(wanted, Choice) and (wrong := self._grammar_error(_grammar(wanted))):
+            raise _refused(wrong)
 
     def compile(self, wanted: Format) -> Constraint:
         """A constraint at the beginning of a text.
 
         Raises PromptRefused `invalid` or `failed` with the code `format`, or `unavailable` with `no_memory`.
         """
+        self.check(wanted)
         grammar = _grammar(wanted)
-        if not isinstance(wanted, Choice) and (wrong := self._grammar_error(grammar)):
-            raise _refused(wrong)
         if self._view is None:
             self._view = format_check.tokenizer(self._token_texts())
         compiled = format_check.matcher(self._view, grammar)
@@ -152,9 +165,10 @@ class FormatCompiler:
 
     def _grammar_error(self, grammar: str) -> str:
         """What is wrong with a grammar, "" for nothing; remembered, because a check costs a process."""
-        if grammar in self._checked:
-            self._checked.move_to_end(grammar)
-            return self._checked[grammar]
+        with self._lock:
+            if grammar in self._checked:
+                self._checked.move_to_end(grammar)
+                return self._checked[grammar]
         try:
             error = format_check.grammar_error(grammar, available_bytes())
         except format_check.TooComplexError:
@@ -164,9 +178,10 @@ class FormatCompiler:
         except (OSError, RuntimeError) as failure:
             message = f"The format could not be checked ({failure}); try again."
             raise PromptRefused("failed", "format", message) from None
-        self._checked[grammar] = error
-        if len(self._checked) > _REMEMBERED:
-            self._checked.popitem(last=False)
+        with self._lock:
+            self._checked[grammar] = error
+            if len(self._checked) > _REMEMBERED:
+                self._checked.popitem(last=False)
         return error
 
     def _token_texts(self) -> list[bytes]:

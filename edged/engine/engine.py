@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Chunk, Failure, Final, ModelInfo, Reason, Request, Sampling, Started
+from edged.core.prompt import Chunk, Failure, Final, Format, ModelInfo, Reason, Request, Sampling, Started
 from edged.engine.backends.base import Backend, ComputeError, Logits
 from edged.engine.chat import PromptEncoder
 from edged.engine.constraint import ConstraintError, FormatCompiler
@@ -62,8 +62,16 @@ class Engine:
         """The tokens of a prompt. Raises PromptRefused `invalid`."""
         return self._encoder.encode(request)
 
-    def add(self, key: str, request: Request) -> None:
-        """Queues a request under a key that is not in use.
+    def is_checked(self, wanted: Format) -> bool:
+        """Whether `add` with this format is quick. For any thread."""
+        return self._formats.is_checked(wanted)
+
+    def check_format(self, wanted: Format) -> None:
+        """Check a format ahead of `add`, which may take seconds. For any thread. Raises PromptRefused as `add` does."""
+        self._formats.check(wanted)
+
+    def add(self, key: str, request: Request, level: int | None = None) -> None:
+        """Queues a request under a key that is not in use. `level`: how urgent it is, 0 first; None: its priority.
 
         Raises PromptRefused `too_long` for a prompt that fills the context alone, `invalid` for what cannot be run.
         """
@@ -86,6 +94,8 @@ class Engine:
             raise PromptRefused("invalid", "format", "Give either a format or stop texts, not both.")
         constraint = None if request.format is None else self._formats.compile(request.format)
         self._sequences[key] = sequence = Sequence(key, request, prompt, constraint)
+        if level is not None:
+            sequence.level = level
         self._scheduler.add(sequence)
 
     def cancel(self, key: str) -> None:
@@ -93,6 +103,12 @@ class Engine:
         sequence = self._sequences.get(key)
         if sequence:
             sequence.cancelled = True
+
+    def set_level(self, key: str, level: int) -> None:
+        """A sequence is more or less urgent from the next step on. An unknown key is ignored."""
+        sequence = self._sequences.get(key)
+        if sequence:
+            sequence.level = level
 
     def interrupt(self) -> None:
         """Ends a step of several tokens after the one it is computing: there is something new. For any thread."""

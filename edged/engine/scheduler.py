@@ -1,6 +1,6 @@
 """Which sequences are computed next, and how much of each.
 
-- Only the best priority class that has sequences is served.
+- Only the most urgent level that has sequences is served: the prompt's priority, unless the caller says otherwise.
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts are prefilled in turns, chunk by chunk. So a reply is never delayed by more than a chunk.
 - Where no prompt is to be prefilled, drafts (`speculation.py`) may follow each token; else a few tokens of each come
@@ -79,8 +79,8 @@ class Scheduler:
         """What to compute next: all of the best class that decode and one of it that prefills; empty without any."""
         if not self._queue:
             return Batch()
-        best = min(sequence.request.priority for sequence in self._queue)
-        members = [sequence for sequence in self._queue if sequence.request.priority == best]
+        best = min(sequence.level for sequence in self._queue)
+        members = [sequence for sequence in self._queue if sequence.level == best]
         self._admit([sequence for sequence in members if sequence.slot is None])
         running = [sequence for sequence in members if sequence.slot is not None]
         prefilling = [sequence for sequence in running if sequence.prefilling]
@@ -149,22 +149,22 @@ class Scheduler:
         """Gives slots to waiting sequences, in their order, as long as there are free ones or victims."""
         for sequence in waiting:
             if self._open_slots() >= self._backend.slots:
-                victim = self._victim(sequence.request.priority)
+                victim = self._victim(sequence.level)
                 if victim is None:
                     return
                 self._preempt(victim)
             sequence.slot = self._backend.open()
             sequence.slot_tokens = 0
 
-    def _victim(self, priority: int) -> Sequence | None:
-        """The sequence to preempt for one of that priority: of the worst class the one served longest; None: nobody."""
+    def _victim(self, level: int) -> Sequence | None:
+        """The sequence to preempt for one of that level: of the least urgent the one served longest; None: nobody."""
         candidates = [
             sequence
             for sequence in self._queue
             if sequence.slot is not None
-            and (sequence.request.priority > priority or sequence.slot_tokens >= quantum(sequence.computed))
+            and (sequence.level > level or sequence.slot_tokens >= quantum(sequence.computed))
         ]
-        return max(candidates, key=lambda sequence: (sequence.request.priority, sequence.slot_tokens), default=None)
+        return max(candidates, key=lambda sequence: (sequence.level, sequence.slot_tokens), default=None)
 
     def _preempt(self, victim: Sequence) -> None:
         self._free_slot(victim)

@@ -24,6 +24,7 @@ class Sequence:
     def __init__(self, key: str, request: Request, prompt: Tokens[int], constraint: Constraint | None = None) -> None:
         self.key = key
         self.request = request
+        self.level = request.priority  # how urgent it is, 0 first
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from edged.core.prompt import Final, ModelInfo, Request
+from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Request
 
 MAX_FRAME = 64_000_000
 _PEEK = socket.MSG_PEEK | socket.MSG_WAITALL
@@ -31,10 +31,22 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
-    """Answer this prompt; `key` names it in every frame about it."""
+    """Answer this prompt; `key` names it in every frame about it.
+
+    `requester` shares what is done one at a time (checks of formats); `level` is how urgent it is: 0 (first) to 19.
+    """
 
     key: str
     request: Request
+    requester: str = ""
+    level: int = DEFAULT_PRIORITY
+
+
+class SetLevel(msgspec.Struct, frozen=True, tag="set_level"):
+    """`key` is more or less urgent from now on."""
+
+    key: str
+    level: int
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -47,7 +59,7 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Asks for a `Progress` frame."""
 
 
-ToWorker = Load | Add | Cancel | Ping
+ToWorker = Load | Add | SetLevel | Cancel | Ping
 
 
 class Loading(msgspec.Struct, frozen=True, tag="loading"):

@@ -16,14 +16,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from edged.core.errors import EdgedError, ModelError, PromptRefused
-from edged.core.prompt import Chunk, Final, Started
+from edged.core.prompt import Chunk, Final, Format, Started, Usage
 from edged.engine import Model, load_model
 from edged.engine.sampler import compiled
 from edged.worker import frames, sandbox
+from edged.worker.format_checks import FormatChecks
 from edged.worker.model_access import access_for, use_temporary_folder
 
 _PROGRESS_EVERY = 0.5  # seconds between two `Progress` frames while the engine steps
@@ -32,13 +34,22 @@ _TEXT_EVERY = 0.02  # of one sequence: a frame for each token would cost the age
 _PR_SET_PDEATHSIG = 1
 
 
+class _Checked(NamedTuple):
+    """A prompt's format was checked."""
+
+    key: str
+    refusal: PromptRefused | None
+
+
 class Worker:
-    """The loop around an engine."""
+    """The loop around an engine. Formats are checked beside it (`format_checks.py`)."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[frames.ToWorker | _Checked] = queue.SimpleQueue()
         self._model: Model | None = None
+        self._checks = FormatChecks(self._check_format, self._post_checked)
+        self._unchecked: dict[str, frames.Add] = {}  # prompts whose format is being checked
         self._progress_sent_at = 0.0
         self._loading_sent_at = 0.0
         self._text_sent_at: dict[str, float] = {}  # by sequence
@@ -50,8 +61,6 @@ class Worker:
         while True:
             self._process_frames()
             if self._model is not None and self._model.engine.busy:
-                if not self._inbox.empty():  # a format was checked, and more frames wait
-                    self._model.engine.interrupt()
                 self._step(self._model)
 
     def _read(self) -> None:
@@ -72,25 +81,28 @@ class Worker:
             frame = self._inbox.get(block=not busy)
             while True:
                 self._process(frame)
-                if isinstance(frame, frames.Add) and frame.request.format is not None:
-                    return  # checking a format may take long: one between two steps
                 frame = self._inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _process(self, frame: frames.ToWorker) -> None:
-        if isinstance(frame, frames.Load):
-            self._load(frame)
-        elif isinstance(frame, frames.Add):
-            self._add(frame)
-        elif isinstance(frame, frames.Cancel):
-            if self._model is not None:
-                self._model.engine.cancel(frame.key)
-        else:
-            self._send(frames.Progress())
+    def _process(self, frame: frames.ToWorker | _Checked) -> None:
+        match frame:
+            case frames.Load():
+                self._load(frame)
+            case frames.Add():
+                self._add(frame)
+            case _Checked(key=key, refusal=refusal):
+                self._add_checked(key, refusal)
+            case frames.SetLevel(key=key, level=level):
+                self._set_level(key, level)
+            case frames.Cancel(key=key):
+                self._cancel(key)
+            case frames.Ping():
+                self._send(frames.Progress())
 
     def _load(self, order: frames.Load) -> None:
         self._model = None
+        self._unchecked.clear()
         try:
             self._model = load_model(
                 order.source,
@@ -119,9 +131,51 @@ class Worker:
         if self._model is None:
             self._send(frames.Refused(order.key, "unavailable", "no_model", "no model is loaded; see the health topic"))
             return
+        wanted = order.request.format
+        if wanted is not None and not self._model.engine.is_checked(wanted):
+            self._unchecked[order.key] = order
+            self._checks.submit(order.key, order.requester, order.level, wanted)
+        else:
+            self._prepare(self._model, order)
+
+    def _check_format(self, wanted: Format) -> None:
+        """For the checking thread."""
+        if (model := self._model) is not None:
+            model.engine.check_format(wanted)
+
+    def _post_checked(self, key: str, refusal: PromptRefused | None) -> None:
+        """For the checking thread."""
+        self._inbox.put(_Checked(key, refusal))
+        if (model := self._model) is not None:
+            model.engine.interrupt()
+
+    def _add_checked(self, key: str, refusal: PromptRefused | None) -> None:
+        order = self._unchecked.pop(key, None)
+        if order is None or self._model is None:  # it was cancelled meanwhile
+            return
+        if refusal is not None:
+            self._send(frames.Refused(key, refusal.reason, refusal.code, str(refusal)))
+        else:
+            self._prepare(self._model, order)
+
+    def _set_level(self, key: str, level: int) -> None:
+        if key in self._unchecked:
+            self._unchecked[key] = msgspec.structs.replace(self._unchecked[key], level=level)
+            self._checks.set_level(key, level)
+        elif self._model is not None:
+            self._model.engine.set_level(key, level)
+
+    def _cancel(self, key: str) -> None:
+        if self._unchecked.pop(key, None) is not None:
+            self._checks.withdraw(key)
+            self._send(frames.Finished(key, Final("cancelled", "", Usage(), 0, 0.0, 0.0)))
+        elif self._model is not None:
+            self._model.engine.cancel(key)
+
+    def _prepare(self, model: Model, order: frames.Add) -> None:
         self._send(frames.Preparing(order.key))
         try:
-            self._model.engine.add(order.key, order.request)
+            model.engine.add(order.key, order.request, order.level)
         except PromptRefused as error:
             self._send(frames.Refused(order.key, error.reason, error.code, str(error)))
         except EdgedError as error:

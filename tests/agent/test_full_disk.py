@@ -20,7 +20,7 @@ def test_p01_an_answer_that_cannot_be_stored_is_kept_and_published_when_there_is
     bench.finished(b, "another")
     bench.queue.cancel("me", None)
     bench.clock.wait(120)
-    bench.queue.expire()
+    bench.queue.tick()
     bench.queue.worker_exited("died")
     bench.queue.submit_waiting()
     bench.queue.retry_unstored()

@@ -66,10 +66,10 @@ def test_a_waiting_prompt_expires_at_its_deadline_and_not_before(bench: Bench) -
     bench.accept("a", expires_in=2.0)
     assert bench.queue.next_deadline() == bench.clock.up + 2.0
     bench.clock.wait(1.9)
-    bench.queue.expire()
+    bench.queue.tick()
     assert bench.replies.finals == []
     bench.clock.wait(0.1)
-    bench.queue.expire()
+    bench.queue.tick()
     assert [f["reason"] for f in bench.replies.finals] == ["expired"]
     assert bench.queue.next_deadline() is None
 
@@ -78,7 +78,7 @@ def test_a_running_prompt_expires_with_what_it_wrote(bench: Bench) -> None:
     seq = bench.accept("a", expires_in=2.0)
     bench.started(seq)
     bench.clock.wait(3)
-    bench.queue.expire()
+    bench.queue.tick()
     assert bench.queue.next_deadline() is None
     bench.finished(seq, "half", "cancelled")
     assert [(f["reason"], f["text"]) for f in bench.replies.finals] == [("expired", "half")]
@@ -98,7 +98,7 @@ def test_a_deadline_is_kept_by_the_monotonic_clock_when_the_wall_clock_is_set(be
     bench.worker.info = None
     bench.accept("a", expires_in=10.0)
     bench.clock.wall += 1_000_000
-    bench.queue.expire()
+    bench.queue.tick()
     assert bench.replies.finals == []
 
 
@@ -283,7 +283,7 @@ def test_p02_a_restart_keeps_order_and_deadline(bench: Bench) -> None:
     bench.worker.info = info
     bench.make_queue()
     bench.queue.restore(bench.journal.open_entries())
-    bench.queue.expire()
+    bench.queue.tick()
     assert bench.queue.next_deadline() == pytest.approx(5.0 + 30.0)
     bench.finished(gone, "", "cancelled")
     assert [f["reason"] for f in bench.replies.finals] == ["expired"]
@@ -354,7 +354,7 @@ def test_p01_every_prompt_gets_exactly_one_final_whatever_happens(  # noqa: C901
             bench.queue.cancel("me", draw.choice([None, *asked]))
         elif step == "wait":
             bench.clock.wait(draw.random())
-            bench.queue.expire()
+            bench.queue.tick()
         else:
             bench.make_queue()
             bench.queue.restore(bench.journal.open_entries())

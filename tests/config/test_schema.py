@@ -136,6 +136,39 @@ def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
         assert file_refusal({section: {key: value}}).startswith(f"{section}.{key}"), value
 
 
+SHARES = {"queue": (1, 100_000), "running": (1, 1024), "priority": (0, 9), "prompts_per_minute": (1, 1_000_000)}
+
+
+@pytest.mark.parametrize(("key", "low", "high"), [(key, *bounds) for key, bounds in SHARES.items()])
+def test_what_one_requester_may_have(key: str, low: int, high: int) -> None:
+    """For all, and by name; a name takes what it does not set itself from all."""
+    for value in (low, high):
+        share = {key: value, "by_name": {"hub": {"running": 7}}}
+        made = s.build(keys.check_file({"limits": {"per_requester": share}})).limits.per_requester
+        assert value == getattr(made.of("anyone"), key)
+        assert (7 if key == "running" else value) == getattr(made.of("hub"), key)
+        named = s.build(keys.check_file({"limits": {"per_requester": {"by_name": {"hub": {key: value}}}}}))
+        assert value == getattr(named.limits.per_requester.of("hub"), key)
+    for value in (low - 1, high + 1, "many"):
+        assert file_refusal({"limits": {"per_requester": {key: value}}}).startswith(f"limits.per_requester.{key}")
+        refused = file_refusal({"limits": {"per_requester": {"by_name": {"hub": {key: value}}}}})
+        assert refused.startswith(f"limits.per_requester.by_name.hub.{key}")
+
+
+@pytest.mark.parametrize("names", [{"a b": {}}, {"hub": {"speed": 1}}, [], {"hub": 3}, {"": {}}])
+def test_names_of_requesters_and_their_keys_are_checked(names: object) -> None:
+    assert file_refusal({"limits": {"per_requester": {"by_name": names}}}).startswith("limits.per_requester.by_name")
+
+
+def test_what_one_requester_may_have_is_shown_and_merged() -> None:
+    base = keys.check_file({"limits": {"per_requester": {"queue": 3, "by_name": {"a": {"queue": 5}}}}})
+    layer = keys.check_layer({"limits": {"per_requester": {"by_name": {"a": {"running": 1}}}}})
+    made = s.build(s.merge(base, layer))
+    assert (5, 1) == (made.limits.per_requester.of("a").queue, made.limits.per_requester.of("a").running)
+    assert {"queue": 5, "running": 1} == s.show(made)["limits"]["per_requester"]["by_name"]["a"]
+    assert made == s.build(keys.check_file(s.show(made)))
+
+
 def test_every_settable_key_is_in_the_table_above() -> None:
     """A key that is added later needs its range tested too."""
     tested = test_every_key_takes_its_range_and_refuses_the_rest_by_name.pytestmark[0].args[1]  # type: ignore[attr-defined]
@@ -143,6 +176,7 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         # paths of files: any text
         "state_dir",
         "golden",
+        *(f"limits.per_requester.{key}" for key in (*SHARES, "by_name")),
         "mqtt.username",
         "mqtt.password_file",
         "mqtt.ca",

@@ -162,9 +162,10 @@ def test_defaults_are_those_of_the_code() -> None:
     settings = build({})
     actual, expected = {}, {}
     for key, cell in documented_settings().items():
-        section_name, _, inner = key.partition(".")
-        value = getattr(settings, section_name, None)
-        value = getattr(value, inner, None) if inner else value
+        section_name = key.partition(".")[0]
+        value: Any = settings
+        for name in key.split("."):
+            value = getattr(value, name, None)
         if not cell.startswith("`"):  # in words: there is no default value
             actual[key], expected[key] = value, None
         elif section_name not in {"trust", "golden"}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ HEAVY: dict[str, Format] = {
     "doubling": schema({"$defs": {**{f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(25)},
                                   "d25": {"type": "integer"}}, "$ref": "#/$defs/d0"}),
 }  # fmt: skip
+
+
+def test_a_format_is_checked_ahead_in_another_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it `add` needs no process of its own; a format that cannot be used is refused by the check already."""
+    wanted, bomb = Regex("[a-c]{3}"), BOMBS["parentheses"]
+    assert not engine.is_checked(wanted)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(engine.check_format, wanted).result()
+        with pytest.raises(PromptRefused):
+            pool.submit(engine.check_format, bomb).result()
+    monkeypatch.setattr(format_check, "grammar_error", lambda *_: pytest.fail("checked again"))
+    assert (True, True) == (engine.is_checked(wanted), engine.is_checked(bomb))
+    assert engine.is_checked(Choice(("yes", "no")))
+    engine.add("a", request(wanted))
+    with pytest.raises(PromptRefused):
+        engine.add("b", request(bomb))
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -186,6 +186,23 @@ def test_a_better_class_goes_first(engine: Engine, backend: FakeBackend) -> None
     assert {f"worse{index}" for index in range(4)} == set(finals)
 
 
+def test_a_level_may_change_while_a_sequence_runs(engine: Engine, backend: FakeBackend) -> None:
+    """What became less urgent waits until nothing more urgent is there."""
+    for key in ("a", "b"):
+        engine.add(key, raw("go", priority=5, max_tokens=200), level=3)
+    for _ in range(20):
+        engine.step()
+    engine.set_level("a", 4)
+    engine.set_level("unknown", 0)
+    seen = [key for _ in range(20) for key, _ in engine.step()]
+    assert {"b"} == set(seen)
+    engine.set_level("a", 2)
+    seen = [key for _ in range(20) for key, _ in engine.step()]
+    assert {"a"} == set(seen)
+    finals = {key: events[-1] for key, events in drain_loose(engine).items()}
+    assert {"a", "b"} == set(finals)
+
+
 def test_anything_at_any_time(engine: Engine, backend: FakeBackend) -> None:
     """Random adds, cancels and steps: every sequence ends once, its chunks are its text, no cache is left."""
     chance, events, alive = random.Random(7), {}, 0

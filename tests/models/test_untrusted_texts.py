@@ -78,7 +78,8 @@ def test_a_bad_template_is_a_bad_model(source: str) -> None:
 
 
 def test_the_childs_own_limits_hold_where_the_sandbox_counts_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_check, "__name__", "tests.models.endless")
+    endless = "import runpy; runpy.run_module('tests.models.endless', run_name='__main__')"
+    monkeypatch.setattr(template_check, "_START", endless)
     with pytest.raises(ModelError, match="too much time or memory") as caught:
         check_template("endless", {})
     assert "bad_model" == caught.value.code

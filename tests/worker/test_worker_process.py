@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Regex, Request
+from edged.core.prompt import Choice, Format, Regex, Request
 from edged.worker import frames
 from edged.worker.client import Exited, WorkerClient
 from edged.worker.main import Worker
@@ -74,36 +75,117 @@ def test_the_worker_ends_within_five_seconds_of_losing_its_agent(tmp_path: Path)
 
 
 class _Engine:
-    """Takes prompts in; always has work."""
+    """Takes prompts in and is never busy; a check of a format ends when the test says so."""
 
-    busy = True
+    busy = False
 
     def __init__(self) -> None:
-        self.added: list[str] = []
+        self.added: list[tuple[str, int]] = []
+        self.levels: list[tuple[str, int]] = []
+        self.cancelled: list[str] = []
+        self.begun: queue.Queue[str] = queue.Queue()
+        self.go = threading.Semaphore(0)
 
-    def add(self, key: str, request: Request) -> None:
-        self.added.append(key)
+    def is_checked(self, wanted: Format) -> bool:
+        return isinstance(wanted, Choice)
+
+    def check_format(self, wanted: Format) -> None:
+        assert isinstance(wanted, Regex)
+        self.begun.put(wanted.pattern)
+        assert self.go.acquire(timeout=10)
+        if wanted.pattern == "bad":
+            raise PromptRefused("invalid", "format", "it is bad")
+
+    def add(self, key: str, request: Request, level: int) -> None:
+        self.added.append((key, level))
+
+    def set_level(self, key: str, level: int) -> None:
+        self.levels.append((key, level))
+
+    def cancel(self, key: str) -> None:
+        self.cancelled.append(key)
+
+    def interrupt(self) -> None:
+        """Nothing runs."""
 
 
-def test_formats_are_checked_one_between_two_steps() -> None:
-    """Checking one takes a while: running replies go on in between, and the agent gets frames."""
-    ours, theirs = socket.socketpair()
-    worker, engine = Worker(theirs), _Engine()
-    worker._model = SimpleNamespace(engine=engine)  # type: ignore[assignment]
-    for number in range(3):
-        worker._inbox.put(frames.Add(f"f{number}", Request(raw="x", format=Regex("a"))))
-    worker._inbox.put(frames.Add("plain", Request(raw="x")))
-    worker._inbox.put(frames.Add("plain too", Request(raw="x")))
-    seen = []
-    while not worker._inbox.empty():
-        worker._process_frames()
-        seen.append(list(engine.added))
-    assert seen[:3] == [["f0"], ["f0", "f1"], ["f0", "f1", "f2"]]
-    assert seen[3][3:] == ["plain", "plain too"]
-    names = ("f0", "f1", "f2", "plain", "plain too")
-    assert said(ours) == [frame for name in names for frame in (frames.Preparing(name), frames.Prepared(name))]
-    ours.close()
-    theirs.close()
+class _Bench:
+    """A worker with that engine; the test plays its loop."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.worker, self.engine = Worker(self.theirs), _Engine()
+        self.worker._model = SimpleNamespace(engine=self.engine)  # type: ignore[assignment]
+
+    def add(self, key: str, pattern: str = "", level: int = 5) -> None:
+        wanted = Regex(pattern) if pattern else None
+        self.worker._process(frames.Add(key, Request(raw="x", format=wanted), "me", level))
+
+    def finish_check(self) -> None:
+        """Lets the present check end, and processes what the checking thread posted."""
+        self.engine.go.release()
+        self.worker._process(self.worker._inbox.get(timeout=10))
+
+    def close(self) -> None:
+        self.worker._checks.stop()
+        for _ in range(10):
+            self.engine.go.release()
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[_Bench]:
+    made = _Bench()
+    yield made
+    made.close()
+
+
+def test_a_new_format_is_checked_beside_the_loop(bench: _Bench) -> None:
+    """Prompts without one, or whose format needs no check, are added meanwhile."""
+    bench.add("checked", "good")
+    assert "good" == bench.engine.begun.get(timeout=10)
+    bench.add("plain", level=7)
+    bench.worker._process(frames.Add("choice", Request(raw="x", format=Choice(("a",))), "me", 5))
+    assert [("plain", 7), ("choice", 5)] == bench.engine.added
+    bench.finish_check()
+    assert [("plain", 7), ("choice", 5), ("checked", 5)] == bench.engine.added
+    names = ("plain", "choice", "checked")
+    assert [frame for name in names for frame in (frames.Preparing(name), frames.Prepared(name))] == said(bench.ours)
+
+
+def test_a_format_that_cannot_be_used_is_refused(bench: _Bench) -> None:
+    bench.add("a", "bad")
+    bench.finish_check()
+    assert [] == bench.engine.added
+    assert [frames.Refused("a", "invalid", "format", "it is bad")] == said(bench.ours)
+
+
+def test_a_prompt_may_be_cancelled_while_its_format_waits_or_is_checked(bench: _Bench) -> None:
+    bench.add("a", "one")
+    bench.add("b", "two")
+    assert "one" == bench.engine.begun.get(timeout=10)
+    for key in ("a", "b"):
+        bench.worker._process(frames.Cancel(key))
+    bench.finish_check()
+    assert ([], []) == (bench.engine.added, bench.engine.cancelled)
+    ended = said(bench.ours)
+    assert [("a", "cancelled"), ("b", "cancelled")] == [(frame.key, frame.final.reason) for frame in ended]
+    bench.worker._process(frames.Cancel("c"))
+    assert ["c"] == bench.engine.cancelled
+
+
+def test_a_level_may_change_while_a_format_waits(bench: _Bench) -> None:
+    bench.add("first", "zero")
+    assert "zero" == bench.engine.begun.get(timeout=10)
+    bench.add("a", "one")
+    bench.add("b", "two")
+    bench.worker._process(frames.SetLevel("b", 1))
+    bench.worker._process(frames.SetLevel("elsewhere", 2))
+    for _ in range(3):
+        bench.finish_check()
+    assert [("first", 5), ("b", 1), ("a", 5)] == bench.engine.added
+    assert [("elsewhere", 2)] == bench.engine.levels
 
 
 def said(ours: socket.socket) -> list[frames.FromWorker]:
@@ -120,7 +202,7 @@ def test_p11_what_is_being_prepared_is_named_before(error: Exception, reason: st
     ours, theirs = socket.socketpair()
     worker, named = Worker(theirs), []
 
-    def add(key: str, _request: Request) -> None:
+    def add(key: str, _request: Request, _level: int) -> None:
         named.append(said(ours))
         raise error
 

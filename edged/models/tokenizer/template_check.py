@@ -1,7 +1,7 @@
 """A chat template tried out in a process of its own, with limits, before it is used in this one.
 
-The sandbox counts what a template does (`template_sandbox`); the limits here hold even where it counts wrong. Started
-as `python -m edged.models.tokenizer.template_check`: JSON on standard input, the complaint as JSON on standard output.
+The sandbox counts what a template does (`template_sandbox`); the limits here hold even where it counts wrong. The child
+gets JSON on standard input and prints the complaint as JSON.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+import edged
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
 from edged.models.tokenizer.template import MAX_SOURCE, ChatTemplate
@@ -25,6 +27,18 @@ _KNOWN: set[str] = {
     "2a48993e9d17577cd753d23a72c5b67dbbbab54088f855ef1d57e8c7e7d83f49",  # of the catalog's smollm2-135m-instruct
 }
 """Digests of templates with their names that were found good; a child costs 0.2 to 0.6 s."""
+
+# A worker's sandbox lets this package's folder be read but not the one that holds it, which an ordinary import lists.
+_START: Final = """
+import importlib.util, sys
+sys.path = [entry for entry in sys.path if entry]
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location("edged", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["edged"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["edged"])
+from edged.models.tokenizer.template_check import main
+main()
+"""
 
 _CHATS: Final = (
     (Turn("user", "Hello"),),
@@ -43,9 +57,7 @@ def check_template(source: str, names: Mapping[str, str]) -> None:
     digest = hashlib.sha256(text).hexdigest()
     if digest in _KNOWN:
         return
-    command = (
-        [sys.executable, "-P", "-m", __name__] if sys.version_info >= (3, 11) else [sys.executable, "-m", __name__]
-    )
+    command = [sys.executable, "-c", _START, str(Path(edged.__file__).parent)]
     try:
         done = subprocess.run(command, input=text, capture_output=True, timeout=WALL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -89,7 +101,3 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     order = json.loads(sys.stdin.buffer.read())
     print(json.dumps(trial(order["source"], order["names"])))
-
-
-if __name__ == "__main__":
-    main()
