@@ -1,11 +1,17 @@
 """Carries out what `admission_rules` decides: a batch is stored in one transaction, and answered after it.
 
+A refusal is published after the message was acknowledged, so that the broker does not deliver it again to be decided
+otherwise.
+
 Owned by the agent's main thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from edged.agent.admission_rules import (
     Accept,
@@ -20,12 +26,23 @@ from edged.agent.admission_rules import (
 )
 from edged.agent.journal import Journal
 from edged.agent.prompt_queue import PromptQueue
+from edged.agent.rate_limit import RateLimit
 from edged.agent.replies import Replies
 from edged.core.prompt import Usage
 from edged.fleet.desired import DesiredConfig
 from edged.link.events import Arrived
+from edged.link.publication import Publication
 from edged.wire import replies as wire
 from edged.wire.topics import Topics
+
+_NOT_STORED = "the device cannot store prompts now; its health topic says why; send it again later"
+
+
+class RefusalToken(NamedTuple):
+    """Names the final of a refusal until the broker has acknowledged it."""
+
+    requester: str
+    prompt_id: str
 
 
 class Admission:
@@ -43,9 +60,10 @@ class Admission:
         config: DesiredConfig,
         unavailable: Callable[[], str | None],
         on_bad_request: Callable[[str], None],
+        clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self._rules = AdmissionRules(topics, journal.find)
+        self._rules = AdmissionRules(topics, journal.find, self._is_refused)
         self._journal = journal
         self._queue = queue
         self._replies = replies
@@ -53,30 +71,33 @@ class Admission:
         self._unavailable = unavailable
         self._on_bad_request = on_bad_request
         self._wall = wall
+        self._rate = RateLimit(clock)
         self.refused = 0
 
-    def process_prompts(self, messages: list[tuple[str, Arrived]]) -> None:
+    def process_prompts(self, messages: list[tuple[str, Arrived]]) -> list[Publication | None]:
         """(requester, message) of prompt topics. On return all are stored or refused, and may be acknowledged.
 
-        Raises sqlite3.Error where the journal cannot be written; then none of them was accepted.
+        Gives for each what is to be published after its acknowledgement. Where the journal cannot be written prompts
+        are refused. Raises sqlite3.Error where it cannot even be read; then some may have been accepted.
         """
-        recorded: list[tuple[Decision, int]] = []
-        accepted = 0
-        with self._journal.transaction():
-            for requester, message in messages:
-                decision = self._rules.prompt(requester, message, self._conditions(accepted))
-                recorded.append((decision, self._record(decision)))
-                accepted += isinstance(decision, Accept)
-        for decision, seq in recorded:
-            self._carry_out(decision, seq)
+        answers: list[Publication | None] = []
+        while len(answers) < len(messages):
+            rest = messages[len(answers) :]
+            try:
+                with self._journal.transaction():
+                    decided = self._decide(rest, record=True)
+            except sqlite3.Error:
+                decided = self._decide(rest, record=False)
+            answers += [self._carry_out(decision, seq) for decision, seq in decided]
+        return answers
 
-    def process_command(self, requester: str, message: Arrived) -> None:
-        """A message of a command topic."""
-        self._carry_out(self._rules.command(requester, message, self._conditions()))
+    def process_command(self, requester: str, message: Arrived) -> Publication | None:
+        """A message of a command topic; gives the answer to publish after its acknowledgement."""
+        return self._carry_out(self._rules.command(requester, message, self._conditions(requester)))
 
-    def process_unreadable(self, requester: str, message: Arrived, why: str) -> None:
-        """A message of a prompt or command topic whose properties and body cannot be read."""
-        self._carry_out(self._rules.unreadable(requester, message, why))
+    def process_unreadable(self, requester: str, message: Arrived, why: str) -> Publication | None:
+        """A message of a prompt or command topic whose properties and body cannot be read; gives the answer."""
+        return self._carry_out(self._rules.unreadable(requester, message, why))
 
     def process_cancel(self, requester: str, message: Arrived) -> None:
         """A message of a cancel topic."""
@@ -86,15 +107,42 @@ class Admission:
             case Ignore(message=why):
                 self._on_bad_request(why)
 
-    def _conditions(self, accepted: int = 0) -> Conditions:
-        """`accepted`: prompts of this batch that are not in the queue yet."""
-        in_force = self._config.in_force
+    def _decide(self, messages: list[tuple[str, Arrived]], *, record: bool) -> list[tuple[Decision, int]]:
+        """Decisions about the first of these messages, at least one, with the prompts' sequence numbers.
+
+        Those after one that displaces another prompt are decided once that is done. Without `record` nothing is
+        written, and no prompt accepted.
+        """
+        decided: list[tuple[Decision, int]] = []
+        accepted: Counter[str] = Counter()
+        for requester, message in messages:
+            conditions = self._conditions(requester, accepted, None if record else _NOT_STORED)
+            decision = self._rules.prompt(requester, message, conditions)
+            decided.append((decision, self._record(decision) if record else self._seq(decision)))
+            if isinstance(decision, Accept):
+                accepted[requester] += 1
+                if decision.displaces:
+                    break
+        return decided
+
+    def _conditions(
+        self, requester: str, accepted: Mapping[str, int] | None = None, not_stored: str | None = None
+    ) -> Conditions:
+        """`accepted`: prompts of this batch by requester that are not in the queue yet."""
+        in_force, new = self._config.in_force, accepted or {}
+        limits = in_force.settings.limits
+        mine = new.get(requester, 0)
+        open_prompts = self._queue.open + sum(new.values())
+        full = open_prompts >= limits.queue
         return Conditions(
             settings=in_force.settings,
             revisions=in_force.revisions,
-            unavailable=self._unavailable(),
-            open_prompts=self._queue.open + accepted,
+            unavailable=not_stored or self._unavailable(),
+            open_prompts=open_prompts,
             at=self._wall(),
+            own_open=self._queue.open_of(requester) + mine,
+            rate_spent=self._rate.is_spent(requester, limits.per_requester.of(requester).prompts_per_minute, mine),
+            may_displace=full and not new and self._queue.to_displace(requester) is not None,
         )
 
     def _record(self, decision: Decision) -> int:
@@ -108,19 +156,35 @@ class Admission:
             case _:
                 return 0
 
-    def _carry_out(self, decision: Decision, seq: int = 0) -> None:
+    def _seq(self, decision: Decision) -> int:
+        return decision.seq if isinstance(decision, Repeat) else 0
+
+    def _carry_out(self, decision: Decision, seq: int = 0) -> Publication | None:
+        """Do what was decided; gives what is to be published once the message is acknowledged."""
         match decision:
             case Accept(job=job, body=body):
+                if decision.displaces and (displaced := self._queue.to_displace(job.requester)) is not None:
+                    self._queue.displace(displaced)
+                limits = self._config.in_force.settings.limits
+                self._rate.spend(job.requester, limits.per_requester.of(job.requester).prompts_per_minute)
                 self._queue.accept(seq, job, body)
-            case Refuse(to=to, prompt_id=prompt_id):
-                self.refused += 1
-                self._replies.send_final(to, prompt_id, self._final(decision), None)
+            case Refuse():
+                return self._refuse(decision)
             case Repeat():
                 self._repeat(decision)
             case Conflict(to=to, prompt_id=prompt_id):
                 self._replies.send_now(to, wire.conflict(prompt_id))
             case Ignore(message=why):
                 self._on_bad_request(why)
+        return None
+
+    def _is_refused(self, requester: str, prompt_id: str) -> bool:
+        return self._replies.is_on_its_way(RefusalToken(requester, prompt_id))
+
+    def _refuse(self, refuse: Refuse) -> Publication:
+        self.refused += 1
+        token = RefusalToken(refuse.requester, refuse.prompt_id)
+        return self._replies.final(refuse.to, refuse.prompt_id, self._final(refuse), token)
 
     def _repeat(self, repeat: Repeat) -> None:
         """An open prompt continues to its newest copy; a finished one is answered with its stored final."""

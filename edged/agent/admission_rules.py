@@ -12,24 +12,26 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from edged.agent.journal import Entry, Job, ReplyTo, body_digest
-from edged.config.schema import Settings
+from edged.config.schema import PerRequester, Settings
 from edged.core.errors import BadValue
-from edged.core.prompt import Reason, Request, Turn
+from edged.core.prompt import DEFAULT_PRIORITY, Reason, Request, Turn
 from edged.link.events import Arrived
 from edged.wire import prompts
 from edged.wire.topics import REQUESTER, Topics
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """Store the prompt and put it into the queue."""
+    """Store the prompt and put it into the queue; `displaces`: a waiting prompt of another requester ends for it."""
 
     job: Job
     body: bytes
+    displaces: bool = False
 
 
 class Refuse(msgspec.Struct, frozen=True):
     """Answer with a final that is not stored."""
 
+    requester: str
     to: ReplyTo
     prompt_id: str
     reason: Reason
@@ -64,17 +66,28 @@ class Cancel(msgspec.Struct, frozen=True):
     prompt_id: str | None
 
 
-Decision = Accept | Refuse | Repeat | Conflict | Ignore
+class Refused(msgspec.Struct, frozen=True):
+    """The prompt was refused already and that final is on its way: the broker delivered the message twice."""
+
+
+Decision = Accept | Refuse | Repeat | Conflict | Ignore | Refused
 
 
 class Conditions(msgspec.Struct, frozen=True):
-    """What a decision depends on beside the message. `unavailable`: why no prompt is accepted now; `at`: Unix time."""
+    """What a decision depends on beside the message. `unavailable`: why no prompt is accepted now; `at`: Unix time.
+
+    Of the requester: `own_open` prompts, whether its prompts of this minute are spent (`rate_spent`), and whether in a
+    full queue another requester, who has far more open, should give a place to it (`may_displace`).
+    """
 
     settings: Settings
     revisions: Mapping[str, int]
     unavailable: str | None
     open_prompts: int
     at: float
+    own_open: int = 0
+    rate_spent: bool = False
+    may_displace: bool = False
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -91,16 +104,18 @@ def generated_id() -> str:
 
 
 class AdmissionRules:
-    """See the module. `find` looks up (requester, id) in the journal."""
+    """See the module. `find` looks up (requester, id) in the journal, `is_refused` in the finals on their way."""
 
     def __init__(
         self,
         topics: Topics,
         find: Callable[[str, str], Entry | None],
+        is_refused: Callable[[str, str], bool],
         make_id: Callable[[], str] = generated_id,
     ) -> None:
         self._topics = topics
         self._find = find
+        self._is_refused = is_refused
         self._make_id = make_id
 
     def prompt(self, requester: str, message: Arrived, now: Conditions) -> Decision:
@@ -112,6 +127,9 @@ class AdmissionRules:
             prompt = prompts.parse_prompt(message.payload, message.content_type, limit, self._make_id)
         except prompts.BadPrompt as error:
             return self._refuse(requester, error.id, message, now, _Refusal("invalid", "bad_request", str(error)))
+        return self._readable(requester, prompt, message, now)
+
+    def _readable(self, requester: str, prompt: prompts.Prompt, message: Arrived, now: Conditions) -> Decision:
         to = self._reply_to(requester, prompt.id, message, now)
         if to is None:
             why = f"the response topic must be below {self._topics.replies(requester)}…"
@@ -120,10 +138,11 @@ class AdmissionRules:
         body = body_digest(message.payload)
         if prompt.named and (known := self._find(requester, prompt.id)) is not None:
             return _again(known, to, body, stream=job.stream)
-        refusal = _refusal(job, prompt, message, now)
-        if refusal is not None:
+        if prompt.named and self._is_refused(requester, prompt.id):
+            return Refused()
+        if (refusal := _refusal(job, prompt, message, now)) is not None:
             return self._refuse(requester, prompt.id, message, now, refusal)
-        return Accept(job, body)
+        return Accept(job, body, displaces=now.open_prompts >= now.settings.limits.queue)
 
     def command(self, requester: str, message: Arrived, now: Conditions) -> Decision:
         """Decide about a message of a command topic: the name is reserved, so each is refused."""
@@ -134,7 +153,7 @@ class AdmissionRules:
         to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
         if self._find(requester, prompt_id) is not None:
             return Conflict(to, prompt_id)
-        return Refuse(to, prompt_id, "invalid", "later", why)
+        return Refuse(requester, to, prompt_id, "invalid", "later", why)
 
     def unreadable(self, requester: str, message: Arrived, why: str) -> Decision:
         """Decide about a message whose properties and body cannot be read: it is answered under a generated id."""
@@ -142,7 +161,8 @@ class AdmissionRules:
             return Ignore(f"a message to {message.topic} was ignored: {why}")
         prompt_id = self._make_id()
         to = self._default(requester, prompt_id, message)
-        return Refuse(to, prompt_id, "invalid", "unreadable", f"the message cannot be read ({why}); send it without it")
+        sentence = f"the message cannot be read ({why}); send it without it"
+        return Refuse(requester, to, prompt_id, "invalid", "unreadable", sentence)
 
     def cancel(self, requester: str, message: Arrived) -> Cancel | Ignore:
         """Decide about a message of a cancel topic."""
@@ -155,14 +175,14 @@ class AdmissionRules:
         except BadValue as error:
             return Ignore(f"a cancel was ignored: {error}")
 
-    def _refuse(
-        self, requester: str, prompt_id: str, message: Arrived, now: Conditions, refusal: _Refusal
-    ) -> Refuse | Repeat | Conflict:
+    def _refuse(self, requester: str, prompt_id: str, message: Arrived, now: Conditions, refusal: _Refusal) -> Decision:
         """A used id has its one final already, whatever is wrong with this copy."""
         to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
         if (known := self._find(requester, prompt_id)) is not None:
             return _again(known, to, body_digest(message.payload), stream=known.job.stream)
-        return Refuse(to, prompt_id, refusal.reason, refusal.code, refusal.message)
+        if self._is_refused(requester, prompt_id):
+            return Refused()
+        return Refuse(requester, to, prompt_id, refusal.reason, refusal.code, refusal.message)
 
     def _reply_to(self, requester: str, prompt_id: str, message: Arrived, now: Conditions) -> ReplyTo | None:
         """Where the answer goes; None where the Response Topic is not allowed."""
@@ -190,7 +210,10 @@ def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, 
     # A format defines where the output ends: the device's default stop texts are for free text.
     overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
     sampling = generation.sampling(overrides, limits)
-    request = Request(turns=turns, sampling=sampling, priority=prompt.priority, format=prompt.format)
+    priority = prompt.priority
+    if priority is None:
+        priority = max(DEFAULT_PRIORITY, limits.per_requester.of(requester).priority)
+    request = Request(turns=turns, sampling=sampling, priority=priority, format=prompt.format)
     stream = prompt.stream if prompt.stream is not None else message.response_topic is None
     expires = _earliest_deadline(prompt, message, now.at)
     return Job(requester, prompt.id, request, stream, to, now.at, expires, dict(now.revisions))
@@ -209,16 +232,38 @@ def _earliest_deadline(prompt: prompts.Prompt, message: Arrived, at: float) -> f
 def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions) -> _Refusal | None:
     """Why the prompt cannot be accepted now."""
     limits = now.settings.limits
-    if message.retain:
-        return _Refusal("invalid", "retained", "a prompt must not be retained; publish it without retain")
-    if now.unavailable is not None:
-        return _Refusal("unavailable", "not_now", now.unavailable)
+    if (refusal := _not_now(message, now)) is not None:
+        return refusal
     if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
         why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
         return _Refusal("invalid", "bad_request", why)
     if job.expires is not None and job.expires <= job.arrived:
         return _Refusal("expired", "expired", "the deadline had passed when the prompt arrived")
-    if now.open_prompts >= limits.queue:
-        why = f"{limits.queue} prompts wait already (limits.queue); send it again after retry_after_ms"
-        return _Refusal("busy", "queue_full", why)
+    share = limits.per_requester.of(job.requester)
+    if job.request.priority < share.priority:
+        why = f"priority: must be {share.priority} to 9 for this requester (limits.per_requester.priority)"
+        return _Refusal("invalid", "bad_request", why)
+    return _busy(now, share)
+
+
+def _not_now(message: Arrived, now: Conditions) -> _Refusal | None:
+    if message.retain:
+        return _Refusal("invalid", "retained", "a prompt must not be retained; publish it without retain")
+    if now.unavailable is not None:
+        return _Refusal("unavailable", "not_now", now.unavailable)
+    return None
+
+
+def _busy(now: Conditions, share: PerRequester) -> _Refusal | None:
+    """Why there is no capacity for a prompt of this requester now."""
+    later = "send it again after retry_after_ms"
+    if now.own_open >= share.queue:
+        why = f"{now.own_open} prompts of this requester are open already (limits.per_requester.queue); {later}"
+        return _Refusal("busy", "share_full", why)
+    if now.rate_spent:
+        rate = f"{share.prompts_per_minute} prompts a minute (limits.per_requester.prompts_per_minute)"
+        return _Refusal("busy", "rate", f"this requester may send {rate}; {later}")
+    limit = now.settings.limits.queue
+    if now.open_prompts >= limit and not now.may_displace:
+        return _Refusal("busy", "queue_full", f"{limit} prompts wait already (limits.queue); {later}")
     return None

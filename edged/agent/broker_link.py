@@ -11,6 +11,7 @@ from edged.link.attempt import Subscription
 from edged.link.connection import Connection
 from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire import documents
 from edged.wire.topics import Topics
 
@@ -29,7 +30,7 @@ class BrokerLink:
     def __init__(self, connection: Connection, outbound: Outbound) -> None:
         self._connection = connection
         self._outbound = outbound
-        self._unacknowledged: deque[Arrived] = deque()
+        self._unacknowledged: deque[tuple[Arrived, Publication | None]] = deque()  # and what is published after it
         self.state = documents.LinkState("none", 0)
         self.down_reason: str | None = "not connected yet"
         self.refused_topics: tuple[str, ...] = ()
@@ -39,7 +40,11 @@ class BrokerLink:
         self.state = documents.LinkState(event.version, self.state.connects + 1)
         self.down_reason, self.refused_topics = None, event.refused
         # The broker sends what waited for us before it confirms the subscriptions: that belongs to this connection.
-        self._unacknowledged = deque(m for m in self._unacknowledged if m.session == event.session)
+        # What was refused on an earlier one is delivered and decided again, but for what came at QoS 0.
+        for message, answer in self._unacknowledged:
+            if answer is not None and message.session != event.session and message.qos == 0:
+                self._outbound.send(answer)
+        self._unacknowledged = deque(item for item in self._unacknowledged if item[0].session == event.session)
         self._outbound.up(event.session, event.window, event.max_packet)
 
     def process_down(self, event: Down) -> None:
@@ -51,14 +56,21 @@ class BrokerLink:
         """The broker confirmed or refused a publication."""
         self._outbound.acked(event.session, event.mid, event.refused, temporary=event.temporary)
 
-    def processed(self, *messages: Arrived) -> None:
-        """These messages are stored or done with, and may be acknowledged in this order."""
-        self._unacknowledged.extend(messages)
+    def processed(self, message: Arrived, answer: Publication | None = None) -> None:
+        """This message is stored or done with, and may be acknowledged after those before it.
+
+        `answer` is published after the acknowledgement: a refusal must not go out while the broker may deliver the
+        prompt again, to be decided otherwise.
+        """
+        self._unacknowledged.append((message, answer))
 
     def acknowledge(self) -> None:
         """Acknowledge while there is capacity for the answers: a broker sends no more than is acknowledged."""
         while self._unacknowledged and not self._outbound.congested:
-            self._connection.acknowledge(self._unacknowledged.popleft())
+            message, answer = self._unacknowledged.popleft()
+            self._connection.acknowledge(message)
+            if answer is not None:
+                self._outbound.send(answer)
 
     def check_progress(self) -> None:
         """Reconnect where the broker has stopped acknowledging what is published."""

@@ -53,7 +53,7 @@ class ConfigUpdates:
 
     def _carry_out(self, update: Update) -> None:
         if update.storage_error is not None:
-            self._log.error("config layers cannot be stored; a restart loses them", error=update.storage_error)
+            self._log.error("the state of config layers cannot be stored", error=update.storage_error)
         self._on_settings(self._config.in_force.settings)
         layer, report = update.layer, update.report
         log = self._log.warning if report.phase == "rejected" else self._log.info

@@ -113,6 +113,7 @@ class Daemon:
             self._config,
             self._unavailable,
             self._reporter.bad_request,
+            clock,
             self._wall,
         )
         self._health = HealthSource(

@@ -29,6 +29,7 @@ from edged.core.prompt import ModelInfo
 from edged.core.reading import Reading
 from edged.link.events import Acked, Arrived, Down, Up
 from edged.link.outbound import Outbound
+from edged.link.publication import Publication
 from edged.wire.topics import Inbound, Topics
 from edged.worker.client import WorkerEvent
 
@@ -79,16 +80,18 @@ class Dispatcher:
         if not prompts:
             return
         try:
-            self.admission.process_prompts(prompts)
+            answers = self.admission.process_prompts(prompts)
         except sqlite3.Error:
-            # Not acknowledged: the broker sends them again after the reconnect, when the disk may have space.
-            self.link.redeliver("prompts cannot be written to the journal")
+            # Not acknowledged: the broker sends them again after the reconnect, when the journal may be repaired.
+            self.link.redeliver("the journal cannot be read")
             return
-        self.link.processed(*(message for _, message in prompts))
+        for (_, message), answer in zip(prompts, answers, strict=True):
+            self.link.processed(message, answer)
 
     def _process_message(self, message: Arrived, inbound: Inbound | None) -> None:
+        answer: Publication | None = None
         if message.unreadable is not None:
-            self._process_unreadable(message, inbound, message.unreadable)
+            answer = self._process_unreadable(message, inbound, message.unreadable)
         else:
             match inbound:
                 case Inbound("prompt", _):
@@ -96,21 +99,22 @@ class Dispatcher:
                 case Inbound("cancel", requester):
                     self.admission.process_cancel(requester, message)
                 case Inbound("command", requester):
-                    self.admission.process_command(requester, message)
+                    answer = self.admission.process_command(requester, message)
                 case Inbound("config", layer):
                     self.config_updates.process_push(layer, message.payload)
                 case Inbound("status", _) if message.payload == b"offline" and self.reporter.status != "offline":
                     self.reporter.publish_status()  # the will of an earlier connection came late
-        self.link.processed(message)
+        self.link.processed(message, answer)
 
-    def _process_unreadable(self, message: Arrived, inbound: Inbound | None, why: str) -> None:
+    def _process_unreadable(self, message: Arrived, inbound: Inbound | None, why: str) -> Publication | None:
         match inbound:
             case Inbound("prompt" | "command", requester):
-                self.admission.process_unreadable(requester, message, why)
+                return self.admission.process_unreadable(requester, message, why)
             case Inbound("config", layer):
                 self.config_updates.process_unreadable(layer, why)
             case _:
                 self.reporter.bad_request(f"a message to {message.topic} was ignored: {why}")
+        return None
 
     # ---- other events -----------------------------------------------------------------------------------------------
 

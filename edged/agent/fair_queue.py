@@ -83,7 +83,7 @@ class FairQueue:
         self._levels: Counter[int] = Counter()
         self._waiting = 0
         self._floor = 0.0  # the virtual time of the requester that was served least; never goes back
-        self._refreshed = float("-inf")
+        self._refreshed: float | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -279,6 +279,8 @@ class FairQueue:
 
     def _refresh(self, now: float) -> None:
         """Ranks change with time and with what others get: computed anew once a second."""
+        if self._refreshed is None:
+            self._refreshed = now
         if now - self._refreshed < REFRESH_SECONDS:
             return
         self._refreshed = now

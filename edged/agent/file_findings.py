@@ -28,6 +28,7 @@ class FileFindings:
         self._log = logs.logger()
         self._reported: dict[str, str] = {}
         self._dropped = 0
+        self._moved = 0
 
     def check(self, layers_damage: str | None = None) -> bool:
         """Log what is new and publish an event for it. Gives whether there was something."""
@@ -37,6 +38,10 @@ class FileFindings:
         elif self._journal.dropped > self._dropped:
             self._report("journal_damaged", f"{self._journal.dropped} damaged rows of the journal were dropped")
         self._dropped = self._journal.dropped
+        if self._journal.moved > self._moved:
+            self._moved = self._journal.moved
+            what = f"{self._state_dir} was removed or replaced while in use"
+            self._report("state_dir_replaced", f"{what}; the journal and the config layers are written there again")
         if layers_damage is not None:
             self._report("layers_damaged", layers_damage)
         return self._reported != before

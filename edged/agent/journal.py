@@ -71,7 +71,8 @@ class Journal:
     """See the module. `open` before use; every method may raise sqlite3.Error.
 
     `write_error`: why the last transaction failed, on a full disk for one; None once one succeeds. `recovery`: what
-    became of a damaged file, at the start or at the last `repair`. `dropped` counts rows that were found damaged since.
+    became of a damaged file, at the start or at the last `repair`. `dropped` counts rows that were found damaged since,
+    `moved` how often the journal was written anew because its folder was removed or replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +81,9 @@ class Journal:
         self._decode = msgspec.msgpack.Decoder(Job).decode
         self._db = journal_file.in_memory()
         self._corrupt: str | None = None
+        self._place: tuple[int, int] | None = None  # device and inode of the file that is open
         self.recovery: Recovery | None = None
+        self.moved = 0
         self.dropped = 0
         self.write_error: str | None = None
 
@@ -96,6 +99,34 @@ class Journal:
         """
         if str(self._path) != ":memory:":
             self._db, self.recovery = journal_file.open_file(self._path)
+            self._place = self._found()
+
+    def reattach(self) -> bool:
+        """Write the journal anew where its file or folder was removed or replaced while in use; whether it was.
+
+        Everything is still in the open file. What lies in its place is kept under another name. Raises OSError,
+        sqlite3.Error.
+        """
+        if self._is_attached():
+            return False
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = journal_file.copy(self._db, self._path)
+        self._db.close()
+        self._db, self._place = new, self._found()
+        self.moved += 1
+        self.write_error = None
+        return True
+
+    def _is_attached(self) -> bool:
+        return self._place is None or self._place == self._found()
+
+    def _found(self) -> tuple[int, int]:
+        """Device and inode of what lies at the path now."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return (0, 0)
+        return status.st_dev, status.st_ino
 
     def repair(self) -> bool:
         """Recover what can be read if SQLite found the file damaged while in use; whether it did."""
@@ -105,6 +136,7 @@ class Journal:
         self._db.close()
         self.recovery = journal_file.recover(self._path, why)
         self._db = journal_file.connect(self._path)
+        self._place = self._found()
         return True
 
     def close(self) -> None:
@@ -116,6 +148,8 @@ class Journal:
         """Everything inside is stored together or not at all; on return it is on the disk."""
         before = self._db.total_changes
         try:
+            if not self._is_attached():
+                raise sqlite3.OperationalError("its file or folder was removed or replaced")
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")

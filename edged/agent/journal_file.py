@@ -133,6 +133,20 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def copy(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """A new file at `path` with everything of an open journal; what lies there is set aside. Raises sqlite3.Error."""
+    state_files.set_aside(path, _COMPANIONS)
+    new = connect(path)
+    try:
+        db.backup(new)
+        new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error:
+        new.close()
+        raise
+    state_files.sync_folder(path.parent)
+    return new
+
+
 def in_memory() -> sqlite3.Connection:
     """An empty journal that is not kept (tests)."""
     db = sqlite3.connect(":memory:", isolation_level=None)

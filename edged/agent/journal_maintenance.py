@@ -49,6 +49,9 @@ class JournalMaintenance:
         """One turn of the loop; gives whether `write_error` has changed."""
         if now - self._stored_at > _STORE_EVERY:
             self._stored_at = now
+            with suppress(sqlite3.Error, OSError):  # retried in a second
+                if self._journal.reattach():
+                    self._config.store()
             self._queue.retry_unstored()
         if now - self._deleted_at > _DELETE_EVERY:
             self._deleted_at = now
@@ -63,10 +66,12 @@ class JournalMaintenance:
 
     def delivered(self, token: object) -> None:
         """The broker has a final."""
-        if self._outbound.holds(token):  # the prompt was repeated meanwhile, and its final is on its way again
+        if not isinstance(token, int) or self._outbound.holds(
+            token
+        ):  # the prompt was repeated meanwhile, and its final is on its way again
             return
         with suppress(sqlite3.Error):  # then it is sent again
-            self._journal.delivered(int(str(token)))
+            self._journal.delivered(token)
 
     def resend(self) -> None:
         """Send finals that the broker has not acknowledged and that are not on their way."""

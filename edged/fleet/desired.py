@@ -26,7 +26,7 @@ class InForce(msgspec.Struct, frozen=True):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """What became of one push. `storage_error`: it is in force, but could not be written to disk, for this reason."""
+    """What became of one push. `storage_error`: why the report could not be written to disk."""
 
     layer: str
     report: Reported
@@ -64,13 +64,26 @@ class DesiredConfig:
         decision = layers.decide(self._owner_model, self._layers, self.report, name, payload)
         if not decision.changed:
             return None
-        self._layers = decision.layers
+        before, self._layers = self._layers, decision.layers
         self._put_in_force()
-        return self._store(name, decision.reported, now)
+        update = self._store(name, decision.reported, now)
+        if update.storage_error is None or decision.layers is before:
+            return update
+        self._layers = before
+        self._put_in_force()
+        why = (
+            f"the layer cannot be stored ({update.storage_error}), so it is not in force; free space and push it again"
+        )
+        return self.reject(name, why, now, decision.reported.revision)
 
-    def reject(self, name: str, reason: str, now: float) -> Update:
-        """Report that a push to the layer `name` could not be read."""
-        return self._store(name, Reported("rejected", name, None, reason, self.in_force.revisions), now)
+    def reject(self, name: str, reason: str, now: float, revision: int | None = None) -> Update:
+        """Report that a push to the layer `name` could not be read, or not be stored."""
+        return self._store(name, Reported("rejected", name, revision, reason, self.in_force.revisions), now)
+
+    def store(self) -> None:
+        """Write the layers in force and the report again. Raises OSError."""
+        payloads = {layer: pushed.payload for layer, pushed in self._layers.items()}
+        layer_store.save(self._path, layer_store.StoredLayers(self._scope, payloads, self.report))
 
     def _put_in_force(self) -> None:
         settings = layers.effective(self._owner, self._layers, self._order)
@@ -78,9 +91,8 @@ class DesiredConfig:
 
     def _store(self, name: str, report: Reported, now: float) -> Update:
         self.report = msgspec.structs.replace(report, at=now)
-        payloads = {layer: pushed.payload for layer, pushed in self._layers.items()}
         try:
-            layer_store.save(self._path, layer_store.StoredLayers(self._scope, payloads, self.report))
+            self.store()
         except OSError as error:
             return Update(name, self.report, str(error))
         return Update(name, self.report)

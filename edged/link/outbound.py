@@ -5,7 +5,7 @@ Owned by the agent's main thread, which hands in the connection's events. paho's
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -54,6 +54,7 @@ class Outbound:
         self._clock = clock
         self._waiting: deque[Publication] = deque()
         self._sent: OrderedDict[int, tuple[Publication, float]] = OrderedDict()  # by packet id, and when
+        self._tokens: Counter[object] = Counter()  # of what waits or is sent
         self._bytes = 0
         self._qos0: dict[int, int] = {}  # bytes by packet id
         self._qos0_bytes = 0
@@ -74,7 +75,7 @@ class Outbound:
 
     def holds(self, token: object) -> bool:
         """Whether a publication with this token is on its way."""
-        return any(p.token == token for p in self._waiting) or any(p.token == token for p, _ in self._sent.values())
+        return token in self._tokens
 
     def fits(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         """Whether the broker accepts a message of this size, and has not closed the connection on this long one."""
@@ -119,7 +120,7 @@ class Outbound:
         if mid not in self._sent:
             return
         publication, _ = self._sent.pop(mid)
-        self._bytes -= publication.size
+        self._forget(publication)
         self._suspect.clear()
         again = temporary and publication.token is not None
         if refused is not None:
@@ -143,6 +144,8 @@ class Outbound:
             self.dropped += 1
             return False
         self._bytes += size
+        if publication.token is not None:
+            self._tokens[publication.token] += 1
         self._waiting.append(publication)
         self.flush()
         return True
@@ -189,13 +192,21 @@ class Outbound:
         return self._max_packet is not None and size + _PACKET_OVERHEAD > self._max_packet
 
     def _forget_older(self, topic: str) -> None:
-        older = [p for p in self._waiting if p.retain and p.topic == topic]
-        self._bytes -= sum(p.size for p in older)
+        for older in [p for p in self._waiting if p.retain and p.topic == topic]:
+            self._forget(older)
         self._waiting = deque(p for p in self._waiting if not (p.retain and p.topic == topic))
 
     def _drop_first(self) -> None:
-        self._bytes -= self._waiting.popleft().size
+        self._forget(self._waiting.popleft())
         self.dropped += 1
+
+    def _forget(self, publication: Publication) -> None:
+        """It neither waits nor is on its way any more."""
+        self._bytes -= publication.size
+        if publication.token is not None:
+            self._tokens[publication.token] -= 1
+            if not self._tokens[publication.token]:
+                del self._tokens[publication.token]
 
     def _set_suspect_aside(self) -> None:
         """Drop what the broker closes the connection on, since it blocks all that wait behind it.

@@ -13,7 +13,7 @@ import msgspec
 from edged.config import checks
 from edged.config.keys import SAMPLING
 from edged.core.errors import BadValue, EdgedError
-from edged.core.prompt import DEFAULT_PRIORITY, Format, Turn
+from edged.core.prompt import Format, Turn
 from edged.wire import strict_json
 from edged.wire.formats import check_format
 from edged.wire.topics import PROMPT_ID
@@ -37,7 +37,7 @@ class Prompt(msgspec.Struct, frozen=True):
     sampling: dict[str, Any]
     format: Format | None = None
     stream: bool | None = None
-    priority: int = DEFAULT_PRIORITY
+    priority: int | None = None
     deadline_ms: int | None = None
     expires_at: float | None = None
 
@@ -179,7 +179,7 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         sampling={key: checked[key] for key in SAMPLING if key in checked},
         format=checked.get("format"),
         stream=checked.get("stream"),
-        priority=checked.get("priority", DEFAULT_PRIORITY),
+        priority=checked.get("priority"),
         deadline_ms=checked.get("deadline_ms"),
         expires_at=checked.get("expires_at"),
     )

@@ -14,6 +14,7 @@ from edged.config.schema import Limits, Settings
 from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Request, Sampling, Turn, Usage
 from edged.fleet.desired import InForce
 from edged.link.events import Arrived
+from edged.link.publication import Publication
 from edged.wire.topics import Topics
 from edged.worker import frames
 
@@ -61,14 +62,24 @@ class RecordingReplies:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
-        self.tokens: list[int | None] = []
+        self.tokens: list[object] = []
+        self.pending: set[object] = set()
 
     def send_now(self, to: ReplyTo, payload: bytes) -> None:
         self.sent.append((to.topic, json.loads(payload)))
 
-    def send_final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: int | None) -> None:
-        self.sent.append((to.topic, json.loads(payload)))
-        self.tokens.append(token)
+    def send_final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: object) -> None:
+        self.publish(self.final(to, prompt_id, payload, token))
+
+    def final(self, to: ReplyTo, prompt_id: str, payload: bytes, token: object) -> Publication:
+        return Publication(topic=to.topic, payload=payload, correlation=to.correlation, token=token)
+
+    def publish(self, publication: Publication) -> None:
+        self.sent.append((publication.topic, json.loads(publication.payload)))
+        self.tokens.append(publication.token)
+
+    def is_on_its_way(self, token: object) -> bool:
+        return token in self.pending
 
     @property
     def documents(self) -> list[dict[str, Any]]:
@@ -126,6 +137,7 @@ class Bench:
             self,  # type: ignore[arg-type]
             lambda: self.closed,
             self.bad.append,
+            lambda: self.clock.up,
             lambda: self.clock.wall,
         )
 
@@ -166,7 +178,13 @@ class Bench:
     # ---- through the admission --------------------------------------------------------------------------------------
 
     def arrive(self, *messages: Arrived, requester: str = "me") -> None:
-        self.admission.process_prompts([(requester, message) for message in messages])
+        for answer in self.admission.process_prompts([(requester, message) for message in messages]):
+            if answer is not None:
+                self.replies.publish(answer)
+
+    def command(self, message: Arrived, requester: str = "me") -> None:
+        if (answer := self.admission.process_command(requester, message)) is not None:
+            self.replies.publish(answer)
 
 
 def message(body: Any, **facts: Any) -> Arrived:

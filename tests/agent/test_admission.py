@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edged.config.schema import Generation, Limits, Mqtt, Settings
+from edged.config.schema import Generation, Limits, Mqtt, PerRequester, Settings
 from edged.core.prompt import Choice, Turn
 from tests.agent.bench import Bench, message
 
@@ -112,6 +112,60 @@ def test_a_full_queue_is_busy_with_the_time_to_send_again(bench: Bench) -> None:
     bench.finished(1)
     bench.arrive(message({"id": "2", "prompt": "x"}))
     assert len(bench.journal.open_entries()) == 2
+
+
+def limited(queue: int = 64, **share: Any) -> Settings:
+    return Settings(limits=Limits(queue=queue, per_requester=PerRequester(**share)))
+
+
+def test_one_requester_has_a_share_of_the_queue(bench: Bench) -> None:
+    """It counts within a batch too; others are not concerned, and a name may have more."""
+    bench.settings = Settings(
+        limits=Limits(queue=10, per_requester=PerRequester(queue=2, by_name={"hub": {"queue": 3}}))
+    )
+    bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(3)))
+    bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(4)), requester="hub")
+    assert [("2", "busy", "share_full"), ("3", "busy", "share_full")] == outcome(bench)
+    assert 5 == len(bench.journal.open_entries())
+
+
+def test_prompts_a_minute_are_bounded(bench: Bench) -> None:
+    bench.settings = limited(prompts_per_minute=2)
+    bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(3)))
+    assert [("2", "busy", "rate")] == outcome(bench)
+    bench.clock.wait(29)
+    bench.arrive(message({"id": "3", "prompt": "x"}))
+    assert [("2", "busy", "rate"), ("3", "busy", "rate")] == outcome(bench)
+    bench.clock.wait(2)
+    bench.arrive(message({"id": "4", "prompt": "x"}))
+    bench.arrive(message({"id": "5", "prompt": "x"}), requester="other")
+    assert ["0", "1", "4", "5"] == [entry.job.id for entry in bench.journal.open_entries()]
+
+
+def test_the_best_priority_is_bounded_and_is_the_default_where_that_is_better(bench: Bench) -> None:
+    bench.settings = limited(priority=7, by_name={"hub": {"priority": 2}})
+    bench.arrive(message({"id": "a", "prompt": "x", "priority": 6}), message({"id": "b", "prompt": "x"}))
+    bench.arrive(
+        message({"id": "c", "prompt": "x", "priority": 2}), message({"id": "d", "prompt": "x"}), requester="hub"
+    )
+    assert [("a", "invalid", "bad_request")] == outcome(bench)
+    assert "must be 7 to 9" in bench.replies.finals[0]["error"]["message"]
+    entries = bench.journal.open_entries()
+    assert [("b", 7), ("c", 2), ("d", 5)] == [(entry.job.id, entry.job.request.priority) for entry in entries]
+
+
+def test_a_flood_gives_a_place_in_a_full_queue_to_another_requester(bench: Bench) -> None:
+    """Its last waiting prompt ends as busy, and its id is free; it gets no place back by that."""
+    bench.settings = limited(queue=4)
+    bench.worker.replaced = True
+    bench.arrive(*(message({"id": f"{i}", "prompt": "x"}) for i in range(5)), requester="flood")
+    bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
+    assert [("4", "busy", "queue_full"), ("3", "busy", "displaced"), ("2", "busy", "displaced")] == outcome(bench)
+    assert all(final["retry_after_ms"] for final in bench.replies.finals)
+    assert ["0", "1", "a", "b"] == [entry.job.id for entry in bench.journal.open_entries()]
+    bench.arrive(message({"id": "c", "prompt": "x"}))
+    bench.arrive(message({"id": "5", "prompt": "x"}), requester="flood")
+    assert [("c", "busy", "queue_full"), ("5", "busy", "queue_full")] == outcome(bench)[3:]
 
 
 def test_a_plain_text_prompt_gets_a_made_up_id(bench: Bench) -> None:
@@ -272,7 +326,7 @@ def test_an_id_is_free_again_once_its_too_long_was_delivered(bench: Bench) -> No
 
 
 def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole batch is as if it had not come; the broker brings it again."""
+    """The whole batch is refused, and may be sent again."""
     admit = bench.journal.admit
 
     def full(job: Any, body: bytes) -> int:
@@ -281,10 +335,9 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
         return admit(job, body)
 
     monkeypatch.setattr(bench.journal, "admit", full)
-    with pytest.raises(sqlite3.OperationalError):
-        bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
+    bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
     assert bench.journal.open_entries() == []
-    assert bench.replies.sent == []
+    assert [(one, "unavailable", "not_now") for one in "ab"] == outcome(bench)
     assert bench.worker.frames == []
     monkeypatch.undo()
     bench.arrive(message({"id": "a", "prompt": "x"}), message({"id": "b", "prompt": "x"}))
@@ -296,20 +349,18 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
 
 def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
     """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
-    bench.admission.process_command("me", message({"id": "a", "command": "reload"}))
-    bench.admission.process_command(
-        "me", message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c")
-    )
+    bench.command(message({"id": "a", "command": "reload"}))
+    bench.command(message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
     (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
     assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
     assert first["error"]["message"] == "this version does not take commands yet"
     assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
     assert bench.journal.find("me", "a") is None
     bench.arrive(message({"id": "used", "prompt": "x"}))
-    bench.admission.process_command("me", message({"id": "used"}))
+    bench.command(message({"id": "used"}))
     assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
-    bench.admission.process_command("me", message({"id": "a"}, retain=True))
-    bench.admission.process_command("no one", message({"id": "a"}))
+    bench.command(message({"id": "a"}, retain=True))
+    bench.command(message({"id": "a"}), requester="no one")
     assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
 
 

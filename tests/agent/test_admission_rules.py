@@ -19,7 +19,7 @@ PROMPT = message({"id": "a", "prompt": "x"})
 
 def rules(*known: Entry) -> AdmissionRules:
     stored = {(entry.job.requester, entry.job.id): entry for entry in known}
-    return AdmissionRules(Topics("home", "pi"), lambda *key: stored.get(key), lambda: "auto-1")
+    return AdmissionRules(Topics("home", "pi"), lambda *key: stored.get(key), lambda *_: False, lambda: "auto-1")
 
 
 def accepted(arrived: Arrived = PROMPT) -> Accept:
@@ -47,7 +47,7 @@ def test_a_decision_changes_nothing() -> None:
 def test_a_refusal_names_where_it_goes_and_why() -> None:
     full = msgspec.structs.replace(NOW, open_prompts=2)
     why = "2 prompts wait already (limits.queue); send it again after retry_after_ms"
-    assert Refuse(DEFAULT, "a", "busy", "queue_full", why) == rules().prompt("me", PROMPT, full)
+    assert Refuse("me", DEFAULT, "a", "busy", "queue_full", why) == rules().prompt("me", PROMPT, full)
 
 
 def test_a_known_id_is_a_repeat_or_a_conflict() -> None:

@@ -126,7 +126,7 @@ def test_a_prompt_and_its_cancel_in_one_batch_are_taken_in_order(bench: Bench) -
     assert [e.job.id for e in bench.daemon._journal.open_entries()] == ["p3"]
 
 
-def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
+def test_p02_prompts_that_cannot_be_stored_are_refused_and_the_connection_stays(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> int:
@@ -135,13 +135,66 @@ def test_p02_prompts_that_cannot_be_stored_are_not_confirmed_and_come_again(
     bench.turn(up())
     monkeypatch.setattr(bench.daemon._journal, "admit", full)
     bench.turn(arrived(1))
-    assert bench.connection.acknowledged == []
-    assert bench.connection.restarts == ["prompts cannot be written to the journal"]
-    assert bench.findings()[-1] == "journal"
+    assert ([(1, 1)], []) == (bench.connection.acknowledged, bench.connection.restarts)
+    assert [("p1", "unavailable")] == [(final["id"], final["reason"]) for final in bench.finals()]
+    assert "journal" == bench.findings()[-1]
     monkeypatch.undo()
-    bench.turn(Down("a test", 0.0, taken_over=False), up(2), arrived(1, session=2))
-    assert bench.connection.acknowledged == [(2, 1)]
+    bench.turn(arrived(2))
+    assert ["p2"] == [entry.job.id for entry in bench.daemon._journal.open_entries()]
     assert "journal" not in bench.findings()
+
+
+def test_a_journal_that_cannot_be_read_confirms_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker delivers the prompts again."""
+
+    def broken(*_: Any) -> None:
+        raise sqlite3.DatabaseError("disk I/O error")
+
+    bench.turn(up())
+    monkeypatch.setattr(bench.daemon._admission._rules, "_find", broken)
+    bench.turn(arrived(1))
+    assert ([], ["the journal cannot be read"]) == (bench.connection.acknowledged, bench.connection.restarts)
+    assert [] == bench.finals()
+
+
+BAD = {"id": "bad", "prompt": 5}
+
+
+def test_a_refusal_goes_out_after_the_acknowledgement(bench: Bench) -> None:
+    """A connection that ends between the two delivers the prompt again, and it must not be decided otherwise."""
+    bench.turn(up())
+    bench.process(arrived(1, BAD))
+    assert ([], []) == (bench.connection.acknowledged, bench.finals())
+    bench.daemon._upkeep()
+    assert ([(1, 1)], ["bad"]) == (bench.connection.acknowledged, [final["id"] for final in bench.finals()])
+
+
+def test_a_refusal_of_an_ended_connection_is_decided_when_it_is_delivered_again(bench: Bench) -> None:
+    bench.turn(up())
+    bench.process(arrived(1, BAD), Down("a test", 0.0, taken_over=False))
+    bench.turn(up(2), arrived(1, BAD, session=2))
+    assert ([(2, 1)], ["bad"]) == (bench.connection.acknowledged, [final["id"] for final in bench.finals()])
+
+
+def test_a_refusal_at_qos_0_outlives_its_connection(bench: Bench) -> None:
+    """Nobody delivers it again."""
+    bench.turn(up())
+    bench.process(arrived(1, BAD, qos=0), Down("a test", 0.0, taken_over=False))
+    bench.turn(up(2))
+    assert ["bad"] == [final["id"] for final in bench.finals()]
+
+
+def test_a_refusal_on_its_way_is_the_answer_to_a_second_delivery(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acknowledgement was written but did not arrive; by now the prompt could be accepted."""
+    monkeypatch.setattr(bench.daemon._admission, "_unavailable", lambda: "not now")
+    bench.turn(up(), arrived(1))
+    assert ["unavailable"] == [final["reason"] for final in bench.finals()]
+    bench.turn(Down("a test", 0.0, taken_over=False))
+    monkeypatch.undo()
+    bench.turn(up(2), arrived(1, session=2))
+    assert [] == bench.daemon._journal.open_entries()
+    assert {"unavailable"} == {final["reason"] for final in bench.finals()}
+    assert [(1, 1), (2, 1)] == bench.connection.acknowledged
 
 
 def test_p01_a_full_disk_ends_nothing(bench: Bench) -> None:
@@ -213,7 +266,9 @@ def test_p09_while_answers_pile_up_unconfirmed_prompts_are_not_confirmed_either(
     bench.turn(*(arrived(i, {"id": f"p{i}", "prompt": 5}) for i in range(1, 30)))
     bench.turn(arrived(30))
     assert len(bench.connection.acknowledged) < 30
-    for mid in range(1, len(bench.connection.published) + 1):
+    mid = 0
+    while mid < len(bench.connection.published):
+        mid += 1
         bench.turn(Acked(1, mid))
     assert len(bench.connection.acknowledged) == 30
 

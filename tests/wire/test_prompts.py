@@ -108,7 +108,7 @@ def test_messages_are_chat_turns_and_system_goes_first() -> None:
 
 def test_what_a_body_leaves_out_has_the_contracts_default() -> None:
     prompt = parse({"prompt": "x"})
-    assert ("made-up", False, 5) == (prompt.id, prompt.named, prompt.priority)
+    assert ("made-up", False, None) == (prompt.id, prompt.named, prompt.priority)
     assert (None, None, None, {}) == (prompt.stream, prompt.deadline_ms, prompt.expires_at, prompt.sampling)
 
 
