@@ -31,7 +31,9 @@ def test_a_good_file_is_shown_as_it_will_be_in_force(
     file = written(tmp_path, "identity: {device: pi}\nlimits: {prompt_bytes: 1MB}\ngeneration: {stop: [a]}\n")
     assert 0 == main(["check", "--config", file])
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d"} == shown["limits"]
+    share = {"queue": 16, "running": 4, "priority": 0, "by_name": {}}
+    limits = {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d", "per_requester": share}
+    assert limits == shown["limits"]
     assert "pi" == shown["identity"]["device"]
     assert ["a"] == shown["generation"]["stop"]
     assert "smollm2-135m-instruct" == shown["model"]["source"]

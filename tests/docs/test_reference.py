@@ -347,7 +347,7 @@ def test_every_reason_is_in_the_table_and_no_other() -> None:
 def error_codes() -> set[str]:
     found = texts_at(1, "PromptRefused", ".") | texts_at(0, "Failure", ".")
     found |= texts_at(2, "Refused", ".") | texts_at(2, "refusal", ".") | texts_at(2, "_fail", "agent")
-    found |= texts_at(1, "_Refusal", "agent") | texts_at(3, "Refuse", "agent")
+    found |= texts_at(1, "_Refusal", "agent") | texts_at(4, "Refuse", "agent")
     return found - {"expired"}  # a reason without an error
 
 
@@ -359,7 +359,7 @@ def test_every_error_code_of_the_source_is_in_the_table_and_no_other() -> None:
 def test_every_event_code_of_the_source_is_in_the_table() -> None:
     table = rows(section(page("mqtt.md"), "Event"))[1:]
     known = {code for cells in table for code in WORD.findall(cells[0])}
-    plain = texts_at(0, "event", "agent")
+    plain = texts_at(0, "event", "agent") | texts_at(0, "_report", "agent")
     built = {f"finding_{kind}" for kind in ("began", "ended", "worse", "better")}
     built |= {"config_applied", "config_rejected"}  # the phases that this version knows
     assert plain | built == known
