@@ -192,7 +192,7 @@ def test_frames_in_pieces_cost_time_in_proportion_to_their_bytes() -> None:
         for at in range(0, len(stream), 1000):
             decoder.feed(stream[at : at + 1000])
 
-    assert grows(feed, lambda size: frames.encode(frames.Wrote("a", 0, "x" * size)), 500_000) == ""
+    assert grows(feed, lambda size: frames.encode(frames.Generated("a", 0, "x" * size)), 500_000) == ""
     assert grows(feed, lambda size: frames.encode(frames.Progress()) * (size // 20), 200_000) == ""
 
 
