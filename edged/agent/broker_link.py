@@ -34,6 +34,7 @@ class BrokerLink:
         self.state = documents.LinkState("none", 0)
         self.down_reason: str | None = "not connected yet"
         self.refused_topics: tuple[str, ...] = ()
+        self.excess = False  # the last connection was closed because the broker sent more than it may
 
     def process_up(self, event: Up) -> None:
         """Connected and subscribed."""
@@ -49,7 +50,7 @@ class BrokerLink:
 
     def process_down(self, event: Down) -> None:
         """The connection ended, or an attempt failed."""
-        self.down_reason = event.reason
+        self.down_reason, self.excess = event.reason, event.excess
         self._outbound.down(closed_by_broker=event.closed_by_broker)
 
     def process_acked(self, event: Acked) -> None:

@@ -15,6 +15,8 @@ def agent_findings(
     journal_error: str | None,
     now: float,
     known: Sequence[Finding],
+    *,
+    broker_excess: bool = False,
 ) -> tuple[Finding, ...]:
     """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
     since = {finding.code: finding.since for finding in known}
@@ -30,6 +32,9 @@ def agent_findings(
         advice = f"the broker refuses messages to {refused_publish}; check its access list, its limits and its log"
         code = "publish_refused"
         found.append(Finding(code, since.get(code, now), None, None, advice))
+    if broker_excess:
+        advice = "the broker sends more than it may before it is acknowledged; check the broker and its limits"
+        found.append(Finding("broker_excess", since.get("broker_excess", now), None, None, advice))
     if journal_error is not None:
         advice = (
             f"prompts and answers cannot be stored ({journal_error}); free space on the disk of state_dir, or repair it"

@@ -53,6 +53,7 @@ class HealthSource:
             self.maintenance.write_error,
             self.wall(),
             self.reporter.findings,
+            broker_excess=self.link.excess,
         )
         files = self.files.findings(self.wall(), self.reporter.findings)
         return self.telemetry.findings + own + files

@@ -6,6 +6,7 @@ Each attempt gets a new client, so that nothing of an old connection remains in 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError
 from edged.link.access import broker_address, configure_access, in_words
 from edged.link.events import Acked, Arrived, Event, Up
+from edged.link.inbound_budget import MAX_BYTES, InboundBudget
+from edged.link.reachable import has_gone
 from edged.link.tolerant_client import TolerantClient, UnreadableMessage
 
 KEEP_ALIVE = 30
@@ -28,11 +31,14 @@ SUBACK_DEADLINE = 20.0  # seconds after CONNACK
 SESSION_EXPIRY = 7 * 86400
 MAX_PACKET = 17_000_000  # above any `limits.prompt_bytes`: the broker discards only what no setting allows
 MAX_WINDOW = 20
+SHUTTING_DOWN = 0x8B
 TAKEN_OVER = 0x8E
 _UNSUPPORTED_VERSIONS = (0x01, 0x84)  # of MQTT 3.1.1 and of MQTT 5
 # Unspecified, implementation specific, packet identifier in use, quota exceeded: the same message may be taken later.
 _TEMPORARY = frozenset({0x80, 0x83, 0x91, 0x97})
 _RECEIVE_MAXIMUM = 100
+CATCH_UP_SECONDS = 3.0  # for the owner to acknowledge, once the bytes that it holds are too many
+_EXCESS = "the broker sends more than it may before it is acknowledged; check the broker and its limits"
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -64,7 +70,9 @@ class Ended(msgspec.Struct, frozen=True):
 
     `answered`: a CONNACK came, whatever it said; `accepted`: it accepted us. `silent`: none came in time.
     `up_for`: seconds from the last SUBACK to the end, None where it was never up. `restarted`: we gave it up.
-    `closed_by_broker`: it was up and the other side ended it.
+    `closed_by_broker`: it was up and the other side ended it. `broker_gone`: the broker said that it shuts down, or did
+    not listen just after. `session_present`: it had our session from before, or we did not ask it to keep one.
+    `excess`: it sent more than it may.
     """
 
     version: str
@@ -77,6 +85,9 @@ class Ended(msgspec.Struct, frozen=True):
     taken_over: bool
     restarted: bool
     closed_by_broker: bool
+    broker_gone: bool = False
+    session_present: bool = True
+    excess: bool = False
 
 
 class Attempt:
@@ -109,6 +120,10 @@ class Attempt:
         self._reason = ""
         self._answered = self._accepted = self._silent = False
         self._version_refused = self._taken_over = self._ended_by_peer = False
+        self._shutting_down = self._excess = False
+        self._budget = InboundBudget()
+        self._stopping: threading.Event | None = None
+        self._session_present = True
 
     # ---- for any thread ----------------------------------------------------------------------------------------------
 
@@ -139,6 +154,8 @@ class Attempt:
     def acknowledge(self, message: Arrived) -> None:
         """Send the PUBACK of a message that came in this attempt."""
         client = self._client
+        if message.qos > 0:
+            self._budget.acknowledge(_held(message))
         if client is not None and message.qos > 0:
             client.ack(message.mid, message.qos)
 
@@ -158,6 +175,7 @@ class Attempt:
     def run(self, stopping: threading.Event) -> Ended:
         """Connect, and serve the connection until it ends or `stopping` is set; gives what was learned."""
         up_for: float | None = None
+        self._stopping = stopping
         try:
             self._serve(stopping)
         except (OSError, ValueError, BrokerError) as error:
@@ -168,6 +186,7 @@ class Attempt:
             self._client = None
             if self._up_since is not None:
                 up_for = self._clock() - self._up_since
+        closed_by_broker = self._ended_by_peer and up_for is not None
         return Ended(
             version=self.version,
             reason=self._reason,
@@ -178,8 +197,14 @@ class Attempt:
             up_for=up_for,
             taken_over=self._taken_over,
             restarted=self._restart,
-            closed_by_broker=self._ended_by_peer and up_for is not None,
+            closed_by_broker=closed_by_broker,
+            broker_gone=self._shutting_down or (closed_by_broker and self._broker_has_gone(stopping)),
+            session_present=self._session_present,
+            excess=self._excess,
         )
+
+    def _broker_has_gone(self, stopping: threading.Event) -> bool:
+        return not (stopping.is_set() or self._taken_over) and has_gone(*broker_address(self._options.settings.url))
 
     def _serve(self, stopping: threading.Event) -> None:
         client = self._make_client()
@@ -203,7 +228,7 @@ class Attempt:
         properties.MaximumPacketSize = MAX_PACKET
         return {"clean_start": not persistent, "properties": properties}
 
-    def _loop(self, client: mqtt.Client) -> None:
+    def _loop(self, client: TolerantClient) -> None:
         started = self._clock()
         connacked: float | None = None
         while (code := client.loop(timeout=0.5)) == mqtt.MQTT_ERR_SUCCESS:
@@ -213,8 +238,10 @@ class Attempt:
                 connacked = now
             if self._restart or self._is_overdue(now, started, connacked):
                 break
+        if client.too_large or client.too_many:
+            self._excess, self._reason = True, _EXCESS
         # Any other code means that what came was malformed.
-        self._ended_by_peer = code in (mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_NO_CONN)
+        self._ended_by_peer = code in (mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_NO_CONN) and not self._excess
 
     def _is_overdue(self, now: float, started: float, connacked: float | None) -> bool:
         """Whether the broker did not answer in time; `_reason` then says which packet."""
@@ -227,7 +254,7 @@ class Attempt:
             return True
         return False
 
-    def _make_client(self) -> mqtt.Client:
+    def _make_client(self) -> TolerantClient:
         options, v5 = self._options, self.version == "5"
         client = TolerantClient(
             CallbackAPIVersion.VERSION2,
@@ -237,6 +264,7 @@ class Attempt:
             reconnect_on_failure=False,
             manual_ack=True,
         )
+        client.max_packet, client.max_held = MAX_PACKET, MAX_BYTES
         client.connect_timeout = CONNACK_DEADLINE
         client.max_queued_messages_set(0)
         configure_access(client, options.settings)
@@ -254,7 +282,7 @@ class Attempt:
     # ---- paho's callbacks, on the network thread: one that raises ends the attempt -----------------------------------
 
     def _on_connect(
-        self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, properties: Properties | None
+        self, client: mqtt.Client, _data: Any, flags: Any, reason: Any, properties: Properties | None
     ) -> None:
         self._answered = True
         if reason.is_failure:
@@ -262,6 +290,7 @@ class Attempt:
             self._reason = f"the broker refuses us: {str(reason).lower()}"
             return
         self._accepted = True
+        self._session_present = flags.session_present or not self._options.persistent
         self._window = min(MAX_WINDOW, getattr(properties, "ReceiveMaximum", 65535) or 65535)
         self._max_packet = getattr(properties, "MaximumPacketSize", None)
         if not self._options.subscriptions:
@@ -284,6 +313,7 @@ class Attempt:
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._taken_over = self._taken_over or reason.value == TAKEN_OVER
+        self._shutting_down = self._shutting_down or reason.value == SHUTTING_DOWN
         if not self._reason and reason.is_failure:
             self._reason = f"the connection to the broker ended: {str(reason).lower()}"
 
@@ -294,22 +324,40 @@ class Attempt:
         except UnicodeDecodeError:
             topic, unreadable = "one that is no UTF-8", unreadable or "its topic is no UTF-8"
         properties = message.properties
-        self._post(
-            Arrived(
-                session=self.session,
-                topic=topic,
-                payload=bytes(message.payload) if unreadable is None else b"",
-                qos=message.qos,
-                retain=message.retain,
-                mid=message.mid,
-                response_topic=getattr(properties, "ResponseTopic", None),
-                correlation=getattr(properties, "CorrelationData", None),
-                expiry_s=getattr(properties, "MessageExpiryInterval", None),
-                content_type=getattr(properties, "ContentType", None),
-                unreadable=unreadable,
-            )
+        arrived = Arrived(
+            session=self.session,
+            topic=topic,
+            payload=bytes(message.payload) if unreadable is None else b"",
+            qos=message.qos,
+            retain=message.retain,
+            mid=message.mid,
+            response_topic=getattr(properties, "ResponseTopic", None),
+            correlation=getattr(properties, "CorrelationData", None),
+            expiry_s=getattr(properties, "MessageExpiryInterval", None),
+            content_type=getattr(properties, "ContentType", None),
+            unreadable=unreadable,
         )
+        if message.qos > 0:
+            self._budget.receive(_held(arrived))
+        self._post(arrived)
+        if self._budget.exceeded:
+            self._let_catch_up()
+
+    def _let_catch_up(self) -> None:
+        """Read no more until enough is acknowledged; give up where that takes too long."""
+        until = time.monotonic() + CATCH_UP_SECONDS
+        while self._budget.exceeded and not self._restart:
+            if time.monotonic() > until:
+                self._excess = True
+                self.give_up(_EXCESS)
+            elif self._stopping is None or self._stopping.wait(0.01):
+                return
 
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
         refused = str(reason).lower() if reason.is_failure else None
         self._post(Acked(self.session, mid, refused, temporary=reason.value in _TEMPORARY))
+
+
+def _held(message: Arrived) -> int:
+    """Bytes that a message takes while it is held, about."""
+    return len(message.topic) + len(message.payload) + len(message.correlation or b"") + 500

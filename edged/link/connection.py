@@ -107,7 +107,7 @@ class Connection:
                 break
             retry = self._back_off.after(ended)
             closed_by_broker = ended.closed_by_broker and not ended.taken_over
-            self._post(Down(retry.reason, retry.seconds, retry.taken_over, closed_by_broker))
+            self._post(Down(retry.reason, retry.seconds, retry.taken_over, closed_by_broker, ended.excess))
             self._waiting = True
             self._wake.wait(retry.seconds)
             self._progress()

@@ -23,13 +23,14 @@ class Down(msgspec.Struct, frozen=True):
     """Not connected: `reason` is a sentence for people. `retry_in` seconds until the next attempt.
 
     `taken_over`: another client uses our client id. `closed_by_broker`: a connection that was up was ended by the other
-    side, and not because of such a client.
+    side, and not because of such a client. `excess`: the broker sent more than it may, so the connection was closed.
     """
 
     reason: str
     retry_in: float
     taken_over: bool
     closed_by_broker: bool = False
+    excess: bool = False
 
 
 class Arrived(msgspec.Struct, frozen=True):

@@ -25,9 +25,29 @@ class TolerantClient(mqtt.Client):
     paho ends the connection at a string that it refuses (U+FEFF, which brokers accept). The message is then never
     acknowledged, so the broker sends it again after each reconnect: one such message, retained on a topic of the whole
     fleet, would keep every board off the broker.
+
+    A packet above `max_packet` bytes, or more than `max_held` bytes of messages at QoS 2 that wait for the broker's
+    PUBREL, end the connection; `too_large` or `too_many` is then set.
     """
 
+    max_packet = 2**28
+    max_held = 2**28
+    too_large = False
+    too_many = False
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if self._in_packet["have_remaining"] and self._in_packet["remaining_length"] > self.max_packet:
+            self.too_large = True
+            raise ConnectionAbortedError("the broker sends a packet above our Maximum Packet Size")
+        return super()._sock_recv(bufsize)
+
     def _handle_publish(self) -> MQTTErrorCode:
+        if self._in_packet["command"] & 0x04:
+            with self._in_message_mutex:
+                held = sum(len(message.payload) + 500 for message in self._in_messages.values())
+            if held > self.max_held:
+                self.too_many = True
+                return MQTTErrorCode.MQTT_ERR_PROTOCOL
         try:
             if self._protocol == mqtt.MQTTv5:
                 received = self._in_packet

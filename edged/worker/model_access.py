@@ -38,6 +38,8 @@ def access_for(order: Load) -> Access:
         devices=(*map(Path, _DEVICES), *_matching(_GPU_DEVICES)),
         # The check of a format offers itself to the out-of-memory killer; what root could write there is too much.
         update=() if os.geteuid() == 0 else (Path("/proc"),),
+        # A child Python that imports this package from where it is developed looks for it there.
+        names=(Path(edged.__file__).resolve().parent.parent,),
         write=tuple(_packed_folders(store)),
     )
 

@@ -87,13 +87,15 @@ class Access:
     """The files that stay within reach; what is in a folder counts with it, and a path that is not there is skipped.
 
     `read`: files and folders. `run`: programs. `devices`: to read, write and control. `update`: to read and write what
-    is there. `write`: folders in which files are made, changed and removed.
+    is there. `names`: folders to list, their files not to be read. `write`: folders in which files are made, changed
+    and removed.
     """
 
     read: Iterable[Path] = ()
     run: Iterable[Path] = ()
     devices: Iterable[Path] = ()
     update: Iterable[Path] = ()
+    names: Iterable[Path] = ()
     write: Iterable[Path] = ()
 
 
@@ -215,6 +217,7 @@ def _confine(access: Access, version: int) -> None:
             (access.run, _READ_FILE | _EXECUTE),
             (access.devices, _READ_FILE | _WRITE_FILE | _READ_DIR | _IOCTL_DEV),
             (access.update, _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE),
+            (access.names, _READ_DIR),
             (access.write, rights & ~(_EXECUTE | _IOCTL_DEV | _DEVICES)),
         ):
             for path in paths:
