@@ -17,13 +17,15 @@ from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
 from edged.models.formats.gguf import GgufFile, open_gguf
 from edged.models.tokenizer.codec import LibrarySplitter, TextCodec, choose_guard, longest_of
-from edged.models.tokenizer.pretokenizers import pre_tokenizer
+from edged.models.tokenizer.pretokenizers import NAMES, pre_tokenizer, rules
 from edged.models.tokenizer.sources import codec_from_folder, codec_from_gguf
 from edged.models.tokenizer.template import ChatTemplate
+from edged.models.tokenizer.token_bytes import byte_level_bytes
 from tests.support import SECONDS
 from tests.tiny import CONTROL, TEMPLATE, make_checkpoint, vocabulary
 
 ROWS = json.loads(Path(__file__).with_name("smollm2-token-ids.json").read_text("utf-8"))
+PRE = json.loads(Path(__file__).with_name("pretokenizer-ids.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +168,32 @@ def test_unknown_rules_are_named() -> None:
     assert "unsupported" == caught.value.code
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken", "default"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rules_lose_nothing(name: str) -> None:
     """Every splitter keeps every byte, in order."""
-    text = "It's 1234 o'clock,\r\n\r\n  HelloWorld — ½ ٣ …!! \t<x>  "
+    text = "It's 1234 o'clock,\r\n\r\n  HelloWorld — ½ ٣ …!! \t<x>  日本語かな 가나 e\u0301 🙂\u3000 "
     pieces = [piece for piece, _ in pre_tokenizer(name).pre_tokenize_str(text)]
-    from edged.models.tokenizer.token_bytes import byte_level_bytes
+    to_bytes = str.encode if rules(name).raw else byte_level_bytes
+    assert text.encode() == b"".join(map(to_bytes, pieces))
 
-    assert text.encode() == b"".join(map(byte_level_bytes, pieces))
+
+@pytest.mark.parametrize("name", PRE["ids"])
+def test_rules_split_as_in_llama_cpp(real_gguf: Path, name: str) -> None:
+    """SmolLM2's vocabulary under each set of rules: the ids that llama.cpp gives (None: it has another expression)."""
+    file = open_gguf(real_gguf)
+    codec = codec_from_gguf(GgufFile(file.path, None, file.metadata | {"tokenizer.ggml.pre": name}, {}))  # type: ignore[arg-type]
+    for text, ids in zip(PRE["texts"], PRE["ids"][name], strict=True):
+        assert ids is None or (text, ids) == (text, codec.encode(text, specials=True))
+
+
+def test_digits_are_grouped_from_the_right_where_a_name_says_so() -> None:
+    """SuperBPE, Aya and AFMoE; Llama 3 groups from the left."""
+    groups = {
+        name: [piece for piece, _ in pre_tokenizer(name).pre_tokenize_str("12345678")]
+        for name in ("superbpe", "tiny_aya", "afmoe", "llama-bpe")
+    }
+    right = ["12", "345", "678"]
+    assert {"superbpe": right, "tiny_aya": right, "afmoe": right, "llama-bpe": ["123", "456", "78"]} == groups
 
 
 def fake_file(metadata: dict[str, object]) -> GgufFile:

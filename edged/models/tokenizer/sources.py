@@ -13,7 +13,7 @@ from edged.core.errors import ModelError
 from edged.models.formats.gguf import GgufFile
 from edged.models.panics import panics_as
 from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
-from edged.models.tokenizer.pretokenizers import IGNORE_MERGES, pre_tokenizer
+from edged.models.tokenizer.pretokenizers import pre_tokenizer, rules
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
 
 MAX_TOKENIZER_JSON: Final = 100_000_000
@@ -144,7 +144,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
                 f"{file.path.name} has the merge {' '.join(pair)!r} of tokens that "
                 "it does not list; fetch the model again.",
             )
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=splitter in IGNORE_MERGES))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rules(splitter).whole_first))
     tokenizer.pre_tokenizer = pre_tokenizer(splitter)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
