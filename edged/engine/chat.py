@@ -23,8 +23,7 @@ class PromptEncoder:
         if (request.raw is None) == (not request.turns):
             raise PromptRefused("invalid", "prompt", "Give either chat turns or a raw text, not both and not neither.")
         if request.raw is not None:
-            begin = [] if self._codec.bos is None else [self._codec.bos]
-            return begin + self._codec.encode(request.raw, specials=True)
+            return self._codec.begun(self._codec.encode(request.raw, specials=True))
         if self._template is None:
             raise PromptRefused(
                 "invalid", "template", "This model has no chat template; use one made for chat, or generate with --raw."

@@ -16,10 +16,13 @@ from edged.engine import load_model
 from edged.engine.kernels.library import load_library
 from edged.engine.table_splitter import TableSplitter, codec_from_tables
 from edged.models.packing.pack import pack_path
-from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
-from edged.models.tokenizer.tables import TABLES, open_tables, write_tables
+from edged.models.tokenizer.codec import LibrarySplitter, Strips, TextCodec
+from edged.models.tokenizer.sources import codec_from_gguf
+from edged.models.tokenizer.table_writer import write_tables
+from edged.models.tokenizer.tables import TABLES, open_tables
 from edged.models.tokenizer.texts import read_texts
-from edged.models.tokenizer.token_bytes import byte_level_bytes
+from edged.models.tokenizer.token_bytes import byte_level_bytes, sentencepiece_bytes
+from tests.models.gemma import ROWS, gemma_file
 from tests.tiny import CONTROL, vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,55 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         "letters missing": lambda: made(left_out="eĠÃ"),
     }[request.param]()
     return ours, mapped(ours, tmp_path_factory.mktemp("tables") / "folder")
+
+
+@pytest.fixture(scope="module", params=["Gemma", "space first, no scores", "merges of characters"])
+def both_of_characters(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TextCodec, TextCodec]:
+    ours = {
+        "Gemma": lambda: codec_from_gguf(gemma_file()),
+        "space first, no scores": lambda: codec_from_gguf(gemma_file(add_space_prefix=True, scores=None)),
+        "merges of characters": of_characters,
+    }[request.param]()
+    return ours, mapped(ours, tmp_path_factory.mktemp("tables") / "folder")
+
+
+def of_characters() -> TextCodec:
+    """As Gemma's or Llama 2's tokenizer.json describes it: marked spaces, merges of characters, bytes for the rest."""
+    tokens = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"thea日", "th", "the", "▁the", "▁▁"]
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "▁")]
+    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    names = [tokenizer.id_to_token(token) for token in range(tokenizer.get_vocab_size())]
+    return TextCodec(LibrarySplitter(tokenizer), list(map(sentencepiece_bytes, names)), {}, None, frozenset(), {})
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.one_of(st.text(), st.lists(st.sampled_from([*PIECES, *"▁ <>/&a"]), max_size=30).map("".join)))
+def test_ids_of_characters_are_the_same(both_of_characters: tuple[TextCodec, TextCodec], text: str) -> None:
+    slow, tables = both_of_characters
+    assert slow.encode(text, specials=False) == tables.encode(text, specials=False)
+
+
+def test_gemmas_rows_come_from_tables_too(tmp_path: Path) -> None:
+    codec = mapped(codec_from_gguf(gemma_file()), tmp_path / "folder")
+    assert [] == [(text, ids) for text, ids in ROWS if codec.encode(text, specials=True) != ids]
+
+
+def test_what_swallows_blanks_is_kept_in_tables(tmp_path: Path) -> None:
+    codec = codec_from_gguf(gemma_file())
+    stripping = TextCodec(
+        codec.splitter,
+        [b""] * codec.vocabulary,
+        codec.control,
+        2,
+        codec.stops,
+        codec.names,
+        Strips(behind=frozenset([2])),
+    )
+    assert [2, 1] == mapped(stripping, tmp_path / "folder").encode("<bos> \n <eos>", specials=True)
 
 
 @settings(max_examples=150, deadline=None)

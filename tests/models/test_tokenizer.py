@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from tokenizers import Tokenizer, models
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
 from edged.models.formats.gguf import GgufFile, open_gguf
-from edged.models.tokenizer.codec import LibrarySplitter, TextCodec, choose_guard, longest_of
+from edged.models.tokenizer.codec import LibrarySplitter, TextCodec, choose_guard
+from edged.models.tokenizer.matching import longest_of
 from edged.models.tokenizer.pretokenizers import NAMES, pre_tokenizer, rules
 from edged.models.tokenizer.sources import codec_from_folder, codec_from_gguf
 from edged.models.tokenizer.template import ChatTemplate
 from edged.models.tokenizer.token_bytes import byte_level_bytes
+from tests.models.gemma import fake_file
 from tests.support import SECONDS
 from tests.tiny import CONTROL, TEMPLATE, make_checkpoint, vocabulary
 
@@ -196,10 +199,6 @@ def test_digits_are_grouped_from_the_right_where_a_name_says_so() -> None:
     assert {"superbpe": right, "tiny_aya": right, "afmoe": right, "llama-bpe": ["123", "456", "78"]} == groups
 
 
-def fake_file(metadata: dict[str, object]) -> GgufFile:
-    return GgufFile(Path("fake.gguf"), None, metadata, {})  # type: ignore[arg-type]
-
-
 def test_sentencepiece_vocabulary() -> None:
     """`llama` vocabularies merge by score, mark spaces, and fall back to bytes."""
     pieces = [("<unk>", 2, 0.0), ("<s>", 3, 0.0), ("</s>", 3, 0.0)]
@@ -252,3 +251,175 @@ def test_broken_vocabularies_are_refused() -> None:
     ):
         with pytest.raises(ModelError):
             codec_from_gguf(fake_file(good | change))
+
+
+PHI = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "<|assistant|>", "▁a", "\n", "▁", "a"]
+
+
+@pytest.mark.parametrize("name", ["Phi 3 Mini", "phi3", "Phi-3.5"])
+def test_phis_markers_swallow_the_line_break_behind_them(name: str) -> None:
+    metadata: dict[str, object] = {
+        "general.name": name,
+        "general.architecture": "phi3" if name != "phi3" else "llama",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": PHI,
+        "tokenizer.ggml.token_type": [2, 3, 3, 3, 3, 3, 1, 1, 1, 1],
+        "tokenizer.ggml.scores": [0.0] * len(PHI),
+    }
+    codec = codec_from_gguf(fake_file(metadata))
+    assert [1, 3, 6, 4, 5] == codec.encode_chat("<s><|user|>\n a<|end|>\n<|assistant|>\n", "G")
+    assert [1, 8, 7] == codec.encode_chat("<s>\n", "G")  # this one does not
+    plain = codec_from_gguf(fake_file(metadata | {"general.name": "x", "general.architecture": "llama"}))
+    assert [1, 3, 8, 7, 4] == plain.encode_chat("<|user|>\n<|end|>", "G")
+
+
+def test_a_checkpoints_added_tokens_swallow_blanks_as_they_say(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    path = other / "tokenizer.json"
+    document = json.loads(path.read_text())
+    for token in document["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_end|>"
+        token["lstrip"] = token["content"] == "<|im_start|>"
+    path.write_text(json.dumps(document))
+    codec = codec_from_folder(other)
+    assert [2, 1, *codec.encode(" a", specials=False)] == codec.encode("<|im_end|>\n\t <|im_start|> a", specials=True)
+    assert [2] == codec.encode("<|im_end|>\n", specials=True)
+
+
+@pytest.mark.parametrize("rendered", ["<s>a", "a", "<s><s>a", "<s>" * 9 + "a"])
+def test_every_prompt_begins_with_exactly_one_bos(rendered: str) -> None:
+    codec = TextCodec(fake_splitter(), [b""] * 5, {"<s>": 1}, 1, frozenset(), {})
+    assert [1] == codec.encode_chat(rendered, "G")
+    assert [1] == codec.begun(codec.encode(rendered, specials=True))
+
+
+def test_a_model_without_bos_gets_none() -> None:
+    codec = TextCodec(fake_splitter(), [b""] * 5, {"<s>": 1}, None, frozenset(), {})
+    assert [] == codec.encode_chat("a", "G")
+
+
+def test_bos_is_the_one_of_the_rules_unless_the_file_says_otherwise() -> None:
+    tokens, merges = vocabulary()
+    good: dict[str, object] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+    found = {
+        (name, flag): codec_from_gguf(
+            fake_file(
+                good | {"tokenizer.ggml.pre": name} | ({"tokenizer.ggml.add_bos_token": flag} if flag != "" else {})
+            )
+        ).bos
+        for name in ("llama-bpe", "qwen2")
+        for flag in ("", True, False)
+    }
+    assert {
+        ("llama-bpe", ""): 0,
+        ("llama-bpe", True): 0,
+        ("llama-bpe", False): None,
+        ("qwen2", ""): None,
+        ("qwen2", True): 0,
+        ("qwen2", False): None,
+    } == found
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4], ids=["normal", "control", "user-defined"])
+@pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|endoftext|>"])
+def test_the_end_of_a_turn_ends_an_answer_whatever_the_metadata_says(name: str, kind: int) -> None:
+    """Missing or wrong `eos`, and an end that is typed as text: users cannot write it all the same."""
+    tokens, merges = vocabulary()
+    tokens = ["<a>", "<b>", "<c>", *tokens[3:], name]
+    at = tokens.index(name)
+    for eos in (None, 0, -1):
+        codec = codec_from_gguf(
+            fake_file(
+                {
+                    "tokenizer.ggml.model": "gpt2",
+                    "tokenizer.ggml.tokens": tokens,
+                    "tokenizer.ggml.token_type": [1] * (len(tokens) - 1) + [kind],
+                    "tokenizer.ggml.merges": merges,
+                    "tokenizer.ggml.eos_token_id": eos,
+                }
+            )
+        )
+        assert at in codec.stops
+        assert [at] == codec.encode(name, specials=True)
+        assert at not in codec.encode(name, specials=False)
+
+
+def test_a_tag_of_html_is_no_end_of_an_answer() -> None:
+    """Gemma's `</s>` is user-defined; Llama 2's is a control token."""
+    found = {}
+    for kind in (3, 4):
+        tokens = ["<unk>", "<s>", "<eos>", "</s>", "a"]
+        codec = codec_from_gguf(
+            fake_file(
+                {
+                    "tokenizer.ggml.model": "llama",
+                    "tokenizer.ggml.tokens": tokens,
+                    "tokenizer.ggml.token_type": [2, 3, 3, kind, 1],
+                    "tokenizer.ggml.scores": [0.0] * 5,
+                }
+            )
+        )
+        found[kind] = (codec.stops, codec.encode("</s>", specials=False) == [3])
+    assert {3: ({2, 3}, False), 4: ({2}, True)} == found
+
+
+def test_gpt_oss_goes_on_behind_a_part_of_its_answer() -> None:
+    tokens, merges = vocabulary()
+    tokens = [*tokens, "<|end|>", "<|return|>", "<|call|>"]
+    codec = codec_from_gguf(
+        fake_file(
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 6) + [3] * 3,
+                "tokenizer.ggml.merges": merges,
+            }
+        )
+    )
+    assert {"<|return|>", "<|call|>", "<|endoftext|>", "<|im_end|>"} == {tokens[stop] for stop in codec.stops}
+
+
+def test_merges_of_characters_have_marked_spaces_and_whole_runs_of_line_breaks() -> None:
+    tokens = ["<pad>", "<eos>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ab\n", "ab", "▁ab", "\n\n"]
+    codec = codec_from_gguf(
+        fake_file(
+            {
+                "tokenizer.ggml.model": "gemma4",
+                "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": [3] * 3 + [6] * 256 + [1] * 7,
+                "tokenizer.ggml.merges": ["a b", "▁ ab"],
+                "tokenizer.ggml.bos_token_id": 2,
+            }
+        )
+    )
+    assert ["ab", "▁ab", "\n\n", "\n", "<0x63>"] == [tokens[at] for at in codec.encode("ab ab\n\n\nc", specials=False)]
+    assert (2, "ab ab\n\n\nc") == (codec.bos, codec.decode(codec.encode("ab ab\n\n\nc", specials=False)))
+
+
+def test_wrong_kinds_of_values_are_named() -> None:
+    tokens, merges = vocabulary()
+    good: dict[str, object] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+    }
+    for key, value in (
+        ("add_bos_token", 1),
+        ("bos_token_id", "1"),
+        ("bos_token_id", True),
+        ("eos_token_id", 1.0),
+        ("tokens", [1, 2]),
+        ("merges", [1]),
+        ("token_type", ["1"]),
+        ("model", 5),
+        ("model", ["gpt2"]),
+        ("pre", 7),
+    ):
+        with pytest.raises(ModelError, match=f"tokenizer.ggml.{key}" if key not in {"model", "pre"} else "'?[57]|gpt2"):
+            codec_from_gguf(fake_file(good | {f"tokenizer.ggml.{key}": value}))

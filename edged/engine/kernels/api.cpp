@@ -83,6 +83,11 @@ int32_t edged_bpe_encode(const EdgedMerges* tables, const uint8_t* text, const i
   return guarded(error, [&] { *count = edged::bpe_encode(*tables, text, lengths, pieces, ids); });
 }
 
+int32_t edged_bpe_merge(const EdgedMerges* tables, const int32_t* symbols, const int32_t* lengths,
+                        int32_t pieces, int32_t* ids, int64_t* count, char* error) {
+  return guarded(error, [&] { *count = edged::bpe_merge(*tables, symbols, lengths, pieces, ids); });
+}
+
 int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how, const char* kernels,
                      int32_t* token, char* error) {
   return guarded(error, [&] { *token = edged::choose_token(logits, count, *how, kernels_named(kernels)); });

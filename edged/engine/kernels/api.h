@@ -74,7 +74,7 @@ struct EdgedStep {
   int64_t logits_stride;  // ≥ the vocabulary rounded up to 8
 };
 
-// A byte-level vocabulary and its merges, as `edged/models/tokenizer/tables.py` writes them.
+// A vocabulary and its merges of bytes or characters, as `edged/models/tokenizer/tables.py` writes them.
 struct EdgedMerges {
   const int32_t* letters;   // [256]: the token of each single byte; −1: none, the byte is left out
   const uint64_t* pairs;    // [pair_count], ascending: left id · 2³² + right id
@@ -134,6 +134,9 @@ EDGED_API void edged_close(EdgedEngine* engine);
 // their number.
 EDGED_API int32_t edged_bpe_encode(const EdgedMerges* tables, const uint8_t* text, const int32_t* lengths,
                                    int32_t pieces, int32_t* ids, int64_t* count, char* error);
+// The same for symbols that are ids already, a character each; `ids` has space for one a symbol.
+EDGED_API int32_t edged_bpe_merge(const EdgedMerges* tables, const int32_t* symbols, const int32_t* lengths,
+                                  int32_t pieces, int32_t* ids, int64_t* count, char* error);
 // The token chosen from `count` logits; −1 where the largest of them is not finite.
 EDGED_API int32_t edged_choose(const float* logits, int32_t count, const EdgedSampling* how,
                                const char* kernels, int32_t* token, char* error);

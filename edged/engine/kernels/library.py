@@ -143,6 +143,10 @@ class Library:
         c.edged_bpe_encode.argtypes = [
             POINTER(Merges), c_char_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p,
         ]  # fmt: skip
+        c.edged_bpe_merge.restype = c_int32
+        c.edged_bpe_merge.argtypes = [
+            POINTER(Merges), c_void_p, c_void_p, c_int32, c_void_p, POINTER(c_int64), c_char_p,
+        ]  # fmt: skip
         c.edged_choose.restype = c_int32
         c.edged_choose.argtypes = [c_void_p, c_int32, POINTER(SamplingCall), c_char_p, POINTER(c_int32), c_char_p]
         c.edged_matmul.restype = c_int32
@@ -208,6 +212,12 @@ class Library:
         follow each other in `text`; their lengths, int32, are at the address `lengths`."""
         error, count = self._error(), c_int64()
         self._check(self._c.edged_bpe_encode(tables, text, lengths, pieces, ids, count, error), error)
+        return count.value
+
+    def bpe_merge(self, tables: Merges, symbols: int, lengths: int, pieces: int, ids: int) -> int:
+        """The same for pieces of symbols, int32 at the address `symbols`."""
+        error, count = self._error(), c_int64()
+        self._check(self._c.edged_bpe_merge(tables, symbols, lengths, pieces, ids, count, error), error)
         return count.value
 
     def choose(self, logits: int, count: int, call: SamplingCall, kernels: str = "auto") -> int:

@@ -2,7 +2,7 @@
 
 `model.safetensors` holds the tensors (matrices as tiles of bytes, vectors as float32), `manifest.json` says what they
 are, and the files beside it make the tokenizer and chat template: `tokenizer.gguf` (the metadata of a GGUF file, no
-tensors) or a checkpoint's own files, and for byte-level vocabularies the same as tables to map (`tokenizer/tables.py`).
+tensors) or a checkpoint's own files, and for most vocabularies the same as tables to map (`tokenizer/tables.py`).
 Matrices come first and fill whole cache lines, so that each begins on one.
 """
 

@@ -36,7 +36,7 @@ from edged.models.packing.gguf_source import GgufSource
 from edged.models.packing.rounding import quantize
 from edged.models.packing.shapes import RandomSource
 from edged.models.packing.source import Source, widen
-from edged.models.tokenizer.tables import write_tables
+from edged.models.tokenizer.table_writer import write_tables
 from edged.models.tokenizer.texts import read_texts
 
 Progress = Callable[[str], None]

@@ -7,19 +7,20 @@ are plain text. Decoding gives bytes, because one character may be spread over s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
 from edged.core.errors import ModelError, PromptRefused
 from edged.models.panics import panics_as
+from edged.models.tokenizer.matching import LongestOf
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
 _MAX_PARTS: Final = 10_000_000  # characters of all beginnings of control tokens, which grow with the square of a name
-_MAX_DEPTH: Final = 40  # of an expression; a file's tokens could nest deeper than `re` can
+BLANKS: Final = " \t\n\v\f\r"
 
 
 class Splitter(Protocol):
@@ -42,6 +43,14 @@ class LibrarySplitter:
         return ids
 
 
+@dataclass(frozen=True)
+class Strips:
+    """Control tokens that swallow the blanks `before` and `behind` them (Phi-3's `<|end|>` its line break)."""
+
+    before: frozenset[int] = frozenset()
+    behind: frozenset[int] = frozenset()
+
+
 class TextCodec:
     """A model's tokenizer; every method is pure.
 
@@ -59,24 +68,22 @@ class TextCodec:
         bos: int | None,
         stops: frozenset[int],
         names: Mapping[str, str],
+        strips: Strips = Strips(),
     ) -> None:
         self.control = control
         self.bos = bos
         self.stops = stops
         self.names = names
         self.splitter = splitter
+        self.strips = strips
         self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
         # A control token of one letter cannot be distinguished from text, so it is never used.
-        longer = [name for name in control if len(name) > 1]
-        if sum(len(name) ** 2 for name in longer) // 2 > _MAX_PARTS:
+        self._longer = [name for name in control if len(name) > 1]
+        if sum(len(name) ** 2 for name in self._longer) // 2 > _MAX_PARTS:
             raise ModelError("bad_model", "The names of the control tokens are far too long; that is not a tokenizer.")
-        either = longest_of(longer)
-        self._control = re.compile(f"({either})")
-        self._control_start = re.compile(f"(?={either})")
-        self._heads = frozenset(name[:n] for name in longer for n in range(1, len(name)))
-        self._tails = frozenset(name[n:] for name in longer for n in range(1, len(name)))
-        self._parts = range(1, max(map(len, longer), default=1))  # the lengths of both
+        self._control = LongestOf(self._longer)
+        self._parts = range(1, max(map(len, self._longer), default=1))  # lengths of beginnings and ends of names
 
     @property
     def vocabulary(self) -> int:
@@ -85,34 +92,26 @@ class TextCodec:
 
     def encode(self, text: str, specials: bool) -> list[int]:
         """Token ids of a text, without a beginning-of-sequence token. `specials`: control tokens in it are such."""
-        if not specials:
-            return self._plain(text)
-        ids: list[int] = []
-        for index, piece in enumerate(self._control.split(text)):
-            if index % 2:
-                ids.append(self.control[piece])
-            elif piece:
-                ids += self._plain(piece)
-        return ids
+        return self._with_controls(text, "") if specials else self._plain(text)
 
     def encode_chat(self, rendered: str, guard: str) -> list[int]:
         """Token ids of a rendered template whose user texts went through `guarded`, begun as the model wants."""
-        ids: list[int] = []
-        for index, piece in enumerate(self._control.split(rendered)):
-            if index % 2:
-                ids.append(self.control[piece])
-            elif piece:
-                ids += self._plain(piece.replace(guard, ""))
-        if self.bos is not None and ids[:1] != [self.bos]:
-            ids.insert(0, self.bos)
-        return ids
+        return self.begun(self._with_controls(rendered, guard))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """The ids behind exactly one beginning-of-sequence token, where the model has one."""
+        if self.bos is None:
+            return ids
+        first = next((at for at, token in enumerate(ids) if token != self.bos), len(ids))
+        return [self.bos, *ids[first:]]
 
     def guarded(self, text: str, guard: str) -> str:
         """The text with `guard` inside what reads like a control token, and at an end that could become part of one."""
         text = guard.join(self._split_controls(text))
-        if any(text[-n:] in self._heads for n in self._parts):
+        heads, tails = self._name_parts
+        if any(text[-n:] in heads for n in self._parts):
             text += guard
-        if any(text[:n] in self._tails for n in self._parts):
+        if any(text[:n] in tails for n in self._parts):
             text = guard + text
         return text
 
@@ -128,6 +127,28 @@ class TextCodec:
         """The text of tokens, with the replacement character where bytes are no UTF-8."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
+    @cached_property
+    def _name_parts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Beginnings and ends of the names of control tokens."""
+        heads = frozenset(name[:n] for name in self._longer for n in range(1, len(name)))
+        return heads, frozenset(name[n:] for name in self._longer for n in range(1, len(name)))
+
+    def _with_controls(self, text: str, guard: str) -> list[int]:
+        """Token ids of a text whose control tokens are such; `guard`, where not empty, is left out of the rest."""
+        ids: list[int] = []
+        pieces = list(self._control.split(text))
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                ids.append(self.control[piece])
+                continue
+            if index and self.control[pieces[index - 1]] in self.strips.behind:
+                piece = piece.lstrip(BLANKS)  # noqa: PLW2901
+            if index + 1 < len(pieces) and self.control[pieces[index + 1]] in self.strips.before:
+                piece = piece.rstrip(BLANKS)  # noqa: PLW2901
+            if plain := piece.replace(guard, "") if guard else piece:
+                ids += self._plain(plain)
+        return ids
+
     def _plain(self, text: str) -> list[int]:
         ids = self.splitter.ids(text)
         if self._control_ids.isdisjoint(ids):
@@ -139,27 +160,10 @@ class TextCodec:
     def _split_controls(self, text: str) -> Iterator[str]:
         """The text in pieces, cut after the first letter of all that reads like a control token."""
         last = 0
-        for match in self._control_start.finditer(text):
-            yield text[last : match.start() + 1]
-            last = match.start() + 1
+        while found := self._control.search(text, last):
+            yield text[last : found[0] + 1]
+            last = found[0] + 1
         yield text[last:]
-
-
-def longest_of(texts: Collection[str]) -> str:
-    """An expression for the longest of some texts at a position; fast even where a thousand have the same beginning."""
-    return f"(?:{_branches(sorted(set(texts)), 0)})" if texts else "(?!)"
-
-
-def _branches(texts: list[str], depth: int) -> str:
-    """What sorted texts share, then one branch for each letter that may follow."""
-    if depth == _MAX_DEPTH:
-        return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
-    first, last = texts[0], texts[-1]
-    start = first[: next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
-    rests = groupby((text[len(start) :] for text in texts if text != start), key=lambda rest: rest[0])
-    either = "|".join(_branches(list(rest), depth + 1) for _, rest in rests)
-    end = "?" if start in texts else ""
-    return re.escape(start) + (f"(?:{either}){end}" if either else "")
 
 
 def choose_guard(texts: Iterable[str]) -> str:

@@ -12,68 +12,49 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from edged.core.errors import ModelError
 from edged.models.formats.gguf import GgufFile
 from edged.models.panics import panics_as
-from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
+from edged.models.tokenizer.codec import LibrarySplitter, Splitter, Strips, TextCodec
 from edged.models.tokenizer.pretokenizers import pre_tokenizer, rules
+from edged.models.tokenizer.scores import ScoreSplitter
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_bytes, sentencepiece_bytes
+from edged.models.tokenizer.vocabulary import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    Vocabulary,
+    ends_of_turns,
+    metadata_flag,
+    metadata_list,
+    read_vocabulary,
+)
 
 MAX_TOKENIZER_JSON: Final = 100_000_000
-MAX_TOKEN: Final = 2_000  # characters; the work for a token grows with the square of its length
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
-# Names of tokens that end a turn, whichever token the metadata names as the end of a sequence.
-_TURN_ENDS: Final = frozenset(
-    {
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|eot|>",
-    }
-)
 
 
 @panics_as(lambda why: ModelError("bad_model", f"The file's tokenizer cannot be used ({why}); fetch the model again."))
 def codec_from_gguf(file: GgufFile) -> TextCodec:
-    """The tokenizer that a GGUF file describes (`gpt2`: byte-level merges; `llama`: SentencePiece).
+    """The tokenizer that a GGUF file describes: `gpt2` (byte-level merges), `llama` (scores) or `gemma4` (merges of
+    characters).
 
     Raises ModelError `unsupported` for another kind, `bad_model` where the lists do not fit together.
     """
     kind = file.get("tokenizer.ggml.model")
-    tokens: list[str] = _list(file, "tokenizer.ggml.tokens", str)
-    types: list[int] = _list(file, "tokenizer.ggml.token_type", int, default=[1] * len(tokens))
-    if len(types) != len(tokens):
+    if not isinstance(kind, str) or kind not in {"gpt2", "llama", "gemma4"}:
         raise ModelError(
-            "bad_model",
-            f"{file.path.name} lists {len(tokens)} tokens but {len(types)} token types; fetch the model again.",
+            "unsupported",
+            f"The tokenizer kind {str(kind)[:60]!r} is not supported; use a checkpoint folder with a tokenizer.json.",
         )
-    if (longest := max(map(len, tokens))) > MAX_TOKEN:
-        raise ModelError(
-            "bad_model", f"{file.path.name} has a token of {longest:,} characters; that is not a tokenizer."
-        )
-    control = {token: index for index, token in enumerate(tokens) if types[index] in {_CONTROL, _UNKNOWN} and token}
-    whole = [token for index, token in enumerate(tokens) if types[index] == _USER_DEFINED and token]
-    if kind == "gpt2":
-        tokenizer, add_bos, to_bytes = _byte_level(file, tokens), False, byte_level_bytes
-    elif kind == "llama":
-        tokenizer, add_bos, to_bytes = _sentencepiece(file, tokens, types), True, sentencepiece_bytes
+    vocabulary = read_vocabulary(file, scored=kind == "llama")
+    if kind == "llama":
+        splitter: Splitter = _by_score(file, vocabulary)
+        add_bos, to_bytes = True, sentencepiece_bytes
     else:
-        raise ModelError(
-            "unsupported", f"The tokenizer kind {kind!r} is not supported; use a checkpoint folder instead."
-        )
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
-    spelled = set(whole)
-    table = [token.encode() if token in spelled else to_bytes(token) for token in tokens]
-    ids = {
-        name: file.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom", "unknown", "padding")
-    }
-    if any(not isinstance(token, int) or token >= len(tokens) for token in ids.values() if token is not None):
-        raise ModelError("bad_model", f"{file.path.name} names a special token that it does not list; fetch it again.")
-    stops = {ids[name] for name in ("eos", "eot", "eom")} | {control[name] for name in _TURN_ENDS & control.keys()}
-    names = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
-    bos = ids["bos"] if file.get("tokenizer.ggml.add_bos_token", add_bos) else None
-    return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops - {None}), names)
+        name = "gemma4" if kind == "gemma4" else file.get("tokenizer.ggml.pre", "default")
+        splitter = LibrarySplitter(_by_merges(file, vocabulary, str(name)))
+        add_bos = rules(str(name)).add_bos
+        to_bytes = sentencepiece_bytes if rules(str(name)).raw else byte_level_bytes
+    table = [token.encode() if token in vocabulary.whole else to_bytes(token) for token in vocabulary.tokens]
+    bos = vocabulary.ids.get("bos") if metadata_flag(file, "add_bos_token", add_bos) else None
+    return TextCodec(splitter, table, vocabulary.control, bos, vocabulary.stops, vocabulary.names, vocabulary.strips)
 
 
 @panics_as(lambda why: ModelError("bad_model", f"tokenizer.json cannot be used ({why}); fetch the model again."))
@@ -96,6 +77,7 @@ def codec_from_folder(folder: Path) -> TextCodec:
     tokenizer.encode_special_tokens = True
     added = tokenizer.get_added_tokens_decoder()
     control = {token.content: index for index, token in added.items() if token.special}
+    control |= ends_of_turns(tokenizer.get_vocab())
     decoder = tokenizer.decoder.__getstate__().decode() if tokenizer.decoder else ""
     if "ByteLevel" in decoder:
         to_bytes = byte_level_bytes
@@ -110,12 +92,16 @@ def codec_from_folder(folder: Path) -> TextCodec:
         table[index] = token.encode() if index in added else to_bytes(token)
     config = read_json(folder / "tokenizer_config.json")
     names = {key: _content(value) for key, value in config.items() if key.endswith("_token") and _content(value)}
-    stops = {control[name] for name in _TURN_ENDS & control.keys()}
+    stops = set(ends_of_turns(control).values())
     stops |= {control[name] for name in (names.get("eos_token"),) if name in control}
     for source in ("generation_config.json", "config.json"):
         ends = read_json(folder / source).get("eos_token_id")
         stops |= {end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)}
-    return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops), names)
+    strips = Strips(
+        frozenset(index for index, token in added.items() if token.lstrip and index in control.values()),
+        frozenset(index for index, token in added.items() if token.rstrip and index in control.values()),
+    )
+    return TextCodec(LibrarySplitter(tokenizer), table, control, bos, frozenset(stops), names, strips)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,55 +119,53 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    splitter = str(file.get("tokenizer.ggml.pre", "default"))
-    merges = [tuple(merge.split(" ", 1)) for merge in _list(file, "tokenizer.ggml.merges", str)]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    for pair in merges:
-        if len(pair) != 2 or not {pair[0], pair[1], pair[0] + pair[1]} <= vocabulary.keys():
+def _by_merges(file: GgufFile, vocabulary: Vocabulary, name: str) -> Tokenizer:
+    """Merges in the order of the file's list, of bytes or (by the rules `name`) of characters."""
+    found, raw = rules(name), rules(name).raw
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    merges = []
+    for merge in metadata_list(file, "merges", str):
+        at = merge.find(" ", 1)
+        left, right = merge[: max(at, 0)], merge[at + 1 :]
+        if at < 0 or not {left, right, left + right} <= ids.keys():
             raise ModelError(
                 "bad_model",
-                f"{file.path.name} has the merge {' '.join(pair)!r} of tokens that "
-                "it does not list; fetch the model again.",
+                f"{file.path.name} has the merge {merge[:60]!r} of tokens that it does not list; fetch it again.",
             )
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rules(splitter).whole_first))
-    tokenizer.pre_tokenizer = pre_tokenizer(splitter)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
-    """Merges in the order of the merged token's score, as SentencePiece's byte-pair models join their pieces."""
-    scores: list[float] = _list(file, "tokenizer.ggml.scores", float)
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(scores) != len(tokens):
-        raise ModelError(
-            "bad_model", f"{file.path.name} lists {len(tokens)} tokens but {len(scores)} scores; fetch the model again."
-        )
-    merges: list[tuple[float, int, str, str]] = []
-    for index, token in enumerate(tokens):
-        if types[index] == 1:
-            halves = ((token[:at], token[at:]) for at in range(1, len(token)))
-            merges += [
-                (-scores[index], vocabulary[left], left, right)
-                for left, right in halves
-                if left in vocabulary and right in vocabulary
-            ]
-    merges.sort()
-    unknown = file.get("tokenizer.ggml.unknown_token_id")
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocabulary,
-            [(left, right) for _, _, left, right in merges],
-            unk_token=tokens[unknown] if isinstance(unknown, int) and unknown < len(tokens) else None,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
+        merges.append((left, right))
+    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=found.whole_first, byte_fallback=raw))
+    tokenizer.pre_tokenizer = pre_tokenizer(name)
+    whole = dict(vocabulary.whole)
+    if raw:
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        whole |= {token: at for token, at in ids.items() if len(token) > 1 and not token.strip("\n")}
+    else:
+        tokenizer.decoder = decoders.ByteLevel()
+    strips = vocabulary.strips
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, normalized=False, lstrip=at in strips.before, rstrip=at in strips.behind)
+            for token, at in whole.items()
+        ]
     )
-    spaces = normalizers.Replace(" ", SPACE)
-    prefixed = file.get("tokenizer.ggml.add_space_prefix", True)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
     return tokenizer
+
+
+def _by_score(file: GgufFile, vocabulary: Vocabulary) -> ScoreSplitter:
+    tokens, types = vocabulary.tokens, vocabulary.types
+    apart = {CONTROL, UNKNOWN, BYTE}
+    control = frozenset(vocabulary.control.values())
+    pieces = {token: at for at, token in enumerate(tokens) if token and types[at] not in apart and at not in control}
+    ids = {token: at for at, token in enumerate(tokens)}
+    letters = [ids.get(f"<0x{byte:02X}>", ids.get(chr(byte), -1) if byte < 128 else -1) for byte in range(256)]
+    return ScoreSplitter(
+        pieces,
+        vocabulary.scores,
+        letters,
+        vocabulary.ids.get("unknown"),
+        vocabulary.whole,
+        metadata_flag(file, "add_space_prefix", True),
+    )
 
 
 def _leading(tokenizer: Tokenizer) -> int | None:
@@ -195,10 +179,3 @@ def _content(value: Any) -> str:
     """A token of tokenizer_config.json: a text, or an object with its `content`."""
     text = value.get("content") if isinstance(value, Mapping) else value
     return text if isinstance(text, str) else ""
-
-
-def _list(file: GgufFile, key: str, kind: type, default: list[Any] | None = None) -> list[Any]:
-    value = file.get(key, default)
-    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value[:1]) or not value:
-        raise ModelError("bad_model", f"{file.path.name} has no list {key}; fetch or convert the model again.")
-    return value

@@ -41,6 +41,20 @@ class Encoder {
       const int32_t size = (int32_t)symbols_.size(), letter = tables_.letters[text[i]];
       if (letter >= 0) symbols_.push_back({letter, size - 1, size + 1});
     }
+    return merged(ids);
+  }
+
+  int64_t merge_symbols(const int32_t* given, int32_t length, int32_t* ids) {
+    symbols_.clear();
+    for (int32_t i = 0; i < length; i++) {
+      if (given[i] < 0) throw std::invalid_argument("a symbol of a text is negative");
+      symbols_.push_back({given[i], i - 1, i + 1});
+    }
+    return merged(ids);
+  }
+
+ private:
+  int64_t merged(int32_t* ids) {
     if (symbols_.empty()) return 0;
     symbols_.back().after = -1;
     for (size_t i = 0; i + 1 < symbols_.size(); i++) queue_pair((int32_t)i);
@@ -54,7 +68,6 @@ class Encoder {
     return count;
   }
 
- private:
   void queue_pair(int32_t at) {
     if (at < 0 || symbols_[(size_t)at].after < 0) return;
     const uint64_t pair = pair_of(symbols_[(size_t)at].id, symbols_[(size_t)symbols_[(size_t)at].after].id);
@@ -111,6 +124,18 @@ int64_t bpe_encode(const EdgedMerges& tables, const uint8_t* text, const int32_t
     if (lengths[i] < 0) throw std::invalid_argument("a piece of text has a negative length");
     count += encoder.encode(text, lengths[i], ids + count);
     text += lengths[i];
+  }
+  return count;
+}
+
+int64_t bpe_merge(const EdgedMerges& tables, const int32_t* symbols, const int32_t* lengths, int32_t pieces,
+                  int32_t* ids) {
+  Encoder encoder(tables);
+  int64_t count = 0;
+  for (int32_t i = 0; i < pieces; i++) {
+    if (lengths[i] < 0) throw std::invalid_argument("a piece of text has a negative length");
+    count += encoder.merge_symbols(symbols, lengths[i], ids + count);
+    symbols += lengths[i];
   }
   return count;
 }

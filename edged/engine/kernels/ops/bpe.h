@@ -10,4 +10,8 @@ namespace edged {
 int64_t bpe_encode(const EdgedMerges& tables, const uint8_t* text, const int32_t* lengths, int32_t pieces,
                    int32_t* ids);
 
+// The same for pieces of symbols, which are ids already: a token's, or any other where the tables pair it.
+int64_t bpe_merge(const EdgedMerges& tables, const int32_t* symbols, const int32_t* lengths, int32_t pieces,
+                  int32_t* ids);
+
 }  // namespace edged
