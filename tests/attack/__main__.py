@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.attack import format_bombs, parser_bombs
+from tests.attack import broker_restarts, format_bombs, parser_bombs
 from tests.attack.context import Attack, Check, Context
 from tests.support import ROOT, mosquitto
 
 ATTACKS: dict[str, Attack] = {
     "formats": format_bombs.run,
     "parsers": parser_bombs.run,
+    "restarts": broker_restarts.run,
 }
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 from tests.attack.context import Context
-from tests.attack.requester import Requester, ms, steady
+from tests.attack.requester import Requester, let_pass, ms, steady
 from tests.support import Client
 
 SETTLE = 20.0  # seconds for what was sent last
@@ -15,8 +14,9 @@ NOISE = 0.15  # seconds that a busy machine adds by itself
 
 
 def bomb(number: int, parts: int = 59) -> dict[str, Any]:
-    """A format that is refused after about a second, and another with each number."""
-    schema = {"type": "string", "title": f"t{number}", "allOf": [{"pattern": "(a|b)*a(a|b){10}"}] * parts}
+    """A format that is refused after about a second, and another with each number. Equal patterns would be cheap."""
+    conditions = [{"pattern": f"(a|b)*a(a|b){{10}}(c{part})?"} for part in range(parts)]
+    schema = {"type": "string", "title": f"t{number}", "allOf": conditions}
     return {"type": "json_schema", "schema": schema}
 
 
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
         attacker.settle(3 * bombs * one + SETTLE)
         reasons = attacker.reasons("b")
         context.check(
-            "each bomb is refused with a final, and no other harm is done",
+            "each bomb gets a final",
             f"{reasons} of {bombs}",
             held=sum(reasons.values()) == bombs and set(reasons) <= {"invalid", "busy"},
         )
@@ -63,10 +63,8 @@ def run(context: Context) -> None:
 
 def _wait(requester: Requester, name: str, seconds: float) -> None:
     """Send for so long, then wait for what is still open."""
-    until = time.monotonic() + seconds
     with steady(requester, name, 0.2, plain):
-        while (left := until - time.monotonic()) > 0:
-            requester.wait_for_message(left)
+        let_pass(seconds)
     requester.settle(SETTLE)
 
 

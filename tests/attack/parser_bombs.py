@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import time
 
 from tests.attack.context import Context
-from tests.attack.requester import Requester, ms, steady
+from tests.attack.requester import Requester, let_pass, ms, steady
 from tests.support import Client
 
 ANSWERED_WITHIN = 1.0  # seconds
@@ -44,14 +43,13 @@ def run(context: Context) -> None:
 
 def _attack(context: Context, attacker: Requester, count: int, large: int) -> None:
     """Spread over the time there is, so that it is the cost of each that counts and not the length of a backlog."""
-    pace = threading.Event()
     nasty = _nasty(context.rng, large)
     for number in range(count):
         attacker.send("attacker", QUADRATIC, qos=0)
         if number % (count // len(nasty)) == 0 and nasty:
             attacker.send("attacker", nasty.pop(), qos=0)
         if number % 20 == 19:
-            pace.wait(20 * min(context.seconds, 12.0) / count)
+            let_pass(20 * min(context.seconds, 12.0) / count)
 
 
 def _nasty(rng: random.Random, large: int) -> list[bytes]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from paho.mqtt.client import MQTTMessage
+
 from tests.support import Client, as_json
 
 Body = Callable[[int], dict[str, Any]]
@@ -58,10 +60,14 @@ class Requester(Client):
             while (left := until - time.monotonic()) > 0 and len(self.answers()) < len(self.sent):
                 self._changed.wait(min(left, 0.5))
 
-    def wait_for_message(self, seconds: float) -> None:
-        """Wait for whatever comes next, at most so long."""
+    def seen_within(self, matches: Callable[[MQTTMessage], Any], seconds: float) -> bool:
+        """Whether a message, old or new, matches within so long."""
+        until = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait(seconds)
+            while not any(map(matches, self.messages)):
+                if (left := until - time.monotonic()) <= 0 or not self._changed.wait(left):
+                    return any(map(matches, self.messages))
+        return True
 
     def latencies(self, prefix: str = "") -> list[float]:
         """Seconds from prompt to final, sorted, of the ids that begin like this; without a final: infinite."""
@@ -96,6 +102,12 @@ def steady(requester: Requester, name: str, every: float, body: Body) -> Iterato
     finally:
         ended.set()
         thread.join()
+
+
+def let_pass(seconds: float) -> None:
+    """Part of an attack is that time goes by: nothing is waited for."""
+    if seconds > 0:
+        threading.Event().wait(seconds)
 
 
 def quantile(values: list[float], part: float) -> float:
