@@ -64,7 +64,7 @@ class Requester(Client):
         """Whether a message, old or new, matches within so long."""
         until = time.monotonic() + seconds
         with self._changed:
-            while not any(map(matches, self.messages)):
+            while not any(map(matches, reversed(self.messages))):
                 if (left := until - time.monotonic()) <= 0 or not self._changed.wait(left):
                     return any(map(matches, self.messages))
         return True
