@@ -70,8 +70,8 @@ class Requester(Client):
         return True
 
     def latencies(self, prefix: str = "") -> list[float]:
-        """Seconds from prompt to final, sorted, of the ids that begin like this; without a final: infinite."""
-        answers = self.answers()
+        """Seconds from prompt to answer, sorted, of the ids that begin like this; unanswered or refused: infinite."""
+        answers = {key: it for key, it in self.answers().items() if it[1]["reason"] in ("stop", "length")}
         return sorted(answers[key][0] if key in answers else math.inf for key in self.sent if key.startswith(prefix))
 
     def reasons(self, prefix: str = "") -> dict[str, int]:
