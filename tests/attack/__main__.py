@@ -13,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.attack import abusers, broker_restarts, format_bombs, full_disk, parser_bombs, state_dir_gone
+from tests.attack import abusers, broker_restarts, damaged_files, format_bombs, full_disk, parser_bombs, state_dir_gone
 from tests.attack.context import Attack, Check, Context
 from tests.support import ROOT, mosquitto
 
 ATTACKS: dict[str, Attack] = {
+    "files": damaged_files.run,
     "formats": format_bombs.run,
     "fairness": abusers.run,
     "parsers": parser_bombs.run,

@@ -30,7 +30,7 @@ def plain(number: int) -> dict[str, Any]:
 
 def run(context: Context) -> None:
     """See the module."""
-    bombs = 62 if not context.short else 4
+    bombs = 62 if not context.short else 3
     context.done = f"{bombs} bombs at priority 9 of one requester"
     with context.broker() as broker, context.device(broker, fake=False) as device:
         watch = Client(broker.port).subscribe(f"{device.root}/#")
