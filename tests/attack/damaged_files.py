@@ -142,7 +142,12 @@ def _try(watch: Requester, device: Device, base: Path, file: str, damage: _Damag
     watch.send("me", {"id": new, "prompt": "say:new"})
     readable = _readable(base / "journal.db", pages if file == "journal.db" else set())
     watch.seen_within(lambda _: {new, *readable} <= watch.answers().keys(), 10)
-    return _wrong(watch, new, readable, lossy=file == "journal.db")
+    if wrong := _wrong(watch, new, readable):
+        return wrong
+    lost = {f"open{number}" for number in range(OPEN // 2)} - watch.answers().keys()
+    to_report = lost if file == "journal.db" else damage is _truncate and file == "layers.json"
+    reported = watch.seen_within(lambda m: "damaged" in as_json(m).get("code", ""), 2 if to_report else 0)
+    return f"a loss is not reported ({file}, {len(lost)} prompts)" if to_report and not reported else ""
 
 
 def _readable(journal: Path, pages: set[int]) -> set[str]:
@@ -156,8 +161,8 @@ def _readable(journal: Path, pages: set[int]) -> set[str]:
     return found
 
 
-def _wrong(watch: Requester, new: str, readable: set[str], *, lossy: bool) -> str:
-    """What the answers and documents show that must not be."""
+def _wrong(watch: Requester, new: str, readable: set[str]) -> str:
+    """What the answers show that must not be."""
     answers = {key: document for key, (_, document) in watch.answers().items()}
     if answers.get(new, {}).get("reason") != "stop":
         return f"a new prompt got {answers.get(new, {}).get('reason', 'nothing')}"
@@ -167,8 +172,4 @@ def _wrong(watch: Requester, new: str, readable: set[str], *, lossy: bool) -> st
         said = f"marker-{int(key[4:]):03}. " if key.startswith("open") else "new " if key == new else "fine "
         if document["reason"] != "stop" or document["text"] != said:
             return f"{key} got {document['reason']} with the text {document['text']!r}"
-    lost = {f"open{number}" for number in range(OPEN // 2)} - answers.keys()
-    events = [as_json(m).get("code", "") for m in watch.messages if m.topic.endswith("/event")]
-    if lossy and lost and not any("damaged" in code for code in events):
-        return f"{len(lost)} prompts are lost and no event says so"
     return ""
