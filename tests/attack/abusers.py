@@ -107,6 +107,9 @@ def _judge(context: Context, before: Requester, during: Requester) -> None:
     context.check("none of the victim's prompts is refused", f"{refused or 0} of {len(during.sent)}", held=not refused)
     own, worst = quantile(before.latencies(), 0.99), quantile(during.latencies(), 0.99)
     limit = max(FACTOR * own, own + NOISE)
+    if context.short:  # a few prompts, on a machine that may have other work: that none is starved
+        context.check(f"each is answered within {SETTLE:.0f} s", _figures(during), held=worst < SETTLE)
+        return
     context.check(
         f"its p99 is at most {FACTOR:.0f} times what it is without abusers: {ms(limit)}",
         f"without: {_figures(before)}; with: {_figures(during)}",

@@ -113,16 +113,16 @@ def _while_full(context: Context, watch: Requester, device: Device) -> None:
 
 
 def _with_room(context: Context, watch: Requester, device: Device) -> None:
-    gone = not _wait_for_finding(watch, present=False, seconds=30)
     watch.publish(f"{device.root}/config", {"revision": 2, "settings": {"generation": {"max_tokens": 34}}}, retain=True)
     applied = watch.seen_within(lambda m: _reported(m, 2) == "applied", 10)
     (device.control / "go").touch()
     watch.send("later", {"id": "after", **LARGE})
     watch.settle(20)
+    gone = not _wait_for_finding(watch, present=False, seconds=15)
     reasons = watch.reasons("after") | watch.reasons("before")
     lost = [key for key in watch.sent if key not in watch.answers()]
     context.check(
-        "with room again the finding ends, a layer is applied, and everything is answered",
+        "with room again a layer is applied, everything is answered, and then the finding ends",
         f"finding {'gone' if gone else 'still there'}, layer {'applied' if applied else 'not applied'}, "
         f"{reasons}, without an answer: {', '.join(lost) or 'none'}",
         held=gone and applied and not lost and set(reasons) <= {"stop", "length"},
