@@ -110,20 +110,23 @@ class Admission:
     def _decide(self, messages: list[tuple[str, Arrived]], *, record: bool) -> list[tuple[Decision, int]]:
         """Decisions about the first of these messages, at least one, with the prompts' sequence numbers.
 
-        Those after one that displaces another prompt are decided once that is done. Without `record` nothing is
-        written, and no prompt accepted.
+        Where the queue is full a batch ends, so that the next decision sees all that came before. Without `record`
+        nothing is written, and no prompt accepted.
         """
         decided: list[tuple[Decision, int]] = []
         accepted: Counter[str] = Counter()
         for requester, message in messages:
+            if accepted and self._is_full(accepted):
+                break
             conditions = self._conditions(requester, accepted, None if record else _NOT_STORED)
             decision = self._rules.prompt(requester, message, conditions)
             decided.append((decision, self._record(decision) if record else self._seq(decision)))
             if isinstance(decision, Accept):
                 accepted[requester] += 1
-                if decision.displaces:
-                    break
         return decided
+
+    def _is_full(self, accepted: Mapping[str, int]) -> bool:
+        return self._queue.open + sum(accepted.values()) >= self._config.in_force.settings.limits.queue
 
     def _conditions(
         self, requester: str, accepted: Mapping[str, int] | None = None, not_stored: str | None = None
@@ -132,17 +135,15 @@ class Admission:
         in_force, new = self._config.in_force, accepted or {}
         limits = in_force.settings.limits
         mine = new.get(requester, 0)
-        open_prompts = self._queue.open + sum(new.values())
-        full = open_prompts >= limits.queue
         return Conditions(
             settings=in_force.settings,
             revisions=in_force.revisions,
             unavailable=not_stored or self._unavailable(),
-            open_prompts=open_prompts,
+            open_prompts=self._queue.open + sum(new.values()),
             at=self._wall(),
             own_open=self._queue.open_of(requester) + mine,
             rate_spent=self._rate.is_spent(requester, limits.per_requester.of(requester).prompts_per_minute, mine),
-            may_displace=full and not new and self._queue.to_displace(requester) is not None,
+            may_displace=self._is_full(new) and self._queue.to_displace(requester) is not None,
         )
 
     def _record(self, decision: Decision) -> int:

@@ -2,9 +2,11 @@
 
 Fair queueing after start-time fair queueing (Goyal, Vin, Cheng 1996) and Linux's CFS. Each requester has a virtual
 time: the tokens it was charged for, where one token of priority p counts 2^(5 - p) times (a better priority costs
-more). A requester that comes back after a pause starts at most CREDIT behind the others. From how far it is ahead of
-the requester that was served least follows a penalty in priority levels, so that a flood, at whatever priority, ranks
-behind someone who asks now and then. Waiting makes the penalty smaller again (ageing): nothing starves.
+more). A requester that comes back after a pause starts at most CREDIT behind the others. A prompt's level is that of
+its priority and two penalties of its requester: for what it had more than the requester that was served least, and for
+many open prompts. So a flood, at whatever priority, ranks behind someone who asks now and then, and requesters who do
+alike have the same level, which the engine computes together. Waiting makes the penalties smaller again (ageing):
+nothing starves.
 
 Every operation costs O(log n) at most, but for the refresh. `now` is monotonic seconds. One thread owns it.
 """
@@ -17,14 +19,16 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
-from edged.core.prompt import DEFAULT_PRIORITY
+from edged.core.prompt import DEFAULT_PRIORITY, LEVELS_PER_PRIORITY
 
-# Tokens ahead of the least served requester that cost no level; each doubling costs one more. Requesters who take turns
-# stay within it, so their sequences have one level and are computed in one batch.
+# Tokens ahead of the least served requester that cost nothing; each doubling costs the levels of one priority more.
+# Requesters who take turns stay within it.
 QUOTA: Final = 2048
-CREDIT: Final = 131_072  # tokens that a requester may be behind the others after a pause: 7 levels
-MAX_LEVEL: Final = 19
-AGEING_SECONDS: Final = 15.0  # of waiting take one level of the penalty away
+CREDIT: Final = 131_072  # tokens that a requester may be behind the others after a pause: 7 doublings
+FEW_OPEN: Final = 2  # prompts of a requester who asks now and then
+MANY_OPEN_PENALTY: Final = 3  # levels for a requester who has more open: computed when no other waits
+MAX_LEVEL: Final = 40
+AGEING_SECONDS: Final = 8.0  # of waiting take one level of the penalties away
 MAX_IDLE: Final = 4096  # requesters without open prompts that are remembered, the newest
 REFRESH_SECONDS: Final = 1.0  # the ranks of waiting requesters are computed anew after so long
 
@@ -123,8 +127,11 @@ class FairQueue:
             self._leave(known, entry)
         self._rank(known, now)
 
-    def take_next(self, now: float) -> int | None:
-        """The next prompt, which from now on runs; None where each requester that waits has its share running."""
+    def take_next(self, now: float, below: int | None = None) -> int | None:
+        """The next prompt, which from now on runs; None where each requester that waits has its share running.
+
+        `below`: only a prompt of a better level than this one.
+        """
         self._refresh(now)
         while self._ranks:
             rank, name = heappop(self._ranks)
@@ -132,6 +139,9 @@ class FairQueue:
             if known is None or known.rank != rank:
                 continue
             known.rank = self._rank_of(known, now)
+            if known.rank == rank and below is not None and rank[0] >= below:
+                self._push_rank(known)
+                return None
             if known.rank == rank:
                 return self._start(known, now)
             self._push_rank(known)  # others came or were served since it was computed
@@ -157,7 +167,7 @@ class FairQueue:
     # ---- questions --------------------------------------------------------------------------------------------------
 
     def level(self, seq: int, now: float) -> int:
-        """How urgent a prompt is now: 0 (first) to MAX_LEVEL; its priority, worse where its requester had much."""
+        """How urgent a prompt is now: 0 (first) to MAX_LEVEL."""
         entry = self._entries[seq]
         return self._level(self._requesters[entry.requester], entry.priority, now - entry.arrived)
 
@@ -250,8 +260,11 @@ class FairQueue:
         self._advance()
         least = self._least[0][0] if self._least else known.virtual
         ahead = max(0.0, known.virtual - least)
-        penalty = int(ahead // QUOTA).bit_length()
-        return min(MAX_LEVEL, priority + max(0, penalty - int(max(0.0, waited) / AGEING_SECONDS)))
+        penalty = LEVELS_PER_PRIORITY * int(ahead // QUOTA).bit_length()
+        if known.open > FEW_OPEN:
+            penalty += MANY_OPEN_PENALTY
+        aged = max(0, penalty - int(max(0.0, waited) / AGEING_SECONDS))
+        return min(MAX_LEVEL, LEVELS_PER_PRIORITY * priority + aged)
 
     def _rank(self, known: _Requester, now: float) -> None:
         known.rank = self._rank_of(known, now)

@@ -53,6 +53,9 @@ class JournalMaintenance:
                 if self._journal.reattach():
                     self._config.store()
             self._queue.retry_unstored()
+            if self._journal.write_error is not None:
+                with suppress(sqlite3.Error):  # whether there is space again
+                    self._journal.set_fact("wall_floor", self._wall.reliable())
         if now - self._deleted_at > _DELETE_EVERY:
             self._deleted_at = now
             with suppress(sqlite3.Error):  # retried in a minute

@@ -22,7 +22,7 @@ class OpenPrompt:
     submitted: bool = False
     """Whether the worker has it."""
     level: int = 0
-    """How urgent it is there: 0 (first) to 19."""
+    """How urgent it is there: 0 (first) to 40."""
     preparing: bool = False
     started_at: float | None = None
     first_token_at: float | None = None

@@ -27,7 +27,8 @@ from edged.fleet.desired import DesiredConfig
 from edged.wire import replies as wire
 from edged.worker import frames
 
-MAX_SUBMITTED = 64  # sequences that the worker has at a time
+SUBMITTED = 16  # sequences that the worker has at a time: more are computed no faster, and waiting ones can be ordered
+MAX_SUBMITTED = 64  # the same with those that are more urgent than one that the worker has
 CRASHES_ALLOWED = 1
 LEVELS_EVERY = 1.0  # seconds between two looks at how urgent the submitted prompts are
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
@@ -211,7 +212,12 @@ class PromptQueue:
                 self._order.start(seq, now)
                 self._submit(self._prompts[seq])
             return
-        while len(self._submitted) < MAX_SUBMITTED and (following := self._order.take_next(now)) is not None:
+        while len(self._submitted) < MAX_SUBMITTED:
+            full = len(self._submitted) >= SUBMITTED
+            worst = max((prompt.level for prompt in self._submitted.values()), default=0) if full else None
+            following = self._order.take_next(now, worst)
+            if following is None:
+                return
             self._submit(self._prompts[following])
 
     def _submit(self, prompt: OpenPrompt) -> None:

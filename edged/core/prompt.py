@@ -14,6 +14,7 @@ Reason = Literal[
     "stop", "length", "cancelled", "expired", "busy", "too_long", "invalid", "poisoned", "unavailable", "failed"
 ]
 DEFAULT_PRIORITY = 5
+LEVELS_PER_PRIORITY = 2  # of the engine's levels of urgency; sequences one level apart are computed together
 
 
 class Turn(msgspec.Struct, frozen=True):

@@ -71,7 +71,7 @@ class Engine:
         self._formats.check(wanted)
 
     def add(self, key: str, request: Request, level: int | None = None) -> None:
-        """Queues a request under a key that is not in use. `level`: how urgent it is, 0 first; None: its priority.
+        """Queues a request under a key that is not in use. `level`: how urgent it is, 0 first; None: by its priority.
 
         Raises PromptRefused `too_long` for a prompt that fills the context alone, `invalid` for what cannot be run.
         """

@@ -10,6 +10,7 @@ than the check.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def main() -> None:
     """The child: a grammar on standard input, the error as JSON on standard output."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # the worker's is 600
+    os.nice(19)  # the model computes meanwhile
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

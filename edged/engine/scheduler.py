@@ -1,6 +1,7 @@
 """Which sequences are computed next, and how much of each.
 
-- Only the most urgent level that has sequences is served: the prompt's priority, unless the caller says otherwise.
+- Only sequences of the most urgent level and of the next are computed. A priority is two levels, so those of a better
+  priority are computed alone; requesters who get about the same share a batch (the agent sets levels).
 - Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
   shorter then; prompts are prefilled in turns, chunk by chunk. So a reply is never delayed by more than a chunk.
 - Where no prompt is to be prefilled, drafts (`speculation.py`) may follow each token; else a few tokens of each come
@@ -31,6 +32,7 @@ MIXED_CHUNK_SECONDS: Final = 1.0  # the same where replies wait for it
 FIRST_CHUNK: Final = 32  # tokens of the first chunk of all, which shows how fast this board is
 MIN_CHUNK: Final = 8  # tokens of any, as reading the weights alone may take longer than a chunk should,
 MIN_CHUNK_SECONDS: Final = 15.0  # unless they take so many seconds
+SHARED_LEVELS: Final = 1  # less urgent than the most urgent sequence, and computed with it
 QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
 
 
@@ -76,18 +78,18 @@ class Scheduler:
         self._free_slot(sequence)
 
     def schedule(self) -> Batch:
-        """What to compute next: all of the best class that decode and one of it that prefills; empty without any."""
+        """What to compute next: all urgent ones that decode and the most urgent that prefills; empty without any."""
         if not self._queue:
             return Batch()
         best = min(sequence.level for sequence in self._queue)
-        members = [sequence for sequence in self._queue if sequence.level == best]
+        members = [sequence for sequence in self._queue if sequence.level <= best + SHARED_LEVELS]
         self._admit([sequence for sequence in members if sequence.slot is None])
         running = [sequence for sequence in members if sequence.slot is not None]
         prefilling = [sequence for sequence in running if sequence.prefilling]
         if not prefilling:
             return self._decode(running)
         decoding = [Work(sequence, 1) for sequence in running if not sequence.prefilling]
-        chunk = self._prefill(prefilling[0], self._max_chunk(mixed=bool(decoding)))
+        chunk = self._prefill(min(prefilling, key=lambda s: s.level), self._max_chunk(mixed=bool(decoding)))
         return Batch((*decoding, chunk))
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
@@ -162,7 +164,7 @@ class Scheduler:
             sequence
             for sequence in self._queue
             if sequence.slot is not None
-            and (sequence.level > level or sequence.slot_tokens >= quantum(sequence.computed))
+            and (sequence.level > level + SHARED_LEVELS or sequence.slot_tokens >= quantum(sequence.computed))
         ]
         return max(candidates, key=lambda sequence: (sequence.level, sequence.slot_tokens), default=None)
 

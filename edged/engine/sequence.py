@@ -7,7 +7,7 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 import numpy.typing as npt
 
-from edged.core.prompt import Failure, Final, Reason, Request, Usage
+from edged.core.prompt import LEVELS_PER_PRIORITY, Failure, Final, Reason, Request, Usage
 from edged.engine.backends.base import Decoding, Slice
 from edged.engine.constraint import Constraint
 from edged.engine.detokenizer import TextStream
@@ -24,7 +24,7 @@ class Sequence:
     def __init__(self, key: str, request: Request, prompt: Tokens[int], constraint: Constraint | None = None) -> None:
         self.key = key
         self.request = request
-        self.level = request.priority  # how urgent it is, 0 first
+        self.level = LEVELS_PER_PRIORITY * request.priority  # how urgent it is, 0 first
         self.prompt_length = len(prompt)
         self.tokens = list(prompt)
         self.computed = 0

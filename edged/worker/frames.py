@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Request
+from edged.core.prompt import DEFAULT_PRIORITY, LEVELS_PER_PRIORITY, Final, ModelInfo, Request
 
 MAX_FRAME = 64_000_000
 _PEEK = socket.MSG_PEEK | socket.MSG_WAITALL
@@ -33,13 +33,13 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 class Add(msgspec.Struct, frozen=True, tag="add"):
     """Answer this prompt; `key` names it in every frame about it.
 
-    `requester` shares what is done one at a time (checks of formats); `level` is how urgent it is: 0 (first) to 19.
+    `requester` shares what is done one at a time (checks of formats); `level` is how urgent it is: 0 (first) to 40.
     """
 
     key: str
     request: Request
     requester: str = ""
-    level: int = DEFAULT_PRIORITY
+    level: int = LEVELS_PER_PRIORITY * DEFAULT_PRIORITY
 
 
 class SetLevel(msgspec.Struct, frozen=True, tag="set_level"):

@@ -168,6 +168,17 @@ def test_a_flood_gives_a_place_in_a_full_queue_to_another_requester(bench: Bench
     assert [("c", "busy", "queue_full"), ("5", "busy", "queue_full")] == outcome(bench)[3:]
 
 
+def test_a_flood_in_the_same_batch_does_not_fill_the_queue_for_others(bench: Bench) -> None:
+    bench.settings = limited(queue=4)
+    bench.worker.replaced = True
+    batch = [("flood", message({"id": f"{i}", "prompt": "x"})) for i in range(4)]
+    batch += [("me", message({"id": "a", "prompt": "x"}))]
+    answers = bench.admission.process_prompts(batch)
+    assert [None] * 5 == answers
+    assert [("3", "busy", "displaced")] == outcome(bench)
+    assert ["0", "1", "2", "a"] == [entry.job.id for entry in bench.journal.open_entries()]
+
+
 def test_a_plain_text_prompt_gets_a_made_up_id(bench: Bench) -> None:
     bench.arrive(message(b"hello"), message(b"hello"))
     first, second = bench.journal.open_entries()

@@ -31,11 +31,11 @@ def test_one_requesters_prompts_are_served_by_priority_then_in_order() -> None:
 
 def test_requesters_of_one_priority_take_turns() -> None:
     queue = FairQueue(lambda _: 3)
-    for seq in range(4):
+    for seq in range(6):
         queue.add(seq, "flood", 5, 100, 0.0)
-    for seq in range(10, 12):
+    for seq in range(10, 16):
         queue.add(seq, "other", 5, 100, 0.0)
-    assert [0, 10, 1, 11, 2, 3] == served(queue, 6)
+    assert [0, 10, 1, 11] == served(queue, 4)
 
 
 def test_a_flood_at_the_best_priority_ranks_behind_one_who_asks_now_and_then() -> None:
@@ -44,8 +44,8 @@ def test_a_flood_at_the_best_priority_ranks_behind_one_who_asks_now_and_then() -
         queue.add(seq, "flood", 0, 200, 0.0)
     served(queue, 50)
     queue.add(1000, "rare", 5, 20, 1.0)
-    assert 5 == queue.level(1000, 1.0)
-    assert queue.level(60, 1.0) > 5
+    assert 10 == queue.level(1000, 1.0)
+    assert queue.level(60, 1.0) > 11
     assert [1000] == served(queue, 1, 1.0)
     assert [50] == served(queue, 1, 1.0)
 
@@ -76,9 +76,9 @@ def test_waiting_takes_the_penalty_away_but_gives_no_better_priority_than_asked(
     queue.add(1, "heavy", 5, 10, 0.0)
     queue.add(2, "light", 5, 10, 0.0)
     first = queue.level(1, 0.0)
-    assert first > 5
+    assert first > 11
     assert first - 1 == queue.level(1, AGEING_SECONDS)
-    assert 5 == queue.level(1, 100 * AGEING_SECONDS)
+    assert 10 == queue.level(1, 100 * AGEING_SECONDS)
 
 
 def test_a_pause_gives_a_bounded_credit() -> None:
@@ -118,6 +118,15 @@ def test_a_certain_prompt_may_be_started_first() -> None:
     assert [0, 1, None] == [queue.take_next(0.0) for _ in range(3)]
 
 
+def test_only_a_more_urgent_prompt_is_given_where_that_is_asked() -> None:
+    queue = FairQueue(lambda _: 3)
+    queue.add(0, "a", 5, 10, 0.0)
+    assert [None, None] == [queue.take_next(0.0, below) for below in (9, 10)]
+    queue.add(1, "b", 3, 10, 0.0)
+    assert [1, None] == [queue.take_next(0.0, 10) for _ in range(2)]
+    assert 0 == queue.take_next(0.0)
+
+
 def test_what_was_put_back_is_served_at_its_old_place_and_not_charged_twice() -> None:
     queue = FairQueue(lambda _: 3)
     queue.add(0, "a", 5, 5000, 0.0)
@@ -125,8 +134,7 @@ def test_what_was_put_back_is_served_at_its_old_place_and_not_charged_twice() ->
     queue.add(2, "b", 5, 300, 0.0)
     assert 0 == queue.take_next(0.0)
     queue.put_back(0, 0.0)
-    assert 3 == queue.waiting
-    assert 5 == queue.level(0, 0.0)
+    assert (3, 10) == (queue.waiting, queue.level(0, 0.0))
     assert [0, 2, 1] == served(queue, 3)
 
 
@@ -137,20 +145,29 @@ def test_what_a_prompt_took_in_fact_is_what_counts() -> None:
     queue.remove(0, 0.0, cost=10)
     queue.add(1, "a", 5, 10, 0.0)
     queue.add(2, "b", 5, 10, 0.0)
-    assert 5 == queue.level(1, 0.0)
+    assert 10 == queue.level(1, 0.0)
 
 
 def test_requesters_who_ask_alike_have_one_level() -> None:
-    """What is computed in one batch has one level; turns keep equal requesters within a quota."""
+    """The engine computes such ones in one batch; turns keep equal requesters within a quota."""
     queue = FairQueue(lambda _: 3)
     for seq in range(200):
         queue.add(seq, "abcdefgh"[seq % 8], 5, 100 + seq % 7 * 100, 0.0)
     running = []
-    for _ in range(150):
+    for _ in range(120):
         while len(running) < 16 and (seq := queue.take_next(0.0)) is not None:
             running.append(seq)
-        assert {5} == {queue.level(seq, 0.0) for seq in running}
+        assert {13} == {queue.level(seq, 0.0) for seq in running}
         queue.remove(running.pop(0), 0.0)
+
+
+def test_who_has_one_prompt_open_comes_before_who_has_many() -> None:
+    queue = FairQueue(lambda _: 3)
+    for seq in range(3):
+        queue.add(seq, "many", 5, 10, 0.0)
+    queue.add(3, "one", 5, 10, 0.0)
+    assert (13, 10) == (queue.level(0, 0.0), queue.level(3, 0.0))
+    assert 3 == queue.take_next(0.0)
 
 
 def test_the_position_counts_turns() -> None:

@@ -230,3 +230,25 @@ def test_length_is_an_answer(bench: Bench) -> None:
     bench.finished(bench.accept("a"), "half", "length")
     assert bench.replies.finals[0]["reason"] == "length"
     assert "error" not in bench.replies.finals[0]
+
+
+def test_a_more_urgent_prompt_is_submitted_beside_as_many_as_are_computed_at_a_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits can be ordered, what was submitted only has a level; a flood must not keep others from the worker."""
+    monkeypatch.setattr("edged.agent.prompt_queue.SUBMITTED", 2)
+    for number in range(6):
+        bench.accept(f"{number}", requester="ab"[number % 2], priority=5)
+    assert ["1", "2"] == bench.worker.added
+    bench.accept("rare", requester="c", priority=5)
+    bench.accept("late", requester="d", priority=9)
+    assert ["1", "2", "7"] == bench.worker.added
+
+
+def test_what_becomes_less_urgent_in_the_worker_is_reported_to_it(bench: Bench) -> None:
+    """A requester that had much ranks behind one that comes new; its running prompts get another level."""
+    first = bench.accept("a", requester="flood", priority=0, max_tokens=1_000_000)
+    bench.accept("b", requester="rare", priority=5, max_tokens=10)
+    levels = [frame for frame in bench.worker.frames if isinstance(frame, frames.SetLevel)]
+    assert [str(first)] == [frame.key for frame in levels]
+    assert levels[0].level > 11

@@ -186,17 +186,25 @@ def test_a_better_class_goes_first(engine: Engine, backend: FakeBackend) -> None
     assert {f"worse{index}" for index in range(4)} == set(finals)
 
 
+def test_sequences_one_level_apart_are_computed_together(engine: Engine, backend: FakeBackend) -> None:
+    for key, level in (("a", 3), ("b", 4), ("c", 5)):
+        engine.add(key, raw("go", max_tokens=200), level=level)
+    for _ in range(10):
+        engine.step()
+    assert {"a", "b"} == {key for _ in range(20) for key, _ in engine.step()}
+
+
 def test_a_level_may_change_while_a_sequence_runs(engine: Engine, backend: FakeBackend) -> None:
     """What became less urgent waits until nothing more urgent is there."""
     for key in ("a", "b"):
         engine.add(key, raw("go", priority=5, max_tokens=200), level=3)
     for _ in range(20):
         engine.step()
-    engine.set_level("a", 4)
+    engine.set_level("a", 5)
     engine.set_level("unknown", 0)
     seen = [key for _ in range(20) for key, _ in engine.step()]
     assert {"b"} == set(seen)
-    engine.set_level("a", 2)
+    engine.set_level("a", 1)
     seen = [key for _ in range(20) for key, _ in engine.step()]
     assert {"a"} == set(seen)
     finals = {key: events[-1] for key, events in drain_loose(engine).items()}
