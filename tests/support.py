@@ -71,8 +71,17 @@ class Broker:
 
     def forget_session(self, client_id: str) -> None:
         """Drop what the broker keeps for a client: its subscriptions and the messages that wait for it."""
+        self._come_and_go(client_id, clean_start=True)
+
+    def take_over(self, client_id: str) -> None:
+        """Connect with a client's id as another board of that name does, which keeps the session, and leave."""
+        keeps = Properties(PacketTypes.CONNECT)
+        keeps.SessionExpiryInterval = 3600
+        self._come_and_go(client_id, clean_start=False, properties=keeps)
+
+    def _come_and_go(self, client_id: str, **how: Any) -> None:
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
-        client.connect("127.0.0.1", self.port, clean_start=True)
+        client.connect("127.0.0.1", self.port, **how)
         while client.loop(timeout=0.1) == mqtt.MQTT_ERR_SUCCESS and not client.is_connected():
             pass
         client.disconnect()

@@ -43,6 +43,7 @@ class RefusalToken(NamedTuple):
 
     requester: str
     prompt_id: str
+    body: bytes
 
 
 class Admission:
@@ -179,12 +180,12 @@ class Admission:
                 self._on_bad_request(why)
         return None
 
-    def _is_refused(self, requester: str, prompt_id: str) -> bool:
-        return self._replies.is_on_its_way(RefusalToken(requester, prompt_id))
+    def _is_refused(self, requester: str, prompt_id: str, body: bytes) -> bool:
+        return self._replies.is_on_its_way(RefusalToken(requester, prompt_id, body))
 
     def _refuse(self, refuse: Refuse) -> Publication:
         self.refused += 1
-        token = RefusalToken(refuse.requester, refuse.prompt_id)
+        token = RefusalToken(refuse.requester, refuse.prompt_id, refuse.body)
         return self._replies.final(refuse.to, refuse.prompt_id, self._final(refuse), token)
 
     def _repeat(self, repeat: Repeat) -> None:

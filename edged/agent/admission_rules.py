@@ -34,6 +34,7 @@ class Refuse(msgspec.Struct, frozen=True):
     requester: str
     to: ReplyTo
     prompt_id: str
+    body: bytes
     reason: Reason
     code: str
     message: str
@@ -104,13 +105,14 @@ def generated_id() -> str:
 
 
 class AdmissionRules:
-    """See the module. `find` looks up (requester, id) in the journal, `is_refused` in the finals on their way."""
+    """See the module. `find` looks up (requester, id) in the journal, `is_refused` (requester, id, body) among
+    the finals on their way."""
 
     def __init__(
         self,
         topics: Topics,
         find: Callable[[str, str], Entry | None],
-        is_refused: Callable[[str, str], bool],
+        is_refused: Callable[[str, str, bytes], bool],
         make_id: Callable[[], str] = generated_id,
     ) -> None:
         self._topics = topics
@@ -138,7 +140,7 @@ class AdmissionRules:
         body = body_digest(message.payload)
         if prompt.named and (known := self._find(requester, prompt.id)) is not None:
             return _again(known, to, body, stream=job.stream)
-        if prompt.named and self._is_refused(requester, prompt.id):
+        if prompt.named and self._is_refused(requester, prompt.id, body):
             return Refused()
         if (refusal := _refusal(job, prompt, message, now)) is not None:
             return self._refuse(requester, prompt.id, message, now, refusal)
@@ -153,7 +155,7 @@ class AdmissionRules:
         to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
         if self._find(requester, prompt_id) is not None:
             return Conflict(to, prompt_id)
-        return Refuse(requester, to, prompt_id, "invalid", "later", why)
+        return Refuse(requester, to, prompt_id, body_digest(message.payload), "invalid", "later", why)
 
     def unreadable(self, requester: str, message: Arrived, why: str) -> Decision:
         """Decide about a message whose properties and body cannot be read: it is answered under a generated id."""
@@ -162,7 +164,7 @@ class AdmissionRules:
         prompt_id = self._make_id()
         to = self._default(requester, prompt_id, message)
         sentence = f"the message cannot be read ({why}); send it without it"
-        return Refuse(requester, to, prompt_id, "invalid", "unreadable", sentence)
+        return Refuse(requester, to, prompt_id, body_digest(message.payload), "invalid", "unreadable", sentence)
 
     def cancel(self, requester: str, message: Arrived) -> Cancel | Ignore:
         """Decide about a message of a cancel topic."""
@@ -180,9 +182,11 @@ class AdmissionRules:
         to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
         if (known := self._find(requester, prompt_id)) is not None:
             return _again(known, to, body_digest(message.payload), stream=known.job.stream)
-        if self._is_refused(requester, prompt_id):
+        if self._is_refused(requester, prompt_id, body_digest(message.payload)):
             return Refused()
-        return Refuse(requester, to, prompt_id, refusal.reason, refusal.code, refusal.message)
+        return Refuse(
+            requester, to, prompt_id, body_digest(message.payload), refusal.reason, refusal.code, refusal.message
+        )
 
     def _reply_to(self, requester: str, prompt_id: str, message: Arrived, now: Conditions) -> ReplyTo | None:
         """Where the answer goes; None where the Response Topic is not allowed."""

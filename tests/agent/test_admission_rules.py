@@ -47,7 +47,9 @@ def test_a_decision_changes_nothing() -> None:
 def test_a_refusal_names_where_it_goes_and_why() -> None:
     full = msgspec.structs.replace(NOW, open_prompts=2)
     why = "2 prompts wait already (limits.queue); send it again after retry_after_ms"
-    assert Refuse("me", DEFAULT, "a", "busy", "queue_full", why) == rules().prompt("me", PROMPT, full)
+    assert Refuse("me", DEFAULT, "a", body_digest(PROMPT.payload), "busy", "queue_full", why) == rules().prompt(
+        "me", PROMPT, full
+    )
 
 
 def test_a_known_id_is_a_repeat_or_a_conflict() -> None:

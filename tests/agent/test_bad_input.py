@@ -103,7 +103,7 @@ def test_a_response_topic_of_somebody_else_is_refused_on_the_own_topic(asked: De
 def test_p01_a_thousand_prompts_against_a_queue_of_64(asked: Device, client: Client) -> None:
     """Each gets exactly one final: those that fit an answer, the others `busy` with when to ask again."""
     for index in range(1000):
-        client.publish(f"{asked.root}/prompt/many", {"id": f"n{index}", "prompt": "wait:go x"}, qos=0)
+        client.publish(f"{asked.root}/prompt/many{index % 8}", {"id": f"n{index}", "prompt": "wait:go x"}, qos=0)
 
     def finals() -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {}

@@ -178,7 +178,7 @@ def test_a_name_that_is_used_twice_is_reported_and_given_up_for_a_while(
     for taken in range(1, 5):
         log = made.log.read_text
         wait_until(lambda: log().count('"event": "connected"') == taken, 20, "it is there (again)")  # noqa: B023
-        broker.forget_session("edged-test-pi")  # a client of the same id comes and goes
+        broker.take_over("edged-test-pi")  # another board of the same name comes and goes
     wait_until(lambda: "another board uses this name" in made.log.read_text(), 20, "it says so in its log")
     event = client.document("/event", code="name_taken")
     assert "identity.device" in event["message"]

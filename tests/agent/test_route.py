@@ -227,15 +227,14 @@ def test_a_3_1_1_client_asks_streams_and_cancels(shared: Device, broker: Broker)
 def test_p01_a_thousand_at_quality_1_against_a_queue_of_64_get_exactly_a_thousand_finals(
     shared: Device, asker: Client
 ) -> None:
-    asker.publish_all(
-        f"{shared.root}/prompt/crowd",
-        [{"id": f"q{i}", "prompt": f"wait:crowd-go {i}", "stream": False} for i in range(1000)],
-    )
+    prompts = [{"id": f"q{i}", "prompt": f"wait:crowd-go {i}", "stream": False} for i in range(1000)]
+    for part in range(8):
+        asker.publish_all(f"{shared.root}/prompt/crowd{part}", prompts[part::8])
 
     def answered() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for message in list(asker.messages):
-            if "/reply/crowd/" in message.topic:
+            if "/reply/crowd" in message.topic:
                 document = as_json(message)
                 found.setdefault(document["id"], []).append(document["reason"])
         return found
@@ -252,7 +251,7 @@ def test_p01_a_thousand_at_quality_1_against_a_queue_of_64_get_exactly_a_thousan
 
 def test_what_came_while_the_device_was_off_is_all_answered_when_it_is_on_again(device: Make, client: Client) -> None:
     """More than a broker sends before it wants confirmations: each must be confirmed, or the rest never comes."""
-    made = device({"limits": {"queue": 1000}})
+    made = device({"limits": {"queue": 1000, "per_requester": {"queue": 1000}}})
     assert made.stop() == 0
     client.publish_all(f"{made.root}/prompt/me", [{"id": f"b{i}", "prompt": f"x{i}"} for i in range(250)])
     made.start()

@@ -9,7 +9,7 @@ from tests.attack.__main__ import ATTACKS, run
 pytestmark = pytest.mark.mosquitto
 
 # What the daemon does not withstand yet. Whoever makes it so takes the line out.
-OPEN = {"fairness": "beside abusers prompts take many times as long, and some are refused"}
+OPEN: dict[str, str] = {}
 
 
 @pytest.mark.parametrize(
