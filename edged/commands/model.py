@@ -7,7 +7,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,12 +19,17 @@ from edged.config.schema import Settings
 from edged.core.errors import EdgedError, ModelError
 from edged.core.model_source import REMOTE, source_kind
 from edged.engine.backends.native_open import kernels_here
-from edged.models.store.catalog import catalog
+from edged.engine.memory import available_bytes
+from edged.models.store.catalog import CACHE_TOKENS, SPARE_MEMORY, CatalogEntry, catalog
 from edged.models.store.download import Progress
 from edged.models.store.locate import LocatedModel
 from edged.models.store.packed_cache import forget, packed_model
 from edged.models.store.pull import pull
 from edged.models.store.store import Store, StoredModel
+
+_FIGURES = {"size", "memory", "context"}
+_WIDE = 120  # columns of a terminal
+_Row = tuple[CatalogEntry, StoredModel | None]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,20 +86,69 @@ def _pack(model: StoredModel, root: Path, settings: Settings, progress: Progress
 
 
 def model_list(root: Path, as_json: bool) -> int:
-    """`edged model list`: the models in the store, and those of the catalog that are not."""
-    kept = Store(root).list()
-    offered = [entry for entry in catalog().values() if entry.digest not in {model.digest for model in kept}]
+    """`edged model list`: the models in the store and those of the catalog, and which fit this board's memory."""
+    store, available = Store(root), available_bytes()
+    kept = {model.digest: model for model in store.list()}
+    rows = [(entry, store.find(entry.key)) for entry in catalog().values()]
+    offered = [entry for entry, model in rows if model is None]
     if as_json:
-        entries = [{"name": e.name, "digest": e.digest, "size_bytes": e.size, "licence": e.licence} for e in offered]
-        print(json.dumps({"models": [_document(m) for m in kept], "catalog": entries}, ensure_ascii=False))
+        entries = [_entry_document(entry, available) for entry in offered]
+        document = {"models": [_document(m) for m in kept.values()], "catalog": entries, "available_bytes": available}
+        print(json.dumps(document, ensure_ascii=False))
         return 0
-    table = Table("model", "stored", "size", "licence", "digest", box=None, header_style="bold")
-    for model in kept:
-        table.add_row(model.name, "yes", f"{model.size / 1e6:.0f} MB", model.licence, model.digest[:19] + "…")
-    for entry in offered:
-        table.add_row(entry.name, "no", f"{entry.size / 1e6:.0f} MB", entry.licence, entry.digest[:19] + "…")
-    Console().print(table)
+    console = Console()
+    others = [model for model in kept.values() if model.digest not in {stored.digest for _, stored in rows if stored}]
+    console.print(_table(others, rows, available, console))
+    console.print(
+        f"\nmemory: weights, a cache for {CACHE_TOKENS:,} tokens and {_megabytes(SPARE_MEMORY)}, with the native "
+        f"engine; {_megabytes(available)} are available here",
+        highlight=False,
+    )
     return 0
+
+
+def _table(others: list[StoredModel], rows: list[_Row], available: int, console: Console) -> Table:
+    """`others`: stored models that are not of the catalog. A narrow terminal shows neither context nor licence."""
+    wide = console.width >= _WIDE
+    table = Table(box=None, header_style="bold")
+    for name in ("model", "stored", "size", "memory", "fits", *(("context", "licence") if wide else ()), "good at"):
+        justify: Literal["left", "right"] = "right" if name in _FIGURES else "left"
+        table.add_column(name, no_wrap=name not in {"licence", "good at"}, justify=justify)
+    for model in others:
+        table.add_row(model.name, "yes", _megabytes(model.size), "", "", *(("", model.licence) if wide else ()))
+    for entry, stored in rows:
+        size = (
+            f"{'about ' if entry.approximate and not stored else ''}{_megabytes(stored.size if stored else entry.size)}"
+        )
+        table.add_row(
+            entry.name,
+            "yes" if stored else "no",
+            size,
+            _megabytes(entry.memory),
+            "yes" if entry.memory <= available else "no",
+            *((f"{entry.context:,}", entry.licence) if wide else ()),
+            entry.about,
+        )
+    return table
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _entry_document(entry: CatalogEntry, available: int) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "digest": entry.digest or None,
+        "size_bytes": entry.size,
+        "size_approximate": entry.approximate,
+        "licence": entry.licence,
+        "context": entry.context,
+        "memory_bytes": entry.memory,
+        "fits": entry.memory <= available,
+        "about": entry.about,
+    }
 
 
 def model_show(name: str, root: Path, as_json: bool) -> int:
@@ -152,7 +206,7 @@ def _document(model: StoredModel) -> dict[str, Any]:
 def fetch_missing(source: str, root: Path) -> None:
     """Fetch a model of the catalog or of an address (`hf:`, URL) if it is not in the store yet."""
     entry = catalog().get(source)
-    if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.digest if entry else source) is None:
+    if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.key if entry else source) is None:
         with progress_bar() as progress:
             _pulled(source, root, progress)
 

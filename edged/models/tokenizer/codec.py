@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, Protocol
 
 from tokenizers import Tokenizer
 
 from edged.core.errors import ModelError, PromptRefused
 from edged.models.panics import panics_as
-from edged.models.tokenizer.matching import LongestOf
+from edged.models.tokenizer.matching import Beginnings, LongestOf
 
 _PRIVATE_USE: Final = range(0xF0000, 0xFFFFE)
 _MAX_PARTS: Final = 10_000_000  # characters of all beginnings of control tokens, which grow with the square of a name
@@ -79,11 +78,12 @@ class TextCodec:
         self._bytes = token_bytes
         self._control_ids = frozenset(control.values())
         # A control token of one letter cannot be distinguished from text, so it is never used.
-        self._longer = [name for name in control if len(name) > 1]
-        if sum(len(name) ** 2 for name in self._longer) // 2 > _MAX_PARTS:
+        longer = [name for name in control if len(name) > 1]
+        if sum(len(name) ** 2 for name in longer) // 2 > _MAX_PARTS:
             raise ModelError("bad_model", "The names of the control tokens are far too long; that is not a tokenizer.")
-        self._control = LongestOf(self._longer)
-        self._parts = range(1, max(map(len, self._longer), default=1))  # lengths of beginnings and ends of names
+        self._control = LongestOf(longer)
+        self._heads, self._tails = Beginnings(longer), Beginnings([name[::-1] for name in longer])  # tails backwards
+        self._parts = range(1, max(map(len, longer), default=1))  # the lengths of both
 
     @property
     def vocabulary(self) -> int:
@@ -108,10 +108,9 @@ class TextCodec:
     def guarded(self, text: str, guard: str) -> str:
         """The text with `guard` inside what reads like a control token, and at an end that could become part of one."""
         text = guard.join(self._split_controls(text))
-        heads, tails = self._name_parts
-        if any(text[-n:] in heads for n in self._parts):
+        if any(text[-n:] in self._heads for n in self._parts):
             text += guard
-        if any(text[:n] in tails for n in self._parts):
+        if any(text[:n][::-1] in self._tails for n in self._parts):
             text = guard + text
         return text
 
@@ -126,12 +125,6 @@ class TextCodec:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, with the replacement character where bytes are no UTF-8."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
-
-    @cached_property
-    def _name_parts(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Beginnings and ends of the names of control tokens."""
-        heads = frozenset(name[:n] for name in self._longer for n in range(1, len(name)))
-        return heads, frozenset(name[n:] for name in self._longer for n in range(1, len(name)))
 
     def _with_controls(self, text: str, guard: str) -> list[int]:
         """Token ids of a text whose control tokens are such; `guard`, where not empty, is left out of the rest."""

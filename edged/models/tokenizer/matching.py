@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import Final
@@ -49,6 +50,19 @@ class LongestOf:
             yield text[begin:end]
             last = end
         yield text[last:]
+
+
+class Beginnings:
+    """The proper beginnings of some texts, without a set of them all: Gemma's control tokens have 60,000."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self._texts = sorted(set(texts))
+
+    def __contains__(self, part: str) -> bool:
+        at = bisect_left(self._texts, part)
+        if at < len(self._texts) and self._texts[at] == part:
+            at += 1
+        return part != "" and at < len(self._texts) and self._texts[at].startswith(part)
 
 
 def longest_of(texts: Collection[str]) -> str:
