@@ -23,6 +23,8 @@ FORBIDDEN = (
     "rich",
     "jinja2",
     "llguidance",
+    "cryptography",
+    "rfc8785",
 )
 
 

@@ -165,7 +165,7 @@ class Daemon:
         self._reporter.set_status("starting")
         identity = {"device": self._topics.device, "fleet": self._topics.fleet}
         self._log.info("started", pid=os.getpid(), **identity, open_prompts=self._queue.open)
-        self._files.check(self._config.damage)
+        self._files.check(self._config.damage, self._config.trust.damage)
         self._connection.start()
         self._dispatcher.apply(self._supervisor.start())
         self._telemetry.start()

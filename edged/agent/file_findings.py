@@ -30,7 +30,7 @@ class FileFindings:
         self._dropped = 0
         self._moved = 0
 
-    def check(self, layers_damage: str | None = None) -> bool:
+    def check(self, layers_damage: str | None = None, trust_damage: str | None = None) -> bool:
         """Log what is new and publish an event for it. Gives whether there was something."""
         before = dict(self._reported)
         if self._journal.recovery is not None:
@@ -44,6 +44,8 @@ class FileFindings:
             self._report("state_dir_replaced", f"{what}; the journal and the config layers are written there again")
         if layers_damage is not None:
             self._report("layers_damaged", layers_damage)
+        if trust_damage is not None:
+            self._report("trust_damaged", f"{trust_damage}; stop edged and run edged trust reset")
         return self._reported != before
 
     def findings(self, now: float, known: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -28,6 +28,22 @@ def run(
     """
     logs.configure(settings.log.level, settings.log.format)
     state_dir = Path(settings.state_dir)
+    lock = lock_folder(state_dir)
+    try:
+        return Daemon(own, device, _boot_id(), pull_arguments, worker_command=worker).run()
+    except sqlite3.Error as error:
+        raise EdgedError(
+            f"the journal in {state_dir} cannot be written ({error}); free disk space or repair the disk"
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def lock_folder(state_dir: Path) -> int:
+    """Make the state folder if it is missing, and lock it; gives the handle, which whoever locked it closes.
+
+    Raises ConfigError where it cannot be used, EdgedError where a daemon uses it.
+    """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds prompts
         # The folder itself is locked: no file that lies in it can be in the way.
@@ -40,15 +56,9 @@ def run(
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise EdgedError(f"another edged runs in {state_dir}; stop it, or give this one its own state_dir") from None
-    try:
-        return Daemon(own, device, _boot_id(), pull_arguments, worker_command=worker).run()
-    except sqlite3.Error as error:
-        raise EdgedError(
-            f"the journal in {state_dir} cannot be written ({error}); free disk space or repair the disk"
-        ) from None
-    finally:
         os.close(lock)
+        raise EdgedError(f"another edged runs in {state_dir}; stop it, or give this one its own state_dir") from None
+    return lock
 
 
 def _boot_id() -> str:

@@ -55,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
     remove = verbs.add_parser("remove", help="delete one model of the store")
     remove.add_argument("name", metavar="NAME|sha256:…")
     remove.set_defaults(module="model")
+    reset = _trust_reset(commands)
     measuring = _measuring(commands)
-    for verb in (pull, listing, shown, remove, *measuring):
+    for verb in (pull, listing, shown, remove, reset, *measuring):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
     doctor = commands.add_parser("doctor", help="check this machine: what it can do and what to fix")
@@ -65,9 +66,22 @@ def parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(module="completion")
-    for command in (run, check, generate, pull, listing, shown, remove, *measuring, doctor):
+    for command in (run, check, generate, pull, listing, shown, remove, reset, *measuring, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")
     return top
+
+
+def _trust_reset(commands: Any) -> argparse.ArgumentParser:
+    trust = commands.add_parser("trust", help="revision floors and keys of this device")
+    trusting = trust.add_subparsers(dest="verb", required=True, metavar="VERB")
+    reset: argparse.ArgumentParser = trusting.add_parser(
+        "reset", help="set the revision floors anew, while edged is stopped"
+    )
+    reset.add_argument(
+        "--keys", action="store_true", help="also forget keys that layers added or withdrew; those of the config count"
+    )
+    reset.set_defaults(module="trust")
+    return reset
 
 
 def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:

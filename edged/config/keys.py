@@ -5,6 +5,8 @@ The same table serves the local file, `EDGED_…` variables and config layers, s
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ Keys = Mapping[str, "checks.Check | Keys"]
 """Keys of a section: a check each, or the keys of a mapping inside it."""
 
 DAY = 86400.0
+MAX_KEYS = 64
 _URL = re.compile(r"mqtts?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+)(?::([0-9]{1,5}))?/?\Z")
 _REPLY_PREFIX = re.compile(r"(?!edged/(?:v1/|\Z))(?!\$)[^+#\0]*/\Z")
 
@@ -63,6 +66,43 @@ def _by_name(path: str, value: object) -> dict[str, Any]:
     return {requester(path, name): _section(_SHARE)(f"{path}.{name}", share) for name, share in value.items()}
 
 
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+key_name = checks.text(high=64, pattern=_KEY_NAME, like="a key's name: 1 to 64 of A-Z, a-z, 0-9, ., _ and -")
+"""The check of a key's name."""
+
+
+def base64_of(count: int, what: str) -> checks.Check:
+    """Standard base64 of exactly `count` bytes, the one way to write them; gives the text as it is."""
+
+    def check(path: str, value: object) -> str:
+        if isinstance(value, str):
+            try:
+                decoded = base64.b64decode(value, validate=True)
+            except (ValueError, binascii.Error):
+                decoded = b""
+            if len(decoded) == count and base64.b64encode(decoded).decode() == value:
+                return value
+        raise BadValue(path, f"must be {what}: {count} bytes in base64, not {checks.shown(value)}")
+
+    return check
+
+
+public_key = base64_of(32, "an Ed25519 public key")
+"""The check of a public key; `edgectl keys list` prints it in this form."""
+
+
+def trust_keys(path: str, value: object) -> dict[str, str]:
+    """Name → public key. A key has one name."""
+    if not isinstance(value, dict):
+        raise BadValue(path, f"must be a mapping of names to public keys, not {checks.shown(value)}")
+    if len(value) > MAX_KEYS:
+        raise BadValue(path, f"must have at most {MAX_KEYS} entries, not {len(value)}")
+    keys = {key_name(path, name): public_key(f"{path}.{name}", key) for name, key in value.items()}
+    if len(set(keys.values())) != len(keys):
+        raise BadValue(path, "must not have the same key under two names")
+    return keys
+
+
 OWNER: dict[str, Keys] = {
     "identity": {"fleet": _name, "device": _name, "groups": checks.list_of(_name, high=32, distinct=True)},
     "mqtt": {
@@ -78,10 +118,7 @@ OWNER: dict[str, Keys] = {
             high=16,
         ),
     },
-    "trust": {
-        "keys": checks.not_yet("verify signatures", allowed={}),
-        "require_signature": checks.not_yet("verify signatures", allowed=False, kind=checks.boolean),
-    },
+    "trust": {"keys": trust_keys, "require_signature": checks.boolean},
 }
 """Sections that only the owner of the device sets, in the local file (`state_dir` too)."""
 

@@ -33,6 +33,13 @@ class Mqtt(msgspec.Struct, frozen=True):
     reply_prefixes: tuple[str, ...] = ()
 
 
+class Trust(msgspec.Struct, frozen=True):
+    """Whose layers are applied: name → public key (base64), and whether a layer must be signed."""
+
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+    require_signature: bool = False
+
+
 class Model(msgspec.Struct, frozen=True):
     """Which model is loaded and how. `threads` None (`auto`): with the native engine every core that this process may
     run on, with torch the physical cores.
@@ -113,6 +120,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     identity: Identity = Identity()
     mqtt: Mqtt = Mqtt()
+    trust: Trust = Trust()
     state_dir: str = "/var/lib/edged"
     model: Model = Model()
     generation: Generation = Generation()
@@ -140,6 +148,7 @@ def build(checked: Mapping[str, Any]) -> Settings:
     settings = Settings(
         identity=Identity(**section("identity")),
         mqtt=Mqtt(**section("mqtt")),
+        trust=Trust(**section("trust")),
         state_dir=checked.get("state_dir", Settings().state_dir),
         model=Model(**section("model")),
         generation=Generation(**section("generation")),
@@ -160,6 +169,8 @@ def _agree(settings: Settings) -> None:
         raise BadValue("mqtt.cert", "needs mqtt.key beside it, and the other way round; give both or neither")
     if (settings.mqtt.ca or settings.mqtt.cert) and not settings.mqtt.url.startswith("mqtts://"):
         raise BadValue("mqtt.ca", "certificates need a URL that starts with mqtts://")
+    if settings.trust.require_signature and not settings.trust.keys:
+        raise BadValue("trust.require_signature", "needs a key in trust.keys; make one with edgectl keys new")
 
 
 def show(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Every layer is judged by itself, so the order in which layers arrive never decid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,10 @@ Layers = Mapping[str, PushedLayer]
 """Layers by name: `fleet`, `group:NAME`, `device`."""
 
 
+Accept = Callable[[bytes, Layer | None], None]
+"""Raises BadLayer for a push that this device does not trust. The layer is None where the payload is empty."""
+
+
 class Decision(msgspec.Struct, frozen=True):
     """The layers in force after a push. `changed` False: nothing to do, and nothing new to report."""
 
@@ -35,21 +39,33 @@ class Decision(msgspec.Struct, frozen=True):
     changed: bool
 
 
-def decide(owner_model: Model, layers: Layers, reported: Reported, name: str, payload: bytes) -> Decision:
+def anyone(_payload: bytes, _layer: Layer | None) -> None:
+    """Accepts every push."""
+
+
+def decide(
+    owner_model: Model, layers: Layers, reported: Reported, name: str, payload: bytes, accept: Accept = anyone
+) -> Decision:
     """Judge the push `payload` to layer `name`. `layers` are in force; `owner_model` is the one of the owner's file."""
-    if not payload:
-        return _removed(layers, name)
+    if payload and name in layers and layers[name].payload == payload:
+        return _again(layers, reported, name)
     try:
-        pushed = parse(owner_model, payload)
+        pushed = parse(owner_model, payload) if payload else None
+        accept(payload, None if pushed is None else pushed.layer)
     except BadLayer as error:
-        return Decision(layers, Reported("rejected", name, error.revision, str(error), revisions(layers)), changed=True)
-    revision = pushed.layer.revision
-    if name in layers and layers[name].layer == pushed.layer:  # the same revision and content: nothing to do
-        again = Reported("applied", name, revision, "the layer is in force", revisions(layers))
-        stale = reported.layer == name and reported.phase == "rejected"
-        return Decision(layers, again if stale else reported, changed=stale)
+        return rejected(layers, name, error.revision, str(error))
+    if pushed is None:
+        return _removed(layers, name)
+    if name in layers and layers[name].layer == pushed.layer:
+        return _again(layers, reported, name)
     kept = {**layers, name: pushed}
-    return Decision(kept, Reported("applied", name, revision, "the layer is in force", revisions(kept)), changed=True)
+    report = Reported("applied", name, pushed.layer.revision, "the layer is in force", revisions(kept))
+    return Decision(kept, report, changed=True)
+
+
+def rejected(layers: Layers, name: str, revision: int | None, reason: str) -> Decision:
+    """A push to layer `name` that changes nothing."""
+    return Decision(layers, Reported("rejected", name, revision, reason, revisions(layers)), changed=True)
 
 
 def parse(owner_model: Model, payload: bytes) -> PushedLayer:
@@ -64,13 +80,20 @@ def parse(owner_model: Model, payload: bytes) -> PushedLayer:
     return PushedLayer(payload, layer)
 
 
-def parse_stored(owner_model: Model, payloads: Mapping[str, bytes], order: Sequence[str]) -> dict[str, PushedLayer]:
+def parse_stored(
+    owner_model: Model,
+    payloads: Mapping[str, bytes],
+    order: Sequence[str],
+    accept: Callable[[str, PushedLayer], None] = lambda _name, _pushed: None,
+) -> dict[str, PushedLayer]:
     """Those of the stored layers that this version and this owner's file still accept, in `order`."""
     valid = {}
     for name in order:
         try:
             if name in payloads:
-                valid[name] = parse(owner_model, payloads[name])
+                pushed = parse(owner_model, payloads[name])
+                accept(name, pushed)
+                valid[name] = pushed
         except BadValue:
             continue
     return valid
@@ -88,6 +111,13 @@ def effective(owner: Mapping[str, Any], layers: Layers, order: Sequence[str]) ->
         if name in layers:
             merged = merge(merged, layers[name].layer.settings)
     return build(merged)
+
+
+def _again(layers: Layers, reported: Reported, name: str) -> Decision:
+    """The same revision and content as in force: nothing to do."""
+    again = Reported("applied", name, layers[name].layer.revision, "the layer is in force", revisions(layers))
+    stale = reported.layer == name and reported.phase == "rejected"
+    return Decision(layers, again if stale else reported, changed=stale)
 
 
 def _removed(layers: Layers, name: str) -> Decision:

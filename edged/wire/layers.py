@@ -9,20 +9,42 @@ import msgspec
 
 from edged import __version__
 from edged.config import checks
-from edged.config.keys import check_layer
+from edged.config.keys import MAX_KEYS, base64_of, check_layer, key_name, trust_keys
 from edged.core.errors import BadValue
 from edged.wire import strict_json
+from edged.wire.prompts import timestamp
 from edged.wire.replies import rfc3339
 
 MAX_BYTES = 262_144
 Phase = Literal["applied", "trial", "rolled_back", "rejected", "waiting"]
 
 
+class Signature(msgspec.Struct, frozen=True):
+    """Who signed a layer. `value` is the base64 text of the 64 bytes; `wire.signatures` verifies it."""
+
+    key: str
+    alg: str
+    value: str
+
+
+class TrustChange(msgspec.Struct, frozen=True):
+    """Keys that a layer adds (name → public key) and withdraws (names)."""
+
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+    withdraw: tuple[str, ...] = ()
+
+
 class Layer(msgspec.Struct, frozen=True):
-    """One layer as it was pushed. `settings` are checked values by section and key; do not change them."""
+    """One layer as it was pushed. `settings` are checked values by section and key; do not change them.
+
+    `expires_at` (Unix time): the last moment to apply it for the first time.
+    """
 
     revision: int
     settings: dict[str, Any]
+    expires_at: float | None = None
+    trust: TrustChange | None = None
+    signature: Signature | None = None
 
 
 class BadLayer(BadValue):
@@ -47,12 +69,26 @@ class Reported(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
+def _signature(path: str, value: object) -> Signature:
+    known = {"key": key_name, "alg": checks.one_of("ed25519"), "value": base64_of(64, "an Ed25519 signature")}
+    return Signature(**checks.record(path, value, known, required=("key", "alg", "value")))
+
+
+def _trust_change(path: str, value: object) -> TrustChange:
+    known = {"keys": trust_keys, "withdraw": checks.list_of(key_name, high=MAX_KEYS, distinct=True)}
+    change = TrustChange(**checks.record(path, value, known))
+    if both := sorted(set(change.keys) & set(change.withdraw)):
+        raise BadValue(path, f"adds and withdraws the key {checks.shown(both[0])}; do one of the two")
+    return change
+
+
 _LAYER_KEYS: dict[str, checks.Check] = {
     "revision": checks.integer(0),
     "settings": lambda _path, value: check_layer(value),
-    "expires_at": checks.not_yet("honour expires_at of a layer"),
+    "expires_at": timestamp,
+    "trust": _trust_change,
     "rollout": checks.not_yet("roll a layer out in steps (rollout)"),
-    "signature": checks.not_yet("verify signatures"),
+    "signature": _signature,
 }
 
 

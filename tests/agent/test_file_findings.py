@@ -51,6 +51,15 @@ def test_p02_a_damaged_journal_is_one_event_and_a_finding(bench: Bench, tmp_path
     bench.journal.close()
 
 
+def test_p05_damaged_floors_are_one_event_and_a_finding_until_the_owner_resets_them(bench: Bench) -> None:
+    bench.journal.open()
+    assert bench.files.check(None, "the floors are damaged")
+    assert not bench.files.check()
+    assert bench.events == [("trust_damaged", "the floors are damaged; stop edged and run edged trust reset")]
+    assert bench.codes() == ["trust_damaged"]
+    bench.journal.close()
+
+
 def test_rows_that_are_dropped_while_in_use_are_reported(bench: Bench) -> None:
     bench.journal.open()
     bench.journal.dropped = 2

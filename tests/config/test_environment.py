@@ -29,6 +29,8 @@ def variable_refusal(name: str, value: str) -> str:
         ("EDGED_TELEMETRY_INTERVAL", "2s", "telemetry", "interval", 2.0),
         ("EDGED_MODEL_THREADS", "auto", "model", "threads", None),
         ("EDGED_MODEL_BITS", "8", "model", "bits", "8"),
+        ("EDGED_TRUST_REQUIRE_SIGNATURE", "true", "trust", "require_signature", True),
+        ("EDGED_TRUST_KEYS", "{ops: " + "A" * 43 + "=}", "trust", "keys", {"ops": "A" * 43 + "="}),
     ],
 )
 def test_a_variable_is_read_as_its_key_wants_it(name: str, written: str, section: str, key: str, value: object) -> None:
@@ -57,7 +59,8 @@ def test_state_dir_has_a_variable_and_other_variables_are_left_alone() -> None:
         ("EDGED_TELEMETRY_INTERVAL", "10", "EDGED_TELEMETRY_INTERVAL: must be a duration"),
         ("EDGED_MODEL_SOURCE", "", "EDGED_MODEL_SOURCE: must have 1 to 4096 characters"),
         ("EDGED_MODEL_SOURCE", "\udcff", "EDGED_MODEL_SOURCE: must be text"),
-        ("EDGED_TRUST_REQUIRE_SIGNATURE", "true", "EDGED_TRUST_REQUIRE_SIGNATURE: this version does not verify"),
+        ("EDGED_TRUST_KEYS", "{ops: x}", "EDGED_TRUST_KEYS: must be an Ed25519 public key"),
+        ("EDGED_TRUST_REQUIRE_SIGNATURE", "yes please", "EDGED_TRUST_REQUIRE_SIGNATURE: must be true or false"),
         ("EDGED_TRUST_REQUIRE_SIGNATURE", "0", "EDGED_TRUST_REQUIRE_SIGNATURE: must be true or false, not 0"),
     ],
 )

@@ -55,7 +55,7 @@ def test_values_are_checked_and_converted() -> None:
             "edged.yaml:2: model.keep_alive: this version does not unload an idle model yet",
         ),
         ("golden: [{prompt: x}]\n", "edged.yaml:1: golden: this version does not judge a config by golden prompts yet"),
-        ("trust: {require_signature: true}\n", "edged.yaml:1: trust.require_signature: this version does not verify"),
+        ("trust: {keys: {ops: x}}\n", "edged.yaml:1: trust.keys.ops: must be an Ed25519 public key"),
         ('generation: {system: "\\uD800"}\n', "edged.yaml:1: generation.system: must be text, not half a character"),
         ("limits: {queue: 0x" + "F" * 6000 + "}\n", "edged.yaml:1: limits.queue: must be between 1 and 100000"),
     ],

@@ -10,6 +10,7 @@ from edged.config import keys
 from edged.config import schema as s
 from edged.core.errors import BadValue
 
+KEY = "A" * 43 + "="
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -123,7 +124,12 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("telemetry", "interval", ["100ms", "10s", "1d"], ["0s", "50ms", 10, "2d"]),
         ("log", "level", ["debug", "info", "warning", "error"], ["trace", "INFO"]),
         ("log", "format", ["auto", "console", "json"], ["xml"]),
-        ("trust", "keys", [{}], [{"ops": "x"}]),
+        (
+            "trust",
+            "keys",
+            [{}, {"ops-2026": KEY}],
+            [{"ops": "x"}, {"a b": KEY}, {"a": KEY, "b": KEY}, [KEY], {"ops": KEY[:-1]}],
+        ),
         ("trust", "require_signature", [False], [True, 0, 0.0, "false"]),
     ],
 )
@@ -134,6 +140,12 @@ def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
         s.build(keys.check_file({section: {key: value}}))
     for value in bad:
         assert file_refusal({section: {key: value}}).startswith(f"{section}.{key}"), value
+
+
+def test_signatures_can_only_be_required_where_there_is_a_key() -> None:
+    assert file_refusal({"trust": {"require_signature": True}}).startswith("trust.require_signature: needs a key")
+    settings = s.build(keys.check_file({"trust": {"keys": {"ops": KEY}, "require_signature": True}}))
+    assert s.Trust({"ops": KEY}, True) == settings.trust
 
 
 SHARES = {"queue": (1, 100_000), "running": (1, 1024), "priority": (0, 9), "prompts_per_minute": (1, 1_000_000)}

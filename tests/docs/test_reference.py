@@ -25,7 +25,7 @@ from edged.device.rules import RULES
 from edged.models.formats.packed import FORMAT, Manifest
 from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Kind
-from edged.wire import documents, formats, layers, prompts, replies
+from edged.wire import documents, formats, layers, prompts, replies, signatures
 from tests.support import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -168,12 +168,12 @@ def test_defaults_are_those_of_the_code() -> None:
             value = getattr(value, name, None)
         if not cell.startswith("`"):  # in words: there is no default value
             actual[key], expected[key] = value, None
-        elif section_name not in {"trust", "golden"}:
+        elif section_name != "golden":
             actual[key], expected[key] = value, known_keys()[key](key, yaml.safe_load(cell.strip("`")))
     assert expected == actual
 
 
-@pytest.mark.parametrize(("key", "default"), [("golden", []), ("trust.keys", {}), ("trust.require_signature", False)])
+@pytest.mark.parametrize(("key", "default"), [("golden", [])])
 def test_a_reserved_setting_takes_its_documented_default_alone(key: str, default: object) -> None:
     assert default == yaml.safe_load(documented_settings()[key].strip("`"))
     assert default == known_keys()[key](key, default)
@@ -243,6 +243,14 @@ def test_every_example_of_a_cancel_and_of_a_layer_is_accepted() -> None:
         prompts.parse_cancel(json.dumps(cancel).encode())
     for layer in examples("layer"):
         assert layer["revision"] == layers.parse_layer(json.dumps(layer).encode()).revision
+
+
+def test_every_signature_of_an_example_is_that_of_the_key_and_topic_beside_it() -> None:
+    signed = [layer for layer in examples("layer") if "signature" in layer]
+    text = section(page("mqtt.md"), "Signatures")
+    public = next(word for word in WORD.findall(text) if word.endswith("="))
+    assert 2 == len(signed)
+    assert all(signatures.is_signed_by(public, "edged/v1/home/device/pi/config", layer) for layer in signed)
 
 
 def test_examples_have_no_key_that_the_tables_lack() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 
 from edged import __version__
 from edged.wire import layers
-from edged.wire.layers import BadLayer, Layer, Reported
+from edged.wire.layers import BadLayer, Layer, Reported, Signature, TrustChange
+
+KEY = base64.b64encode(bytes(32)).decode()
+SIGNATURE = {"key": "ops", "alg": "ed25519", "value": base64.b64encode(bytes(64)).decode()}
+LOOSE = SIGNATURE["value"].replace("A==", "B==")  # the same bytes, written in a way that no encoder does
 
 
 def refusal(payload: Any) -> tuple[int | None, str]:
@@ -23,6 +28,11 @@ def refusal(payload: Any) -> tuple[int | None, str]:
 def test_a_layer_has_a_revision_and_checked_settings() -> None:
     payload = b'{"revision":12,"settings":{"limits":{"prompt_bytes":"1KB"}}}'
     assert Layer(12, {"limits": {"prompt_bytes": 1000}}) == layers.parse_layer(payload)
+    signed = {"revision": 1, "settings": {}, "signature": SIGNATURE, "expires_at": "2026-11-24T08:00:00Z"}
+    trusted = {**signed, "trust": {"keys": {"next": KEY}, "withdraw": ["old"]}}
+    change = TrustChange({"next": KEY}, ("old",))
+    expected = Layer(1, {}, 1_795_507_200.0, change, Signature(**SIGNATURE))
+    assert expected == layers.parse_layer(json.dumps(trusted).encode())
     assert 2**53 - 1 == layers.parse_layer(b'{"revision":9007199254740991,"settings":{}}').revision
 
 
@@ -57,9 +67,18 @@ def test_a_layer_has_a_revision_and_checked_settings() -> None:
             "generation.max_token: unknown key (did you",
         ),
         ({"revision": 4, "settings": {"limits": {"queue": 0}}}, 4, "limits.queue: must be between 1"),
-        ({"revision": 4, "settings": {}, "expires_at": "2026-11-24T08:00:00Z"}, 4, "expires_at: this version does not"),
+        ({"revision": 4, "settings": {}, "expires_at": "tomorrow"}, 4, "expires_at: must be a UTC time such as"),
         ({"revision": 4, "settings": {}, "rollout": {"id": "x"}}, 4, "rollout: this version does not"),
-        ({"revision": 4, "settings": {}, "signature": {"key": "x"}}, 4, "signature: this version does not"),
+        ({"revision": 4, "settings": {}, "signature": {"key": "x"}}, 4, "signature.alg: is required"),
+        ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "alg": "rsa"}}, 4, "signature.alg: must be one of"),
+        ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "kid": "x"}}, 4, "signature.kid: unknown key"),
+        ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "value": "AA=="}}, 4, "signature.value: must be"),
+        ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "value": LOOSE}}, 4, "signature.value: must be"),
+        ({"revision": 4, "settings": {}, "trust": {"keys": {"a b": KEY}}}, 4, "trust.keys: must be a key's name"),
+        ({"revision": 4, "settings": {}, "trust": {"keys": {"a": "AA=="}}}, 4, "trust.keys.a: must be an Ed25519"),
+        ({"revision": 4, "settings": {}, "trust": {"keys": {"a": KEY, "b": KEY}}}, 4, "trust.keys: must not have the"),
+        ({"revision": 4, "settings": {}, "trust": {"withdraw": "a"}}, 4, "trust.withdraw: must be a list"),
+        ({"revision": 4, "settings": {}, "trust": {"keys": {"a": KEY}, "withdraw": ["a"]}}, 4, "trust: adds and"),
         ({"revision": 4, "settings": {}, "golden": []}, 4, "golden: unknown key"),
         ({"revision": 4, "settings": {"golden": [{"prompt": "x"}]}}, 4, "golden: this version does not"),
     ],
