@@ -45,7 +45,7 @@ class ModelPull:
         threading.Thread(target=self._wait, args=(process, self._attempt), name="model-pull", daemon=True).start()
 
     def ended(self, event: PullEnded) -> bool:
-        """Process the end of a pull; gives whether it is that of the newest one."""
+        """Process the end of a pull; returns whether it is that of the newest one."""
         if event.attempt != self._attempt:
             return False
         self._process = None

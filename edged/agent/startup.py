@@ -22,7 +22,7 @@ def run(
     pull_arguments: tuple[str, ...],
     worker: tuple[str, ...] | None = None,
 ) -> int:
-    """Run the daemon; gives the exit code. `worker` is another worker's command (tests).
+    """Run the daemon; returns the exit code. `worker` is another worker's command (tests).
 
     Raises ConfigError or EdgedError where it cannot start.
     """

@@ -1,4 +1,4 @@
-"""The `edgectl` command: parses the arguments, runs one module of this package, gives the exit code."""
+"""The `edgectl` command: parses the arguments, runs one module of this package, returns the exit code."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MAX_WAIT = 1_000_000  # seconds; a queue's timeout overflows at 292 years
 RESERVED = {
     ("top",): "show devices as they change",
     ("config", "diff"): "compare layers",
-    ("config", "history"): "show the decisions of before",
+    ("config", "history"): "show earlier decisions",
     ("rollout",): "roll a layer out in steps",
     ("model",): "manage the models of devices",
     ("keys",): "sign layers",
-    ("simulate",): "show beforehand what a layer would change",
+    ("simulate",): "show what a layer would change",
     ("forget",): "remove a device from the fleet",
 }
 """Reserved commands, and what a later version will do."""
@@ -57,14 +57,14 @@ def parser() -> argparse.ArgumentParser:
     _add_connection(prompt)
     prompt.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     prompt.add_argument("--device", help="the device (default: the only one of the fleet)")
-    prompt.add_argument("--requester", default=None, help="the name to ask under (default: your user name)")
+    prompt.add_argument("--requester", default=None, help="the requester in the topics (default: your user name)")
     prompt.add_argument("--system", help="a system message before the prompt")
     prompt.add_argument("--max-tokens", type=int, metavar="N", help="default: the device's")
     prompt.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the device's)")
-    prompt.add_argument("--seed", type=int, metavar="N", help="of the sampling (default: random)")
+    prompt.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
     prompt.add_argument("--priority", type=int, metavar="N", help="0 (first) to 9 (default: 5)")
     prompt.add_argument(
-        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait so long for the answer (default: 120)"
+        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait at most this long (default: 120)"
     )
     prompt.add_argument("--json", action="store_true", help="print the final reply as one JSON document")
     prompt.set_defaults(run=_prompt)
@@ -84,7 +84,7 @@ def _add_status(commands: Any) -> None:
         type=_seconds,
         default=12.0,
         metavar="SECONDS",
-        help="wait so long for readings (default: 12; 0: only retained messages)",
+        help="wait at most this long for readings (default: 12; 0: only retained messages)",
     )
     status.add_argument("--json", action="store_true", help="print one JSON document")
     status.set_defaults(run=_status)
@@ -104,7 +104,7 @@ def _add_config(commands: Any) -> None:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="wait so long for the devices' reports (default: 10)",
+        help="wait at most this long for the devices' reports (default: 10)",
     )
     push.set_defaults(run=_push)
     get = verbs.add_parser("get", help="print the layers at the broker and the devices' reports")
@@ -137,7 +137,7 @@ def _refuse_reserved(arguments: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code. An error is one sentence on stderr."""
+    """Entry point; returns the exit code. An error is one sentence on stderr."""
     given = sys.argv[1:] if argv is None else argv
     try:
         _refuse_reserved(given)
