@@ -1,4 +1,4 @@
-"""A broker that sends more than it may is left, and its messages take no more memory than the bound."""
+"""The connection to a broker that sends too much is closed; its messages take no more memory than the limit."""
 
 from __future__ import annotations
 
