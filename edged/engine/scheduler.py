@@ -14,9 +14,9 @@
   length (`Backend.drafts` is 0), because greedy answers would then depend on the board's current speed.
 - Before each chunk, the part of the prompt that is in the cache is reused. If several prompts with the same beginning
   arrive together, each of them computes a part of it for all.
-- Cache slots are assigned in order of arrival. If no slot is free, a sequence of a less urgent level is preempted at
-  once, and a sequence of the same level after its quantum. The preempted sequence moves to the end of the queue and is
-  computed again later from its tokens.
+- Cache slots are assigned in order of arrival. If no slot is free, a sequence that is more than SHARED_LEVELS less
+  urgent is preempted at once, and any other one after its quantum. The preempted sequence moves to the end of the queue
+  and is computed again later from its tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIRST_CHUNK: Final = 32  # The first chunk after a load has so many tokens; it m
 MIN_CHUNK: Final = 8
 MIN_CHUNK_SECONDS: Final = 15.0  # If MIN_CHUNK tokens take longer than this, a chunk may have a single token.
 SHARED_LEVELS: Final = 1  # Sequences that are so many levels less urgent are computed with the most urgent one.
-QUANTUM: Final = 32  # A sequence chooses at least so many tokens before one of its own level may get its slot.
+QUANTUM: Final = 32  # A sequence chooses at least so many tokens before one as urgent may get its slot.
 
 
 @dataclass(frozen=True)
