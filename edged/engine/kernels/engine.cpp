@@ -35,9 +35,12 @@ Activations ActivationBuffer::view(int m, int from) const {
 
 CodedRow ActivationBuffer::coded_row(int at, int from) const {
   const size_t first = (size_t)at * stride + from, group = first / kActivationGroup;
-  return {codes.as<int8_t>() + first,      scale.as<float>() + group,
-          offset8.as<int32_t>() + group,   sum.as<float>() + group,
-          half_offset8.as<int32_t>() + 2 * group, half_sum.as<float>() + 2 * group};
+  return {codes.as<int8_t>() + first,
+          scale.as<float>() + group,
+          offset8.as<int32_t>() + group,
+          sum.as<float>() + group,
+          half_offset8.as<int32_t>() + 2 * group,
+          half_sum.as<float>() + 2 * group};
 }
 
 Engine::Engine(Model model, const Kernels& kernels)

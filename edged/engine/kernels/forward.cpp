@@ -247,8 +247,14 @@ void Forward::gate_up_product(const Layer& layer, int index, int thread) {
     for (int from = 0; from < all; from += at_once) {
       const int rows = std::min(at_once, all - from);
       const Activations x = hidden_input(all, thread).view(rows, from);
-      Strips tiles{range.begin * pair_tiles, count * pair_tiles, strips,      pairs_per_strip * pair_tiles,
-                   strip_stride,             range.reserve,      range.units, pair_tiles};
+      Strips tiles{range.begin * pair_tiles,
+                   count * pair_tiles,
+                   strips,
+                   pairs_per_strip * pair_tiles,
+                   strip_stride,
+                   range.reserve,
+                   range.units,
+                   pair_tiles};
       tiles.tiles = engine.kernels_.matmul(first, x, tiles, own.gate_up, stride, false, own.scratch);
       if (separate) {
         tiles.reserve = nullptr;  // what it had is in tiles.tiles

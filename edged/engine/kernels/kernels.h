@@ -31,9 +31,9 @@ struct Strips {
 
 // A thread's memory for unpacked weights and for sums between blocks of k.
 struct Scratch {
-  alignas(64) uint8_t codes[2][32 * 256];  // 2 tiles × 32 groups × (8 rows × 32 k)
+  alignas(64) uint8_t codes[2][32 * 256];                          // 2 tiles × 32 groups × (8 rows × 32 k)
   alignas(64) float scale[2][2 * 32 * 8], minimum[2][2 * 32 * 8];  // of 16 or 32 k each
-  alignas(64) float sums[2][kRowBlock][8];  // 2 tiles × rows of activations
+  alignas(64) float sums[2][kRowBlock][8];                         // 2 tiles × rows of activations
 };
 
 // Attention of query rows over one sequence's cache, for one key/value head.

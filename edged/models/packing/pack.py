@@ -1,7 +1,7 @@
 """Packing: a GGUF file, a checkpoint folder or a named shape becomes a packed folder, a few rows of a tensor at a time.
 
-GGUF's Q4_0, Q4_1 and Q8_0 keep their codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in groups.
-The folder appears whole or not at all: it is written under another name and renamed.
+What a GGUF file has quantized keeps its codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in
+groups. The folder appears whole or not at all: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -62,25 +62,29 @@ def pack(
     *,
     bits: int | None = KEEP,
     group: int = 32,
+    head_bits: int | None = None,
     minimum: bool = True,
     source_digest: str = "",
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
-    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum as well as a scale. What a
-    GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
+    `bits`: 4, 8, or None to keep floats as they are. `head_bits`: of head and embedding, which lose most by 4 bits;
+    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. What a GGUF file has quantized keeps its codes in
+    any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
     not finite, too), `no_disk`.
     """
-    if bits not in {KEEP, 4, 8} or group not in GROUPS:
+    if bits not in {KEEP, 4, 8} or head_bits not in {None, 4, 8} or group not in GROUPS:
         raise ModelError(
             "unsupported", f"Weights are packed in 4 or 8 bits and groups of 32, 64 or 128, not {bits} and {group}."
         )
-    kind = {KEEP: None, 4: Kind.Q4_BYTE_MIN if minimum else Kind.Q4_BYTE, 8: Kind.Q8}[bits]
+    kinds = {4: Kind.Q4_BYTE_MIN if minimum else Kind.Q4_BYTE, 8: Kind.Q8}
     infos: dict[str, TensorInfo] = {}
     for name, rows, cols in matrix_names(source.shape, source.tied, _separate_layers(source)):
         stored = _kind(source, name)
-        final, its_group = (stored, stored.groups[0]) if kind is None or not stored.is_float else (kind, group)
+        final, its_group = stored, stored.groups[0]
+        if bits is not KEEP and stored.is_float:
+            final, its_group = kinds[(head_bits or 8) if name in {"embedding", "head"} else bits], group
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):
         raise ModelError(
@@ -149,12 +153,22 @@ def pack_shape(
     *,
     bits: int = 4,
     group: int = 32,
+    head_bits: int | None = None,
     minimum: bool = False,
     texts: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Packs random weights of a named shape (see `pack` and RandomSource)."""
-    return pack(RandomSource(name, texts), destination, bits=bits, group=group, minimum=minimum, progress=progress)
+    """Packs random weights of a named shape (see `pack` and RandomSource). `head_bits` None: `bits`, as a peer has it
+    in its file of the same shape."""
+    return pack(
+        RandomSource(name, texts),
+        destination,
+        bits=bits,
+        group=group,
+        head_bits=head_bits or bits,
+        minimum=minimum,
+        progress=progress,
+    )
 
 
 def _data(source: Source, infos: dict[str, TensorInfo], progress: Progress) -> Iterator[tuple[str, Iterator[bytes]]]:

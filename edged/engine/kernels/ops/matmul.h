@@ -148,13 +148,14 @@ inline F8 add_group(F8 acc, I8 dot, F8 scale, F8 minimum, const Activations& x, 
   return acc;
 }
 
-// T tiles, `stride` bytes from one to the next, × M rows of activations, weights read once.
-template <Kind kind, int M, int T>
+// T tiles, `stride` bytes from one to the next, × M rows of activations, weights read once. `group`: w.group,
+// or 0 where it is known only at run time.
+template <Kind kind, int M, int T, int group>
 inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t stride, const Activations& x, int row,
                          F8 (&acc)[T][M]) {
   using P = Products<kind>;
   constexpr int pairs = pairs_in_sum(kind), bytes = code_bytes(kind);
-  const int parts = w.group / kActivationGroup, x_groups = x.stride / kActivationGroup;
+  const int parts = (group ? group : w.group) / kActivationGroup, x_groups = x.stride / kActivationGroup;
   for (int t = 0; t < T; t++)
     for (int m = 0; m < M; m++) acc[t][m] = zero();
   const int8_t* codes = x.codes + (size_t)row * x.stride;
@@ -234,7 +235,12 @@ inline void stream_rows(const FewRows& p, int strip, int i, int row) {
       p.w.data + ((size_t)strip * p.strips.tiles_per_strip + p.strips.begin + i) * p.w.tile_bytes;
   F8 acc[T][M];
   const size_t stride = p.strips.tiles_per_strip * p.w.tile_bytes;
-  stream_tiles<kind, M, T>(p.w, tile, stride, p.x, row, acc);
+  if constexpr (has_fixed_group(kind))
+    stream_tiles<kind, M, T, has_blocks(kind) ? kBlockGroup : 32>(p.w, tile, stride, p.x, row, acc);
+  else if (p.w.group == 32)  // a loop over the parts of a group of one part costs 10 % in caches
+    stream_tiles<kind, M, T, 32>(p.w, tile, stride, p.x, row, acc);
+  else
+    stream_tiles<kind, M, T, 0>(p.w, tile, stride, p.x, row, acc);
   for (int t = 0; t < T; t++)
     for (int m = 0; m < M; m++)
       store_result(p.y + (size_t)(row + m) * p.y_stride + (strip + t) * p.strips.y_strip_stride +
@@ -286,8 +292,7 @@ void unpack(const Matrix& w, int tile, int begin, int end, Scratch& s, int t) {
   for (int g = begin; g < end; g++) {
     const uint8_t* header =
         w.data + (size_t)tile * w.tile_bytes + factor_bytes(kind) + (size_t)(g / parts) * w.block_bytes;
-    const uint8_t* sub_header =
-        header + header_bytes(kind) + g % parts * part_bytes(kind);
+    const uint8_t* sub_header = header + header_bytes(kind) + g % parts * part_bytes(kind);
     unroll<scales_in_32(kind)>([&](auto half) EDGED_INLINE {
       store(scale, scales<kind, half>(header, sub_header));
       if (has_minimum(kind)) store(minimum, minima<kind, half>(header, sub_header));
@@ -322,9 +327,7 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
       I8 dot[T][M];
       unroll<2 * kPairs<kind> / units>([&](auto part) EDGED_INLINE {
         typename P::Sum sum[T][M];
-        const auto start = [&](int m) {
-          return part ? 0 : offset<kind, half>(x, at + (size_t)m * x_groups);
-        };
+        const auto start = [&](int m) { return part ? 0 : offset<kind, half>(x, at + (size_t)m * x_groups); };
         for (auto& tile : sum)
           for (int m = 0; m < M; m++) tile[m] = P::start(start(m));
 #pragma GCC unroll 8

@@ -44,8 +44,7 @@ enum class Scales : int32_t {
 
 // What a code stands for: itself minus `centre`, or a value of a table.
 enum class Levels : int32_t { kLinear, kIq4, kMxfp4 };
-constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                   1,    13,   25,  38,  53,  69,  89,  113};
+constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t kMxfp4Levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // A kind's layout, all that the kernels need to know of it.
@@ -126,9 +125,9 @@ constexpr int kMinimumUnit = 8;          // kScaleUnits: the unit of its int8 mi
 // codes: of the first 16 k, then of the others, 8 rows each.
 //
 // The codes of 32 k are a plane of their low bits, then one of the bits above. A plane of n bits is n units
-// of 32 bytes: byte r·4 + j of a unit holds row r at k + j in its lowest n bits, k + 4 + j in the next, and so
-// on. Float tiles hold 8 rows' weights side by side for each k. Rows beyond the last and k beyond the last are
-// packed as zeros.
+// of 32 bytes: byte r·4 + j of a unit holds row r at k + j in its lowest n bits, k + 4 + j in the next, and
+// so on. Float tiles hold 8 rows' weights side by side for each k. Rows beyond the last and k beyond the last
+// are packed as zeros.
 struct Matrix {
   Kind kind = kF32;
   int rows = 0, cols = 0, group = 0;
