@@ -97,14 +97,17 @@ def test_gate_and_up_may_have_different_types(tmp_path: Path, gate: str, up: str
 
 
 def test_a_mixture_is_named_by_the_file_and_its_types(tmp_path: Path) -> None:
-    """The name that the file has for itself, then the types by their share of weights; one type alone is the name."""
+    """The name that the file has for itself, then the types by their share of weights; where most weights have the
+    type of that name, the name alone."""
     mix = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q8_0"}
     for number, default, types, expected in (
         (15, "Q4_K", mix, "q4_k_m: q4_k, q6_k, q8_0"),
         (None, "Q4_K", mix, "q4_k, q6_k, q8_0"),
         (8, "Q5_0", {}, "q5_0"),
+        (8, "Q5_0", {"output": "Q8_0"}, "q5_0"),
+        (18, "Q8_0", {"output": "Q6_K"}, "q6_k: q8_0, q6_k"),
     ):
-        path = tmp_path / f"{default}-{number}.gguf"
+        path = tmp_path / f"{default}-{number}-{len(types)}.gguf"
         write_model(path, types, default, file_type=number)
         assert expected == pack_path(path, tmp_path / path.stem).quantization
         assert expected == open_gguf(path).quantization()

@@ -21,10 +21,12 @@ def file_type(metadata: Mapping[str, Any]) -> str:
 
 
 def quantization_name(own: str, weights: Mapping[str, int]) -> str:
-    """`q4_k_m: q5_0, q8_0, q4_k`, or `q4_1` where all are alike.
+    """`q4_k_m: q5_0, q8_0, q4_k`, or `q4_1` where most weights have that type.
 
     `own`: the file's name for itself, may be empty. `weights`: how many weights have each type.
     """
     types = sorted(weights, key=lambda kind: -weights[kind])
+    if own in types[:1]:
+        return own
     named = ", ".join(types) or "none"
     return f"{own}: {named}" if own and len(types) > 1 else named
