@@ -96,6 +96,12 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
         choices=(4, 8),
         help="quantize to this many bits (default: a GGUF file stays as it is, a checkpoint gets 4)",
     )
+    pack.add_argument(
+        "--head-bits",
+        type=int,
+        choices=(4, 8),
+        help="of head and embedding, which lose most by 4 bits (default: 8; with --shape as --bits)",
+    )
     pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights per scale (default: 32)")
     pack.add_argument(
         "--scale-only",
