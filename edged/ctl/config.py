@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
+from edged.ctl.keys import SigningKey
 from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
-from edged.wire import strict_json
+from edged.wire import signatures, strict_json
 from edged.wire.layers import parse_layer
+from edged.wire.replies import rfc3339
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
 CONFLICT_WITHIN = 1.0  # seconds in which a device that has this revision reports other content
@@ -60,14 +63,19 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as JSON or YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, or a layer with revision and settings")
+    if isinstance(moment := document.get("expires_at"), datetime) and moment.tzinfo is not None:
+        document["expires_at"] = rfc3339(moment.timestamp())  # YAML reads it as a time where it has no quotes
     return document
 
 
-def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json: bool) -> int:
-    """Push a layer (`path` None: remove it) and show the reports. Raises ConfigError, BrokerError, TimedOut."""
+def push(settings: Mqtt, target: Target, path: Path | None, key: SigningKey | None, wait: float, as_json: bool) -> int:
+    """Push a layer (`path` None: remove it), signed where there is a key, and show the reports.
+
+    Raises ConfigError, BrokerError, TimedOut.
+    """
     with Session(settings, (target.topic, target.reports)) as session:
         current, before = _retained(session, target)
-        payload, revision = (b"", None) if path is None else _payload(path, current)
+        payload, revision = _payload(path, target, key, current, before)
         settled = _settled(target, payload, current, before)
         session.publish(target.topic, payload, retain=True)
         # A device may hold other content under the same revision and report that: at once where the broker has the
@@ -85,21 +93,37 @@ def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json
     return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
 
 
-def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
-    """The layer to push; bare settings get the revision after the one at the broker."""
+def _payload(
+    path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
+) -> tuple[bytes, int | None]:
+    """The layer to push, and its revision; without one in the file the next.
+
+    A removal is an empty payload; a signed one is a layer with empty settings.
+    """
+    if path is None and key is None:
+        return b"", None
+    document = {"settings": {}} if path is None else _read(path)
+    if not document.keys() & {"settings", "revision", "trust"}:
+        document = {"settings": document}
+    if "revision" not in document:
+        following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
+        document = {"revision": following, "settings": {}, **document}
     try:
-        document = read_layer(path.read_text(encoding="utf-8"), path)
+        if key is not None:
+            document = key.sign(document, target.topic)
+        payload = strict_json.dumps(document)
+        return payload, parse_layer(payload).revision
+    except (BadValue, TypeError, ValueError) as error:
+        raise ConfigError(f"{path or 'the layer'}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_layer(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not valid UTF-8 (byte {error.start})") from None
-    if "settings" not in document and "revision" not in document:
-        document = {"revision": _next_revision(current), "settings": document}
-    try:
-        payload = strict_json.dumps(document)
-        return payload, parse_layer(payload).revision
-    except (BadValue, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _next_revision(current: bytes) -> int:
@@ -107,6 +131,25 @@ def _next_revision(current: bytes) -> int:
         return parse_layer(current).revision + 1
     except BadValue:
         return 1
+
+
+def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[str, dict[str, Any]]) -> int:
+    """The revision after those that devices have in force, and after the broker's where this key signed that.
+
+    Anyone may have put another layer there: a very high revision in it would make this key sign the last one ever.
+    """
+    known = [
+        in_force.get(target.layer)
+        for report in reports.values()
+        if isinstance(in_force := report.get("in_force"), dict)
+    ]
+    following = max((revision for revision in known if type(revision) is int), default=0) + 1
+    try:
+        parse_layer(current)
+        own = signatures.is_signed_by(key.public, target.topic, strict_json.loads(current))
+    except (BadValue, KeyError):
+        return following
+    return max(following, _next_revision(current)) if own else following
 
 
 def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[str, Any]]]:

@@ -41,7 +41,6 @@ RESERVED = {
     ("config", "history"): "show earlier decisions",
     ("rollout",): "roll a layer out in steps",
     ("model",): "manage the models of devices",
-    ("keys",): "sign layers",
     ("simulate",): "show what a layer would change",
     ("forget",): "remove a device from the fleet",
 }
@@ -70,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.set_defaults(run=_prompt)
     _add_status(commands)
     _add_config(commands)
+    _add_keys(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=_completion)
@@ -99,6 +99,7 @@ def _add_config(commands: Any) -> None:
     target = push.add_mutually_exclusive_group()
     target.add_argument("--group", help="the layer of this group")
     target.add_argument("--device", help="the layer of this device")
+    push.add_argument("--key", type=Path, metavar="FILE", help="sign the layer with this private key")
     push.add_argument(
         "--wait",
         type=_seconds,
@@ -112,6 +113,20 @@ def _add_config(commands: Any) -> None:
     for verb in (push, get):
         _add_connection(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="key pairs that sign config layers")
+    verbs = keys.add_subparsers(dest="verb", required=True, metavar="VERB")
+    new = verbs.add_parser("new", help="make a key pair")
+    new.add_argument("name", metavar="NAME", help="of the key, for example ops-2026")
+    listing = verbs.add_parser("list", help="list the keys that are here")
+    shown = verbs.add_parser("fingerprint", help="print the fingerprint of a key")
+    shown.add_argument("key", metavar="KEY", help="a name, the file of a private key, or a public key")
+    for verb in (new, listing, shown):
+        verb.add_argument("--folder", type=Path, metavar="FOLDER", help="default: ~/.config/edged/keys")
+        verb.add_argument("--json", action="store_true", help="print one JSON document")
+        verb.set_defaults(run=_keys)
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:
@@ -210,6 +225,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     from edged.ctl.config import Target, push
+    from edged.ctl.keys import load
 
     if (arguments.file is None) != arguments.remove:
         raise ConfigError("give a FILE to push, or --remove to remove the layer")
@@ -218,7 +234,8 @@ def _push(arguments: argparse.Namespace) -> int:
             checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{option}", name)
     settings = settings_of(arguments)
     target = Target(settings.identity.fleet, arguments.group, arguments.device)
-    return push(settings.mqtt, target, arguments.file, arguments.wait, arguments.json)
+    key = None if arguments.key is None else load(arguments.key)
+    return push(settings.mqtt, target, arguments.file, key, arguments.wait, arguments.json)
 
 
 def _get(arguments: argparse.Namespace) -> int:
@@ -226,6 +243,17 @@ def _get(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     return get(settings.mqtt, settings.identity.fleet, arguments.json)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from edged.ctl import keys
+
+    folder = arguments.folder or keys.default_folder()
+    if arguments.verb == "new":
+        return keys.new(arguments.name, folder, arguments.json)
+    if arguments.verb == "list":
+        return keys.show_all(folder, arguments.json)
+    return keys.show_fingerprint(arguments.key, folder, arguments.json)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

@@ -47,7 +47,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("config", "history", "--device", "pi"),
         ("rollout", "start"),
         ("model", "load", "x"),
-        ("keys",),
         ("simulate", "layer.yaml"),
         ("forget", "pi"),
     ],
