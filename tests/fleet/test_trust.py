@@ -310,6 +310,17 @@ def test_p05_a_repeated_layer_does_not_change_keys_again(tmp_path: Path) -> None
     assert {"ops", "next"} == set(board.config.trust.keys)
 
 
+def test_p05_a_repeated_layer_does_not_withdraw_the_key_that_the_owner_put_in_place_of_the_old(tmp_path: Path) -> None:
+    board = Board(tmp_path, keys=(OPS, NEXT))
+    withdrawing = signed(1, key=NEXT, trust={"withdraw": ["ops"]})
+    board.push(withdrawing)
+    board.owner["trust"]["keys"]["ops"] = THIEF.public  # type: ignore[index]
+    (board.folder / "layers.json").unlink()
+    board.restart()
+    assert "applied" == board.push(withdrawing).phase
+    assert {"ops", "next"} == set(board.config.trust.keys)
+
+
 def test_p05_unsigned_layers_on_the_disk_are_not_in_force_once_signatures_are_required(tmp_path: Path) -> None:
     board = Board(tmp_path, required=False)
     board.push(json.dumps(content(12)).encode())
