@@ -30,7 +30,7 @@ TYPES: Final = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")  # those that the 
 ROUNDED: Final = ("Q8_0", "Q4_0", "Q4_1")  # the others are floats
 SIZES: Final[dict[str, Any]] = {"intermediate_size": 96, "vocab_size": 224}  # whole blocks of 32
 PEOPLE: Final = {
-    "llama": "Llama, SmolLM2, TinyLlama and others",
+    "llama": "Llama, SmolLM2, TinyLlama",
     "mistral": "Mistral",
     "ministral3": "Ministral 3",
     "qwen2": "Qwen2, Qwen2.5",

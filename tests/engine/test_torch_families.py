@@ -60,7 +60,6 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
         ("llama", {"expert_count": 8}, "a mixture of experts"),
         ("llama", {"attention.head_count_kv": [2, 1, 2]}, "layers of .* differ in llama.attention.head_count_kv"),
         ("qwen2", {"logit_scale": 0.5, "future.figure": 3}, "does not apply qwen2.future.figure = 3"),
-        ("stablelm", {"use_parallel_residual": True}, "does not apply stablelm.use_parallel_residual"),
     ],
 )
 def test_metadata_that_is_not_applied_is_refused_by_name(

@@ -24,7 +24,7 @@ LONGROPE: Final = {
 # What differs from a plain model of the family: windows and original contexts far shorter than the tests' prompts.
 FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "llama": ("llama", {}),
-    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama, with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
     "llama, yarn": ("llama", {"rope_parameters": YARN}),
     "llama, linear rope": ("llama", {"rope_parameters": {**LINEAR, "rope_theta": 1e4}}),

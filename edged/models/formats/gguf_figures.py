@@ -9,7 +9,9 @@ from edged.core.errors import ModelError, NoBackend
 from edged.models.formats.gguf import GgufFile
 
 # What describes the file or its training, or repeats what other figures and the tensors say.
-_DESCRIPTIONS: Final = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal"})
+_DESCRIPTIONS: Final = frozenset({
+    "vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal", "use_parallel_residual",
+})  # fmt: skip
 
 
 class Figures:

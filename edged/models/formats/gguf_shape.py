@@ -39,6 +39,8 @@ def shape_from_gguf(file: GgufFile) -> Shape:
     if figures.count("expert_count"):
         raise no_backend("a mixture of experts")
     layers, width, heads = (figures.whole(key) for key in ("block_count", "embedding_length", "attention.head_count"))
+    if architecture == "stablelm" and "blk.0.ffn_norm.weight" not in file.tensors:
+        raise no_backend("StableLM with parallel layers")
     kv_heads = figures.whole("attention.head_count_kv", heads)
     head_dim = figures.whole("attention.key_length", width // heads)
     if figures.whole("attention.value_length", head_dim) != head_dim:
