@@ -34,6 +34,13 @@ class ModelError(EdgedError):
         self.code = code
 
 
+class NoBackend(ModelError):
+    """A model that no backend of edged can run as it is meant; installing another one does not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unsupported", message)
+
+
 class PromptRefused(EdgedError):
     """A prompt that cannot be run. `reason` is the final's reason (`invalid`, `too_long`, `unavailable`, …)."""
 

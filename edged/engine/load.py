@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edged.core.errors import ModelError
+from edged.core.errors import ModelError, NoBackend
 from edged.core.prompt import ModelInfo
 from edged.engine.backends.base import Backend
 from edged.engine.backends.extras import needs_extra
@@ -111,7 +111,7 @@ def _open(request: _LoadRequest, backend: str) -> tuple[Backend, str]:
     try:
         return _open_native(request), ""
     except ModelError as error:
-        if error.code not in _TRY_TORCH:
+        if error.code not in _TRY_TORCH or isinstance(error, NoBackend):
             raise
         reason = str(error)
     request.progress(f"using the torch backend: {reason}")
@@ -128,7 +128,7 @@ def _open_native(request: _LoadRequest) -> Backend:
 
 
 def _open_torch(request: _LoadRequest) -> Backend:
-    """GGUF files of the Llama family run in `torch_llama`; transformers' classes run everything else."""
+    """GGUF files of known families run in `torch_llama`; transformers' classes run everything else."""
     _check_torch(request)
     request.progress("loading the torch backend")
     try:
@@ -140,7 +140,7 @@ def _open_torch(request: _LoadRequest) -> Backend:
     available = torch_backend.free_gpu_bytes if device == "cuda" else available_bytes
     if request.model.format == "gguf":
         file = open_gguf(request.model.path)
-        if shape := torch_gguf.written_out(file, request.context):
+        if shape := torch_gguf.written_out(file):
             return torch_gguf.open_llama(
                 file, shape, request.context, device, request.progress, available, exact=request.exact
             )

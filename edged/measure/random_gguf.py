@@ -24,7 +24,7 @@ def write_random_gguf(name: str, path: Path, bits: int) -> Path:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(shape.epsilon)
-    writer.add_rope_freq_base(1.0 / shape.frequencies[1] ** (shape.head_dim / 2))
+    writer.add_rope_freq_base(1.0 / shape.ropes[0].frequencies[1] ** (shape.head_dim / 2))
     writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("none")
     random = np.random.default_rng(0)

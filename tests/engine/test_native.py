@@ -173,16 +173,36 @@ def test_p06_a_file_that_was_not_packed_is_not_used(tiny_checkpoint: Path, tmp_p
     assert "tampered" == caught.value.code
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_tensors_that_would_be_left_out_go_to_torch(tiny_gguf: Path, tmp_path: Path, architecture: str) -> None:
-    """A Llama with attention biases, a Qwen2 without: computing on without a word would be another model."""
+def test_biases_of_a_llama_are_computed(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Those of attention, of its output and of the ffn: other logits than without, and torch's."""
     path = tmp_path / "other.gguf"
-    sizes = {"q": 64, "k": 32, "v": 32} if architecture == "llama" else {}
-    bias = {
-        f"blk.{layer}.attn_{part}.bias": np.ones(size, np.float32) for layer in (0, 1) for part, size in sizes.items()
+    sizes = {
+        "attn_q": 64,
+        "attn_k": 32,
+        "attn_v": 32,
+        "attn_output": 64,
+        "ffn_gate": 128,
+        "ffn_up": 128,
+        "ffn_down": 64,
     }
-    rewrite(tiny_gguf, path, architecture, bias)
-    with pytest.raises(ModelError, match=r"does not use the tensor blk.0.attn_k.bias|lacks the attention") as caught:
+    random = np.random.default_rng(2)
+    bias = {
+        f"blk.{layer}.{part}.bias": random.standard_normal(size).astype(np.float32)
+        for layer in (0, 1)
+        for part, size in sizes.items()
+    }
+    rewrite(tiny_gguf, path, "llama", bias)
+    tokens = list(range(5, 60))
+    native, of_torch = (load(path, tmp_path, backend).logits(tokens) for backend in ("native", "torch"))
+    assert np.abs(native - of_torch).max() < 0.06 * np.abs(of_torch).max()  # activations are rounded to 8 bits
+    assert np.abs(native - load(tiny_gguf, tmp_path).logits(tokens)).max() > 0.1 * np.abs(of_torch).max()
+
+
+def test_tensors_that_are_missing_go_to_torch(tiny_gguf: Path, tmp_path: Path) -> None:
+    """A Qwen2 without attention biases: computing on without a word would be another model."""
+    path = tmp_path / "other.gguf"
+    rewrite(tiny_gguf, path, "qwen2", {})
+    with pytest.raises(ModelError, match="lacks the attention") as caught:
         load(path, tmp_path, "native")
     assert "unsupported" == caught.value.code
     info = load(path, tmp_path).info

@@ -121,13 +121,14 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
     import torch
     import transformers as tf
 
-    classes = {
-        "llama": (tf.LlamaConfig, tf.LlamaForCausalLM),
-        "mistral": (tf.MistralConfig, tf.MistralForCausalLM),
-        "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM),
-        "qwen3": (tf.Qwen3Config, tf.Qwen3ForCausalLM),
-    }
-    make_config, make_model = classes[family]
+    name = {
+        "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma",
+        "gemma2": "Gemma2", "gemma3": "Gemma3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
+        "olmo3": "Olmo3", "ernie4_5": "Ernie4_5", "hunyuan": "HunYuanDenseV1", "exaone4": "Exaone4",
+        "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4",
+    }[family]  # fmt: skip
+    make_config = tf.Gemma3TextConfig if family == "gemma3" else getattr(tf, f"{name}Config")
+    make_model = getattr(tf, f"{name}ForCausalLM")
     figures = {
         "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -139,7 +140,7 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.normal_(1, 0.2)
+                parameter.normal_(0 if family.startswith("gemma") else 1, 0.2)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
     model.save_pretrained(folder)

@@ -157,6 +157,23 @@ void check_elementwise(const Kernels& k, const Kernels& plain) {
   k.swiglu(x.data(), y.data(), 200, a.data());
   plain.swiglu(x.data(), y.data(), 200, b.data());
   expect(near(a, b, 1e-5f), k.name, "swiglu");
+  k.geglu(x.data(), y.data(), 200, a.data());
+  for (int i = 0; i < 200; i++)
+    b[i] = 0.5f * x[i] * (1 + std::tanh(0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i]))) * y[i];
+  expect(near(a, b, 1e-5f), k.name, "geglu");
+  a = x;
+  k.soft_cap(a.data(), 3, 200);
+  for (int i = 0; i < 200; i++) b[i] = 3 * std::tanh(x[i] / 3);
+  expect(near(a, b, 1e-5f), k.name, "soft_cap");
+  for (const float* bias : {(const float*)nullptr, y.data()}) {
+    k.layer_norm(x.data(), y.data(), bias, 197, 1e-5f, a.data());
+    double mean = 0, squares = 0;
+    for (int i = 0; i < 197; i++) mean += x[i] / 197.;
+    for (int i = 0; i < 197; i++) squares += (x[i] - mean) * (x[i] - mean) / 197;
+    for (int i = 0; i < 197; i++)
+      b[i] = (float)((x[i] - mean) / std::sqrt(squares + 1e-5) * y[i] + (bias ? bias[i] : 0));
+    expect(near(a, b, 1e-5f), k.name, "layer_norm");
+  }
   a = b = x;
   k.apply_rope(a.data(), y.data(), y.data() + 90, 90);
   plain.apply_rope(b.data(), y.data(), y.data() + 90, 90);
@@ -200,14 +217,15 @@ struct AttentionMemory {
 // softmax(query · keys) · values of one head in float64, with keys and values rounded as the cache holds
 // them.
 std::vector<float> plain_attention(const float* query, const std::vector<float>& keys,
-                                   const std::vector<float>& all_values, int tokens, int dim) {
+                                   const std::vector<float>& all_values, int tokens, int dim, int window,
+                                   float cap) {
   std::vector<double> sums(dim);
   double total = 0;
-  for (int t = 0; t < tokens; t++) {
+  for (int t = window ? std::max(0, tokens - window) : 0; t < tokens; t++) {
     double score = 0;
     for (int d = 0; d < dim; d++)
       score += (double)query[d] * half_to_float(float_to_half(keys[(size_t)t * dim + d]));
-    const double weight = std::exp2(score);
+    const double weight = std::exp2(cap ? cap * std::tanh(score / cap) : score);
     total += weight;
     for (int d = 0; d < dim; d++)
       sums[d] += weight * half_to_float(float_to_half(all_values[(size_t)t * dim + d]));
@@ -224,6 +242,8 @@ struct Past {
   std::vector<uint16_t> cache;
   std::vector<int32_t> table;
 
+  int window = 0;
+  float cap = 0;
   Past(const Kernels& k, int dim, int tokens)
       : dim(dim), keys(::values((size_t)tokens * dim)), values(::values((size_t)tokens * dim)) {
     const int blocks = (tokens + 31) / 32;
@@ -246,6 +266,9 @@ struct Past {
     work.cache = cache.data();
     work.block_stride = (size_t)dim * 64;
     work.blocks = table.data();
+    work.window = window;
+    work.cap = cap;
+    work.chunk_begin = first_chunk(position, window);
     work.chunk_end = (position + rows - 1) / kChunkTokens + 1;
     work.out = out.data();
     return work;
@@ -254,26 +277,28 @@ struct Past {
 
 // One row's attention, computed at once and in runs of chunks in any order: right, and the same to the bit;
 // NaN where a query is.
-void check_attention(const Kernels& k, int heads, int dim, int tokens) {
-  const Past past(k, dim, tokens);
+void check_attention(const Kernels& k, int heads, int dim, int tokens, int window = 0, float cap = 0) {
+  Past past(k, dim, tokens);
+  past.window = window;
+  past.cap = cap;
   auto query = values((size_t)heads * dim);
   std::vector<float> expected, out((size_t)heads * dim), merged = out;
   for (int h = 0; h < heads; h++)
-    for (float x : plain_attention(&query[(size_t)h * dim], past.keys, past.values, tokens, dim))
+    for (float x : plain_attention(&query[(size_t)h * dim], past.keys, past.values, tokens, dim, window, cap))
       expected.push_back(x);
   AttentionMemory memory(dim);
   AttentionTask work = past.attend(query, 1, heads, tokens - 1, out);
   k.attend(work, memory.scratch);
   const std::string what = "attention over " + std::to_string(tokens) + " tokens, " + std::to_string(heads) +
-                           " heads of " + std::to_string(dim);
+                           " heads of " + std::to_string(dim) + ", window " + std::to_string(window);
   expect(near(out, expected, 1e-4f), k.name, what);
-  const int chunks = work.chunk_end;
+  const int first = work.chunk_begin, chunks = work.chunk_end - first;
   const size_t record = (size_t)dim + 8;
   const auto merge_runs = [&](int run) {
     std::vector<float> partial(record * heads * chunks, NAN);
     for (int c = (chunks - 1) / run * run; c >= 0; c -= run) {
-      work.chunk_begin = c;
-      work.chunk_end = std::min(c + run, chunks);
+      work.chunk_begin = first + c;
+      work.chunk_end = first + std::min(c + run, chunks);
       work.partial = &partial[record * heads * c];
       k.attend(work, memory.scratch);
     }
@@ -284,6 +309,7 @@ void check_attention(const Kernels& k, int heads, int dim, int tokens) {
     merge_runs(run);
     expect(same_bits(out, merged), k.name, what + ", " + std::to_string(run) + " chunks at a time");
   }
+  if (cap) return;  // a cap makes a number of NaN
   query[0] = NAN;
   for (int run : {1, chunks}) {
     merge_runs(run);
@@ -292,8 +318,9 @@ void check_attention(const Kernels& k, int heads, int dim, int tokens) {
 }
 
 // Several rows together have the bits that each has alone.
-void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int position) {
-  const Past past(k, dim, position + rows);
+void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int position, int window = 0) {
+  Past past(k, dim, position + rows);
+  past.window = window;
   const auto query = values((size_t)rows * heads * dim);
   std::vector<float> together(query.size()), out((size_t)heads * dim), alone;
   AttentionMemory memory(dim);
@@ -325,7 +352,14 @@ int main() {
       for (int dim : {24, 40, 64, 80, 96}) check_attention(*table, heads, dim, 157);
     for (int heads : {1, 3, 7})
       for (int position : {0, 120, 250})
-        for (int dim : {8, 64, 72}) check_attention_of_rows(*table, kMaxLanes / heads, heads, dim, position);
+        for (int dim : {8, 64, 72})
+          for (int window : {0, 1, 5, 33, 128, 200})
+            check_attention_of_rows(*table, kMaxLanes / heads, heads, dim, position, window);
+    for (int tokens : {1, 31, 300, 1024})
+      for (int window : {1, 5, 32, 33, 127, 128, 129, 512, 2000})
+        check_attention(*table, 3, 64, tokens, window);
+    check_attention(*table, 4, 64, 700, 0, 2.f);
+    check_attention(*table, 4, 64, 700, 200, 2.f);
     printf("%s: as plain C++\n", name);
   }
   return 0;

@@ -16,6 +16,7 @@ from edged.engine.backends.native_open import open_native
 from edged.engine.kernels.library import KernelError
 from edged.engine.memory import WORKSPACE_BYTES
 from edged.models.formats.packed import PackedModel, open_packed
+from edged.models.formats.shape import Rope
 from edged.models.formats.tiles import Kind
 from tests.native.helpers import open_model, pack_overflowing, pack_tiny
 
@@ -73,7 +74,7 @@ def test_absurd_options_are_refused(folder: Path, options: dict[str, int]) -> No
 @pytest.mark.parametrize(
     "changes",
     [{"width": 56}, {"heads": 3}, {"kv_heads": 3}, {"head_dim": 12}, {"vocabulary": 204}, {"layers": 2}, {"ffn": 89},
-     {"frequencies": (float("nan"),) * 8}, {"epsilon": -1.0}],
+     {"ropes": (Rope((float("nan"),) * 8),)}, {"epsilon": -1.0}],
 )  # fmt: skip
 def test_shapes_that_do_not_fit_the_tensors_are_refused(folder: Path, changes: dict[str, object]) -> None:
     """The kernels check for themselves what the loader has checked before."""

@@ -122,15 +122,24 @@ def test_weights_too_large_for_any_scale_are_refused(tmp_path: Path) -> None:
                 pack_path(folder, tmp_path / "packed", bits=bits, minimum=minimum)
 
 
+FIGURES_OF_FORMAT_5 = (
+    "architecture", "layers", "width", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "context", "epsilon",
+)  # fmt: skip
+
+
 def test_folders_of_the_format_before_are_read(tmp_path: Path) -> None:
-    """Formats 4 and 5 had fewer kinds and are otherwise the same; an unknown one is refused."""
+    """Formats 4 and 5 had fewer kinds and figures of a shape; an unknown format is refused."""
     _, folder = pack_tiny(tmp_path, "llama")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert FORMAT == manifest["format"]
+    expected = open_packed(folder).manifest.shape
+    before = {key: manifest["shape"][key] for key in FIGURES_OF_FORMAT_5}
+    before["frequencies"] = manifest["shape"]["ropes"][0]["frequencies"]
     for number, readable in ((5, True), (4, True), (3, False), (7, False)):
-        (folder / MANIFEST).write_text(json.dumps({**manifest, "format": number}))
+        changed = {**manifest, "format": number, "shape": before}
+        (folder / MANIFEST).write_text(json.dumps(changed))
         if readable:
-            open_packed(folder)
+            assert expected == open_packed(folder).manifest.shape
             continue
         with pytest.raises(ModelError, match="pack it again"):
             open_packed(folder)

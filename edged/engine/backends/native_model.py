@@ -16,15 +16,17 @@ import numpy.typing as npt
 from edged.engine.backends.base import Decoding
 from edged.engine.kernels import library as c
 from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library, sampling_call
+from edged.models.formats.families import Family
 from edged.models.formats.packed import PackedModel
 
 BLOCK: Final = 32  # tokens of a cache block
 MAX_ROWS: Final = 512  # tokens computed in one step
 _LAYER: Final = (
     "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
-    "out", "ffn_norm",
-    "gate_up", "gate", "up", "down",
+    "out", "ffn_norm", "gate_up", "gate", "up", "down", "attention_norm_bias", "out_bias", "post_attention_norm",
+    "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm",
 )  # fmt: skip
+_LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM = 1, 2, 4, 8  # EdgedFlag
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,21 @@ class NativeModel:
         self._library = library or load_library()
         self.kernels = self._library.kernels(kernels) or kernels
         self._bytes = np.frombuffer(packed.data, np.uint8)  # keeps the mapping alive as long as the engine
-        frequencies = np.asarray(shape.frequencies, np.float32)
+        ropes = shape.ropes_for(context)
+        frequencies = np.asarray([rope.frequencies for rope in ropes], np.float32)
+        scales = np.asarray([rope.scale for rope in ropes], np.float32)
+        attention = np.asarray(shape.attention, np.int32)
         config = Config(
             layers=shape.layers, width=shape.width, ffn=shape.ffn, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, vocabulary=shape.vocabulary, context=context, blocks=blocks, max_rows=max_rows,
-            threads=self.threads, rms_epsilon=shape.epsilon, embedding_scale=1.0,
-            inverse_frequency=frequencies.ctypes.data,
+            threads=self.threads, flags=_flags(shape.family), epsilon=shape.epsilon,
+            embedding_scale=shape.embedding_scale, residual_scale=shape.residual_scale, logit_scale=shape.logit_scale,
+            attention_scale=shape.attention_scale, attention_cap=shape.attention_cap, logit_cap=shape.logit_cap,
+            growth=shape.growth, growth_tokens=shape.growth_tokens, rope_pairs=shape.rotated // 2, ropes=len(ropes),
+            inverse_frequency=frequencies.ctypes.data, rope_scale=scales.ctypes.data,
+            attention=attention.ctypes.data,
         )  # fmt: skip
-        names = ["embedding", "head", "final_norm"]
+        names = ["embedding", "head", "final_norm", "final_norm_bias"]
         names += [f"layers.{layer}.{part}" for layer in range(shape.layers) for part in _LAYER]
         tensors = (Tensor * len(names))(*(self.tensor(name) for name in names))
         self._handle: int | None = self._library.open(config, tensors, kernels)
@@ -192,6 +201,16 @@ class NativeModel:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self.close()
+
+
+def _flags(family: Family) -> int:
+    """What the family computes in another way than Llama, as EdgedFlag says it."""
+    return (
+        _LAYER_NORM * family.layer_norm
+        + _GELU * family.gelu
+        + _NORM_AFTER_ROPE * (family.qk_norm == "after_rope")
+        + _WIDE_NORM * (family.qk_norm == "wide")
+    )
 
 
 def usable_cores() -> int:

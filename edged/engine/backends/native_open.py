@@ -37,11 +37,10 @@ def open_native(
     Raises ModelError `unsupported`, `bad_model` or `no_memory`.
     """
     kernels_here()
-    trained = packed.manifest.shape.context
-    context = min(context or trained, trained)
+    shape = packed.manifest.shape
+    context = min(context or shape.default_context, shape.context)
     per_slot = -(-context // BLOCK)
-    tables = 4 * context * packed.manifest.shape.head_dim  # of the rotary embedding
-    budget = admit(packed.weights_bytes + tables, per_slot * block_bytes(packed), available_bytes(), slots)
+    budget = admit(packed.weights_bytes, per_slot * block_bytes(packed), available_bytes(), slots)
     # One cache more than the slots, for Model.logits beside them, where that fits as well. The pool fills with what
     # earlier sequences left, so all of it counts.
     blocks = min(per_slot * (budget.slots + 1), budget.cache_bytes // block_bytes(packed))

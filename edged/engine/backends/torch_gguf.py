@@ -1,4 +1,4 @@
-"""GGUF files of the Llama family as a LlamaNetwork, read one tensor after the other.
+"""GGUF files of known families as a LlamaNetwork, read one tensor after the other.
 
 Memory peaks at the weights plus one tensor.
 """
@@ -8,32 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from edged.core.errors import ModelError
 from edged.engine.backends.torch_backend import TorchBackend
 from edged.engine.backends.torch_llama import Layer, LlamaNetwork, Weights
 from edged.engine.memory import admit
+from edged.models.formats.families import FAMILIES
 from edged.models.formats.gguf import GgufFile
-from edged.models.formats.gguf_shape import shape_from_gguf, sliding_window
+from edged.models.formats.gguf_shape import shape_from_gguf
+from edged.models.formats.packed import vector_names
 from edged.models.formats.shape import Shape
+from edged.models.packing.gguf_source import GgufSource
+from edged.models.packing.source import halves
 
 SMALL: Final = 64_000_000  # bytes of float32 weights that caches hold: bfloat16 would gain nothing there
 
 
-def written_out(file: GgufFile, context: int | None) -> Shape | None:
-    """The shape of a model that `torch_llama` computes; None where transformers' classes are needed.
+def written_out(file: GgufFile) -> Shape | None:
+    """The shape of a model that `torch_llama` computes; None for another architecture, which transformers may run.
 
-    Raises ModelError `bad_model`.
+    Raises ModelError `bad_model`, and NoBackend for a file with figures that would not be applied.
     """
-    try:
-        shape = shape_from_gguf(file)
-    except ModelError as error:
-        if error.code != "unsupported":
-            raise
-        return None
-    window = sliding_window(file, shape.architecture)
-    return None if 0 < window < min(shape.context, context or shape.context) else shape
+    architecture = file.get("general.architecture")
+    return shape_from_gguf(file) if isinstance(architecture, str) and architecture in FAMILIES else None
 
 
 def open_llama(
@@ -49,7 +48,7 @@ def open_llama(
 
     Raises ModelError `bad_model` or `no_memory` (before anything large is read).
     """
-    context = min(context or shape.context, shape.context)
+    context = min(context or shape.default_context, shape.context)
     count = file.weight_count()
     dtype = torch.float32 if exact or 4 * count <= SMALL else torch.bfloat16
     width = dtype.itemsize
@@ -64,68 +63,57 @@ def read_network(
     file: GgufFile, shape: Shape, context: int, dtype: Any, device: str, progress: Callable[[str], None]
 ) -> LlamaNetwork:
     """The network with its weights in `dtype` (norms and biases in float32). Raises ModelError `bad_model`."""
-    reader = _Reader(file, shape, dtype, device)
-    embedding = reader.matrix("token_embd", shape.vocabulary, shape.width)
+    reader = _Reader(GgufSource(file, shape), dtype, device)
+    embedding = reader.matrix("embedding", shape.vocabulary, shape.width)
     layers = []
     for index in range(shape.layers):
-        layers.append(reader.layer(f"blk.{index}."))
+        layers.append(reader.layer(f"layers.{index}."))
         progress(f"reading layer {index + 1} of {shape.layers}")
     has_head = "output.weight" in file.tensors
-    head = reader.matrix("output", shape.vocabulary, shape.width) if has_head else embedding
-    return LlamaNetwork(
-        shape, Weights(embedding, tuple(layers), reader.vector("output_norm", shape.width), head), context
-    )
+    head = reader.matrix("head", shape.vocabulary, shape.width) if has_head else embedding
+    vectors = reader.vectors("final_")
+    weights = Weights(embedding, tuple(layers), vectors["norm"], vectors.get("norm_bias"), head)
+    return LlamaNetwork(shape, weights, context)
 
 
 class _Reader:
     """Tensors of a file as torch wants them, checked against the shape."""
 
-    def __init__(self, file: GgufFile, shape: Shape, dtype: Any, device: str) -> None:
-        self.file = file
-        self.shape = shape
+    def __init__(self, source: GgufSource, dtype: Any, device: str) -> None:
+        self.source = source
+        self.shape = source.shape
         self.dtype = dtype
         self.device = device
+        self._vectors = {name: (length, required) for name, length, required in vector_names(self.shape)}
 
     def layer(self, prefix: str) -> Layer:
         shape = self.shape
         query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        biased = f"{prefix}attn_q.bias" in self.file.tensors
-        normed = f"{prefix}attn_q_norm.weight" in self.file.tensors
-        bias = None
-        if biased:
-            parts = zip("qkv", (query, key, key), strict=True)
-            bias = torch.cat([self.vector(f"{prefix}attn_{name}", size, "bias", name != "v") for name, size in parts])
-        parts = zip("qkv", (query, key, key), strict=True)
-        qkv = torch.cat([self.matrix(f"{prefix}attn_{name}", size, shape.width, name != "v") for name, size in parts])
-        gate_up = torch.cat([self.matrix(f"{prefix}ffn_{name}", shape.ffn, shape.width) for name in ("gate", "up")])
+        parts = zip(("query", "key", "value"), (query, key, key), strict=True)
+        vectors = self.vectors(prefix)
+        if "query_bias" in vectors:
+            vectors["qkv_bias"] = torch.cat([vectors.pop(f"{name}_bias") for name in ("query", "key", "value")])
         return Layer(
-            attention_norm=self.vector(f"{prefix}attn_norm", shape.width),
-            qkv=qkv,
-            qkv_bias=bias,
-            query_norm=self.vector(f"{prefix}attn_q_norm", shape.head_dim) if normed else None,
-            key_norm=self.vector(f"{prefix}attn_k_norm", shape.head_dim) if normed else None,
-            out=self.matrix(f"{prefix}attn_output", shape.width, query),
-            ffn_norm=self.vector(f"{prefix}ffn_norm", shape.width),
-            gate_up=gate_up,
-            down=self.matrix(f"{prefix}ffn_down", shape.width, shape.ffn),
+            qkv=torch.cat([self.matrix(prefix + name, size, shape.width) for name, size in parts]),
+            out=self.matrix(prefix + "out", shape.width, query),
+            gate_up=torch.cat([self.matrix(prefix + name, shape.ffn, shape.width) for name in ("gate", "up")]),
+            down=self.matrix(prefix + "down", shape.width, shape.ffn),
+            vectors=vectors,
         )
 
-    def matrix(self, name: str, rows: int, columns: int, permuted: bool = False) -> Any:
-        values = self._values(f"{name}.weight", (rows, columns), permuted)
-        return values.to(self.device, self.dtype)
+    def matrix(self, name: str, rows: int, columns: int) -> Any:
+        return torch.from_numpy(self.source.dequantized(name, rows, columns)).to(self.device, self.dtype)
 
-    def vector(self, name: str, size: int, kind: str = "weight", permuted: bool = False) -> Any:
-        return self._values(f"{name}.{kind}", (size,), permuted).to(self.device)
-
-    def _values(self, name: str, expected: tuple[int, ...], permuted: bool) -> Any:
-        values = torch.from_numpy(self.file.dequantize(name))
-        if tuple(values.shape) != expected:
-            raise ModelError(
-                "bad_model",
-                f"Tensor {name} of {self.file.path.name} has the shape {tuple(values.shape)}, "
-                f"not {expected}; fetch the model again.",
-            )
-        if permuted and self.shape.family.permuted:  # rows of a head: (E/2, 2) in the file, (2, E/2) here
-            halves = values.view(-1, self.shape.head_dim // 2, 2, *expected[1:])
-            values = halves.transpose(1, 2).reshape(expected)
-        return values
+    def vectors(self, prefix: str) -> dict[str, Any]:
+        """The norms and biases whose names begin so, by the rest of their names. Raises ModelError `bad_model`."""
+        found: dict[str, Any] = {}
+        for name, (length, required) in self._vectors.items():
+            if not name.startswith(prefix) or not (self.source.has(name) or (required and "_bias" not in name)):
+                continue
+            values = np.concatenate([self.source.vector(part) for part in halves(name)])
+            if len(values) != (2 * self.shape.ffn if ".gate_up" in name else length):
+                raise ModelError(
+                    "bad_model", f"{name} of {self.source.name} has {len(values)} values; fetch the model again."
+                )
+            found[name.removeprefix(prefix)] = torch.from_numpy(values).to(self.device)
+        return found

@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
-from edged.core.errors import ModelError
+from edged.core.errors import ModelError, NoBackend
+from edged.engine.backends import torch_check
 from edged.engine.backends.extras import needs_extra
 from edged.engine.backends.torch_backend import TorchBackend
 from edged.engine.memory import admit
+from edged.models.formats.families import NO_BACKEND
 from edged.models.formats.gguf import open_gguf
+from edged.models.formats.shape import no_backend
 from edged.models.store.locate import LocatedModel
 
 
@@ -57,7 +60,7 @@ def open_hub(
     """
     progress("importing transformers")
     config, source, count = _describe(model)
-    trained = int(getattr(config, "max_position_embeddings", 0) or context or 2048)
+    trained = _trained_context(config, context)
     context = min(context or trained, trained)
     dtype = torch.bfloat16 if device == "cuda" and not exact else torch.float32
     budget = admit(count * dtype.itemsize, _cache_values(config) * dtype.itemsize * context, available())
@@ -71,9 +74,22 @@ def open_hub(
     else:
         progress("rounding the weights to 8 bits")
         quantization = _to_8_bits(network, precision, _stored(config, precision))
-    size = sum(_bytes(tensor) for tensor in {id(value): value for value in _tensors(network)}.values())
+    computing = HubNetwork(network)
     vocabulary = int(network.get_output_embeddings().out_features)
-    return TorchBackend(HubNetwork(network), quantization, vocabulary, context, budget.slots, size, device)
+    progress("checking the network")
+    torch_check.check_pieces(computing, vocabulary, model.name, device)
+    size = sum(_bytes(tensor) for tensor in {id(value): value for value in _tensors(network)}.values())
+    return TorchBackend(computing, quantization, vocabulary, context, budget.slots, size, device)
+
+
+def _trained_context(config: Any, wanted: int | None) -> int:
+    """The most tokens that transformers computes in one way: with LongRoPE, those of the first training. Beyond them
+    it takes other frequencies for new tokens than for those that are in the cache."""
+    trained = int(getattr(config, "max_position_embeddings", 0) or wanted or 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        trained = min(trained, int(rope.get("original_max_position_embeddings") or trained))
+    return trained
 
 
 def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
@@ -84,6 +100,7 @@ def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
         raise needs_extra("This model needs transformers.") from error
     if model.format == "gguf":
         file = open_gguf(model.path)
+        torch_check.check_metadata(file)
         where, source = model.path.parent, {"gguf_file": model.path.name}
         count = file.weight_count()
     else:
@@ -91,7 +108,9 @@ def _describe(model: LocatedModel) -> tuple[Any, dict[str, str], int]:
     try:
         config = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False, **source)
     except Exception as error:
-        raise ModelError("unsupported", f"transformers cannot load {model.name}: {_first_line(error)}.") from error
+        raise NoBackend(f"transformers cannot load {model.name}: {_first_line(error)}; use another model.") from error
+    if config.model_type in NO_BACKEND:
+        raise no_backend(f"checkpoints of the architecture {config.model_type!r}")
     return config.get_text_config(), source, count
 
 
@@ -119,6 +138,11 @@ def _load(model: LocatedModel, source: dict[str, str], dtype: Any) -> Any:
         raise ModelError(
             "bad_model", f"{model.name} lacks {len(missing)} weights ({missing[0]} …); fetch the model again."
         )
+    unused = sorted(report.get("unexpected_keys") or ())
+    if unused:
+        raise NoBackend(f"transformers does not use the tensor {unused[0]} of {model.name}; use another model.")
+    if model.format == "gguf":
+        torch_check.check_tensors(open_gguf(model.path), network)
     return network
 
 
@@ -128,8 +152,13 @@ def _to_8_bits(network: Any, precision: str, stored: str) -> str:
         from optimum.quanto import freeze, qint8, quantization_map, quantize
     except ImportError as error:
         raise needs_extra("8 bits need optimum-quanto.") from error
-    quantize(network, weights=qint8, exclude="lm_head")
-    freeze(network)
+    try:
+        quantize(network, weights=qint8, exclude="lm_head")
+        freeze(network)
+    except Exception as error:
+        raise NoBackend(
+            f"The network cannot be rounded to 8 bits ({_first_line(error)}); use another model."
+        ) from error
     if not quantization_map(network):
         return f"{precision} (from {stored}; no layer can be 8 bits)"
     return f"qint8, head {precision} (from {stored})"
@@ -142,9 +171,12 @@ def _stored(config: Any, precision: str) -> str:
 
 def _cache_values(config: Any) -> int:
     """Keys and values of one token, over all layers."""
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    try:
+        heads = int(config.num_attention_heads)
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise NoBackend(f"edged does not run the architecture {config.model_type}; use another model.") from error
     return 2 * int(config.num_hidden_layers) * kv_heads * size
 
 

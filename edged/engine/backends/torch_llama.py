@@ -1,4 +1,4 @@
-"""The Llama family in torch, from a GGUF file: Llama, Mistral, Qwen2, Qwen3 (dense, full attention).
+"""The decoder families of `models/formats/families.py` in torch, from a GGUF file.
 
 Written out because building transformers' classes costs 6 s of imports and 95 MB, and because weights kept in bfloat16
 serve best when they are used in two ways (docs/decisions/0012): a single token multiplies them as they are, which
@@ -11,6 +11,7 @@ attention (Ainslie et al. 2023). Shapes: T tokens, D width, H heads, G key/value
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,17 +26,16 @@ EXACT: Final = 256  # best logits that are computed again in float32, since bflo
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer: qkv ((H+2G)·E, D), out (D, H·E), gate_up (2F, D), down (D, F); norms float32."""
+    """Weights of one layer: qkv ((H+2G)·E, D), out (D, H·E), gate_up (2F, D), down (D, F).
 
-    attention_norm: Any
+    `vectors`: norms and biases by their packed names, float32; a family has some of them.
+    """
+
     qkv: Any
-    qkv_bias: Any | None
-    query_norm: Any | None
-    key_norm: Any | None
     out: Any
-    ffn_norm: Any
     gate_up: Any
     down: Any
+    vectors: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Weights:
     embedding: Any
     layers: tuple[Layer, ...]
     norm: Any
+    norm_bias: Any | None
     head: Any
 
 
@@ -57,9 +58,11 @@ class LlamaNetwork:
         self.context = context
         self.device = weights.embedding.device
         self.dtype = weights.embedding.dtype
-        angles = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(shape.frequencies))
-        self._cos = angles.cos().to(self.device)  # [context, E/2]
-        self._sin = angles.sin().to(self.device)
+        positions = torch.arange(context, dtype=torch.float32)
+        self._turns = []  # for each rotary embedding cosines and sines [context, R/2]
+        for rope in shape.ropes_for(context):
+            angles = torch.outer(positions, torch.tensor(rope.frequencies))
+            self._turns.append([(part * rope.scale).to(self.device) for part in (angles.cos(), angles.sin())])
 
     def new_cache(self) -> Any:
         """An empty cache; on the CPU its pages take memory only as tokens arrive."""
@@ -70,29 +73,69 @@ class LlamaNetwork:
     def forward(self, cache: Any, tokens: Any, start: int, every: bool) -> Any:
         """tokens int64 [T] at positions start… → logits float32 [T or 1, V]."""
         shape, weights = self.shape, self.weights
-        count = len(tokens)
-        x = F.embedding(tokens, weights.embedding).float()  # [T, D]
-        cos, sin = self._cos[start : start + count, None], self._sin[start : start + count, None]
-        mask = _causal(count, start, self.device)
-        for layer, keys_values in zip(weights.layers, cache, strict=True):
-            h = self._norm(x, layer.attention_norm)
-            qkv = linear(h, layer.qkv)
-            if layer.qkv_bias is not None:
-                qkv = qkv + layer.qkv_bias
-            q, k, v = qkv.view(count, -1, shape.head_dim).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
-            if layer.query_norm is not None:
-                q, k = self._norm(q, layer.query_norm), self._norm(k, layer.key_norm)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            keys_values[:, :, start : start + count] = torch.stack((k, v)).transpose(1, 2)
-            x = x + linear(attend(q, keys_values[:, :, : start + count], mask), layer.out)
-            h = self._norm(x, layer.ffn_norm)
-            gate, up = linear(h, layer.gate_up).chunk(2, -1)
-            x = x + linear(F.silu(gate) * up, layer.down)
-        x = self._norm(x if every else x[-1:], weights.norm)
-        return head(x, weights.head)
+        x = F.embedding(tokens, weights.embedding).float() * shape.embedding_scale  # [T, D]
+        for layer, keys_values, (rope, window) in zip(weights.layers, cache, shape.attention, strict=True):
+            vectors = layer.vectors
+            h = self._norm(x, vectors.get("attention_norm"), vectors.get("attention_norm_bias"))
+            mixed = self._attention(layer, keys_values, h, start, rope, window)
+            x = x + self._addition(linear(mixed, layer.out), vectors, "out_bias", "post_attention_norm")
+            h = self._norm(x, vectors.get("ffn_norm"), vectors.get("ffn_norm_bias"))
+            gate, up = biased(linear(h, layer.gate_up), vectors.get("gate_up_bias")).chunk(2, -1)
+            active = F.gelu(gate, approximate="tanh") if shape.family.gelu else F.silu(gate)
+            x = x + self._addition(linear(active * up, layer.down), vectors, "down_bias", "post_ffn_norm")
+        x = self._norm(x if every else x[-1:], weights.norm, weights.norm_bias)
+        return capped(head(x, weights.head) * shape.logit_scale, shape.logit_cap)
 
-    def _norm(self, x: Any, weight: Any) -> Any:
+    def _attention(self, layer: Layer, keys_values: Any, h: Any, start: int, rope: int, window: int) -> Any:
+        """Attention of normalized rows h (T, D) over the layer's cache, which gets their keys and values → (T, H·E)."""
+        shape, vectors, count = self.shape, layer.vectors, len(h)
+        qkv = biased(linear(h, layer.qkv), vectors.get("qkv_bias"))
+        sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+        q, k, v = qkv.split(sizes, -1)
+        norms = vectors.get("query_norm"), vectors.get("key_norm")
+        when = shape.family.qk_norm
+        if when == "wide":
+            q, k = (self._norm(part, norm) for part, norm in zip((q, k), norms, strict=True))
+        q, k, v = (part.reshape(count, -1, shape.head_dim) for part in (q, k, v))
+        if when == "heads":
+            q, k = (self._norm(part, norm) for part, norm in zip((q, k), norms, strict=True))
+        if rope >= 0:
+            cos, sin = (part[start : start + count, None] for part in self._turns[rope])
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if when == "after_rope":
+            q, k = (self._norm(part, norm) for part, norm in zip((q, k), norms, strict=True))
+        keys_values[:, :, start : start + count] = torch.stack((k, v)).transpose(1, 2)
+        if shape.growth:
+            positions = torch.arange(start, start + count, device=self.device)
+            q = q * (1 + shape.growth * torch.log1p(positions // shape.growth_tokens))[:, None, None]
+        begin = max(0, start + 1 - window) if window else 0  # what no row sees before
+        mask = _visible(count, start - begin, window, self.device)
+        scale = shape.attention_scale or shape.head_dim**-0.5
+        return attend(q, keys_values[:, :, begin : start + count], mask, scale, shape.attention_cap)
+
+    def _addition(self, x: Any, vectors: Mapping[str, Any], bias: str, norm: str) -> Any:
+        """What is added to the residual stream, from a product: with its bias, its norm and the model's scale."""
+        x = biased(x, vectors.get(bias))
+        if norm in vectors:
+            x = F.rms_norm(x, (x.shape[-1],), vectors[norm], self.shape.epsilon)
+        return x * self.shape.residual_scale
+
+    def _norm(self, x: Any, weight: Any | None, bias: Any | None = None) -> Any:
+        if weight is None:
+            return x
+        if self.shape.family.layer_norm:
+            return F.layer_norm(x, (x.shape[-1],), weight, bias, self.shape.epsilon)
         return F.rms_norm(x, (x.shape[-1],), weight, self.shape.epsilon)
+
+
+def biased(x: Any, bias: Any | None) -> Any:
+    """x + bias, where there is one."""
+    return x if bias is None else x + bias
+
+
+def capped(x: Any, cap: float) -> Any:
+    """cap · tanh(x / cap), where there is a cap."""
+    return torch.tanh(x / cap) * cap if cap else x
 
 
 def linear(x: Any, weight: Any) -> Any:
@@ -129,21 +172,30 @@ def rotate(x: Any, cos: Any, sin: Any) -> Any:
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
-def attend(q: Any, keys_values: Any, mask: Any | None) -> Any:
+def attend(q: Any, keys_values: Any, mask: Any | None, scale: float, cap: float) -> Any:
     """q (T, H, E) float32 over keys and values (2, G, N, E) → (T, H·E) float32."""
     count, heads, size = q.shape
     groups = keys_values.shape[1]
+    if cap:
+        keys, values = keys_values.float().repeat_interleave(heads // groups, 1)
+        scores = capped(q.transpose(0, 1) @ keys.transpose(1, 2) * scale, cap)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) @ values).transpose(0, 1).reshape(count, heads * size)
     if count == 1:  # the heads of a group are rows of one query, so that nothing is copied or widened
         rows = q.view(groups, heads // groups, size).to(keys_values.dtype)
-        mixed = F.scaled_dot_product_attention(rows[None], keys_values[None, 0], keys_values[None, 1])
+        mixed = F.scaled_dot_product_attention(rows[None], keys_values[None, 0], keys_values[None, 1], scale=scale)
         return mixed.reshape(1, heads * size).float()
     keys, values = keys_values.float()
-    mixed = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None], mask, enable_gqa=True)
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], keys[None], values[None], mask, enable_gqa=True, scale=scale
+    )
     return mixed[0].transpose(0, 1).reshape(count, heads * size)
 
 
-def _causal(count: int, start: int, device: Any) -> Any | None:
+def _visible(count: int, start: int, window: int, device: Any) -> Any | None:
     """True where query i (position start + i) may look at key j; (T, start + T). None for one token: it sees all."""
     if count == 1:
         return None
-    return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
+    ones = torch.ones(count, start + count, dtype=torch.bool, device=device)
+    return ones.tril(start) & ones.triu(start + 1 - window) if window else ones.tril(start)

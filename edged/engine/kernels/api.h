@@ -14,6 +14,23 @@
 constexpr int32_t kApiVersion = 8;
 constexpr size_t kErrorBytes = 512;
 
+// How one layer attends.
+struct EdgedAttention {
+  int32_t rope;    // which of the rotary embeddings turns its queries and keys; −1: none
+  int32_t window;  // tokens that a token sees, itself the last of them; 0: all
+};
+
+constexpr int32_t kModelTensors = 4;  // before those of the layers
+
+// What a family computes in another way than Llama, as bits of EdgedConfig::flags.
+enum EdgedFlag : int32_t {
+  kLayerNorm = 1,      // norms subtract the mean, too, and may have a bias
+  kGelu = 2,           // GELU (its tanh form) in place of SiLU
+  kNormAfterRope = 4,  // queries and keys are normalized after RoPE
+  kWideNorm = 8,       // the norm of queries, and that of keys, is over all heads together
+};
+constexpr int32_t kFlags = 15;  // all of them
+
 // The shape of a decoder and how it is run.
 struct EdgedConfig {
   int32_t layers, width, ffn, heads, kv_heads, head_dim, vocabulary;
@@ -21,9 +38,20 @@ struct EdgedConfig {
   int32_t blocks;    // of 32 tokens, in the key/value cache
   int32_t max_rows;  // tokens computed in one step
   int32_t threads;
+  int32_t flags;
+  float epsilon;  // of the norms
+  float embedding_scale, residual_scale, logit_scale;
+  float attention_scale;           // of queries · keys; 0: 1 / √head_dim
+  float attention_cap, logit_cap;  // x becomes cap · tanh(x / cap); 0: none
+  // A query at position p is multiplied by 1 + growth · ln(1 + ⌊p / growth_tokens⌋).
+  float growth;
+  int32_t growth_tokens;
+  int32_t rope_pairs;  // of a head's values that are turned: i with i + rope_pairs
+  int32_t ropes;       // rotary embeddings
   int32_t reserved;
-  float rms_epsilon, embedding_scale;
-  const float* inverse_frequency;  // [head_dim / 2] of RoPE, with the model's scaling applied
+  const float* inverse_frequency;   // [ropes, rope_pairs], with the model's scaling applied
+  const float* rope_scale;          // [ropes]: cosines and sines are multiplied by it
+  const EdgedAttention* attention;  // [layers]
 };
 
 // One tensor of the packed file. `kind`: a Kind of ops/matrix.h; a vector has one row of cols float32.
@@ -33,7 +61,8 @@ struct EdgedTensor {
   size_t bytes;
 };
 
-// Order of the tensors: embedding, head (null: tied), final norm, then for each layer those below.
+// Order of the tensors: embedding, head (null: tied), final norm, its bias, then for each layer those below.
+// Only matrices are in every model.
 enum EdgedLayerTensor : int32_t {
   kAttentionNorm,
   kQuery,
@@ -51,6 +80,13 @@ enum EdgedLayerTensor : int32_t {
   kSeparateGate,  // gate and up, [ffn rounded up to 32, width] each, where there is no kGateUp: they may have
   kSeparateUp,    // different kinds
   kDown,
+  kAttentionNormBias,
+  kOutBias,
+  kPostAttentionNorm,  // of what attention adds to the residual stream
+  kFfnNormBias,
+  kGateUpBias,  // in the order of kGateUp's rows
+  kDownBias,
+  kPostFfnNorm,  // of what the feed-forward layer adds
   kLayerTensors
 };
 

@@ -61,11 +61,18 @@ Engine::Engine(Model model, const Kernels& kernels)
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
   projected_ = Buffer(rows * projected_stride_ * 4);
   attended_ = Buffer(rows * q * 4);
+  if (!model_.adds_products) added_ = Buffer(rows * c.width * 4);
+  cosine_ = Buffer(rows * c.ropes * c.rope_pairs * 4);
+  sine_ = Buffer(cosine_.bytes());
   hidden_input_ = ActivationBuffer(c.max_rows, std::max(c.width, (int)q));
   ffn_input_ = ActivationBuffer(c.max_rows, c.ffn);
   for (int t = 0; t < c.threads; t++) {
     auto buffers = std::make_unique<ThreadBuffers>();
     buffers->row.resize((size_t)hidden_input_.stride);
+    if (!model_.adds_products) {
+      buffers->added.resize((size_t)c.width);
+      buffers->residual.resize((size_t)c.width);
+    }
     buffers->best.reserve(rows);
     buffers->hidden_input = ActivationBuffer(1, hidden_input_.stride);
     buffers->attention_memory = Buffer(AttentionScratch::floats((size_t)c.head_dim) * 4);
@@ -89,10 +96,10 @@ void Engine::copy_block(int from, int to) {
 
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + projected_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
-  all += hidden_input_.bytes() + ffn_input_.bytes() + (model_.cosine.size() + model_.sine.size()) * 4;
+  all += hidden_input_.bytes() + ffn_input_.bytes() + added_.bytes() + cosine_.bytes() + sine_.bytes();
   for (const auto& buffers : thread_buffers_)
     all += sizeof *buffers + buffers->hidden_input.bytes() + buffers->attention_memory.bytes() +
-           buffers->row.size() * 4;
+           (buffers->row.size() + buffers->added.size() + buffers->residual.size()) * 4;
   return all;
 }
 
@@ -110,8 +117,9 @@ Best Engine::best(int row) const {
 
 void Engine::compute(const EdgedStep& step) {
   check_step(model_.config, step);
-  const Plan plan = plan_step(model_.config, step);
-  if (partials_.bytes() < plan.partial_floats * 4) partials_ = Buffer(plan.partial_floats * 4);
+  const Plan plan = plan_step(model_.config, model_.window, step);
+  const size_t partials = std::max(plan.full.partial_floats, plan.windowed.partial_floats) * 4;
+  if (partials_.bytes() < partials) partials_ = Buffer(partials);
   shares_.reset();
   Forward forward{*this, plan};
   threads_.run([](void* context, int thread) { static_cast<Forward*>(context)->run(thread); }, &forward);

@@ -54,6 +54,8 @@ constexpr int kGateUpFloats = kRowBlock * 64;
 struct ThreadBuffers {
   Scratch scratch;
   std::vector<float> row;
+  std::vector<float> added;     // a row of `added_` with its changes
+  std::vector<float> residual;  // in a step of one row each thread has its own copy of it, see Forward
   Buffer attention_memory;
   AttentionScratch attention;
   ActivationBuffer hidden_input;  // the input of a step of one row, which each thread computes for itself
@@ -88,7 +90,9 @@ class Engine {
   size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
   const int projected_stride_;                        // of query, key and value of one row
   Buffer cache_, x_, projected_, attended_, partials_;
-  Buffer logits_;                              // of a decode, [sequences, vocabulary rounded up to 8]
+  Buffer cosine_, sine_;  // of the step's rows, [ropes, max_rows, rope_pairs]
+  Buffer added_;          // a product that is changed before it is added to x_, [max_rows, width]
+  Buffer logits_;         // of a decode, [sequences, vocabulary rounded up to 8]
   ActivationBuffer hidden_input_, ffn_input_;  // inputs of products: of width or heads·dim values; of ffn
   std::vector<std::unique_ptr<ThreadBuffers>> thread_buffers_;
   Shares shares_;

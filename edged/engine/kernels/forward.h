@@ -5,6 +5,11 @@
 // vocabulary, w = wanted logits.
 //   x_ (m,d)   projected_ (m,q+2kv)   attended_ (m,q)   ffn_input_ (m,ffn)   hidden_input (m,d) or (m,q),
 //   quantized
+//
+// The residual stream is x_, to which products are added as they are computed. Where they are changed first
+// (biases, norms, a scale), they go to added_ and are added in the phase that normalizes next: `pending` is
+// what that phase does to them. In a step of one row, every thread then keeps the residual stream for itself
+// and computes the same.
 #pragma once
 #include "engine.h"
 #include "ops/tiling.h"
@@ -36,43 +41,57 @@ struct Forward {
  private:
   // The phases, in their order. All threads call each of them; `thread` selects the caller's share.
 
-  // embedding (v,d)[tokens (m,)] -> x_ (m,d)
+  // embedding (v,d)[tokens (m,)] -> x_ (m,d); the angles of RoPE -> cosine_, sine_ (ropes,m,pairs)
   void embed(int thread);
-  // RMSNorm: x_ (m,d), weight (d,) -> hidden_input (m,d)
-  void normalize(const float* weight, InputForms forms, int thread);
+  // x_ (m,d) + pending, normalized -> hidden_input (m,d)
+  void normalize(const Norm& norm, const Addition* pending, InputForms forms, int thread);
   // qkv (q+2kv,d) @ hidden_input (m,d) -> projected_ (m,q+2kv)
   void project(const Layer& layer, int index, int thread);
+  // Norms of queries (q,) and keys (kv,) over all heads, in projected_ in place.
+  void normalize_wide(const Layer& layer, int thread);
   // RoPE of queries in projected_ (m,q) in place; RoPE of keys (m,kv), with values (m,kv) -> cache
   void write_kv(const Layer& layer, int index, int thread);
   // softmax(queries (m,q) @ cached keysᵀ) @ cached values -> attended_ (m,q), or partials_ where chunks are
   // split
   void attend(const Layer& layer, int index, int thread);
   // partials_ [rows, kv_heads, chunks, heads / kv_heads, head_dim + 8] -> attended_ (m,q)
-  void merge_partials(int thread);
+  void merge_partials(const AttentionPlan& attention, int thread);
   // attended_ (m,q) -> hidden_input (m,q)
   void quantize_attention(const Layer& layer, int thread);
-  // w (d,n) @ input (m,n) -> x_ (m,d), added: the output of attention (n = q) or of the ffn (n = ffn)
+  // w (d,n) @ input (m,n) -> x_ (m,d), added, or -> added_ (m,d): the output of attention (n = q) or of the
+  // ffn (n = ffn)
   void add_product(const Matrix& w, const ActivationBuffer& input, int index, int phase, int thread);
-  // silu(gate (ffn,d) @ hidden_input (m,d)) · (up (ffn,d) @ hidden_input (m,d)) -> ffn_input_ (m,ffn)
+  // silu(gate (ffn,d) @ hidden_input (m,d)) · (up (ffn,d) @ hidden_input (m,d)) -> ffn_input_ (m,ffn); or
+  // gelu
   void gate_up_product(const Layer& layer, int index, int thread);
-  // head (v,d) @ RMSNorm(x_)[wanted (w,)] (w,d) -> logits (w,v)
-  void logits(int thread);
+  // head (v,d) @ norm(x_ + pending)[wanted (w,)] (w,d) -> logits (w,v)
+  void logits(const Addition* pending, int thread);
 
   // Parts of phases.
+  void find_angles(int unit);
+  void norm_row(const Norm& norm, const float* x, float* out) const;
+  void add_pending(const Addition& pending, int row, float* x, int thread) const;
   void write_input(const float* row, int n, InputForms forms, ActivationBuffer& input, int at);
-  void apply_rope(const float* bias, const float* norm, int position, float* x);
+  void apply_rope(const Layer& layer, const float* bias, const float* norm, int row, float* x);
+  float query_scale(int position) const;
   void rope_query(const Layer& layer, int row, int head, float* x);
   void rope_queries(const Layer& layer, const Piece& piece, int thread);
   void write_kv_head(const Layer& layer, int index, int row, int head);
-  void attend_piece(const Piece& piece, int index, int thread);
-  void swiglu(const Layer& layer, float* gate, const float* up, size_t stride, int rows, int from, int pair);
+  void attend_piece(const Layer& layer, const Piece& piece, int index, int thread);
+  void swiglu(const Layer& layer, float* gate, float* up, size_t stride, int rows, int from, int pair);
   void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;
+  void change_logits(float* logits, int n) const;
 
   // One head (head_dim,) of a row's projections; heads of queries come first, then those of keys, then those
   // of values.
   float* projected(int row, int head) const {
     return engine.projected_.as<float>() + (size_t)row * engine.projected_stride_ +
            (size_t)head * engine.model_.config.head_dim;
+  }
+  // One row's residual stream (d,).
+  float* residual(int row, int thread) const {
+    if (single_row() && !engine.model_.adds_products) return engine.thread_buffers_[thread]->residual.data();
+    return engine.x_.as<float>() + (size_t)row * engine.model_.config.width;
   }
   bool single_row() const { return plan.rows.size() == 1; }
   // The input of products of `rows` rows: of a single row each thread has its own.

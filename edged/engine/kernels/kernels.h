@@ -36,13 +36,20 @@ struct Scratch {
   alignas(64) float sums[2][kRowBlock][8];                         // 2 tiles × rows of activations
 };
 
+// The first chunk of which the token at `position` sees anything.
+inline int first_chunk(int position, int window) {
+  return window && position >= window ? (position + 1 - window) / kChunkTokens : 0;
+}
+
 // Attention of query rows over one sequence's cache, for one key/value head.
 struct AttentionTask {
   const float* query =
       nullptr;  // row r, head h: query + r * query_stride + h * dim; already scaled by log2(e)/√dim
   size_t query_stride = 0;
   int rows = 0, heads = 0, dim = 0;  // heads: query heads that share this key/value head
-  int position = 0;                  // of the first row; row r sees tokens 0 … position + r
+  int position = 0;                  // of the first row; row r sees tokens … position + r
+  int window = 0;                    // so many tokens, or 0: all
+  float cap = 0;                     // of scores in units of log(2), see soft_cap; 0: none
   const uint16_t* cache =
       nullptr;  // this layer's and head's first block: keys [dim, 32], then values [32, dim], fp16
   size_t block_stride = 0;             // from one block to the next, in halves
@@ -52,7 +59,8 @@ struct AttentionTask {
       nullptr;  // merged result, row r, head h: out + r * out_stride + h * dim (when `partial` is null)
   size_t out_stride = 0;
   // One row only: a record [dim + 8] for each chunk and head, [chunks, heads, dim + 8]: sums [dim], maximum,
-  // total, number of chunks. The record of chunk 0 also holds the chunks that follow it in the same call.
+  // total, number of chunks. The record of the first chunk that the row sees also holds the chunks that
+  // follow it in the same call.
   float* partial = nullptr;
 };
 
@@ -91,6 +99,9 @@ struct Kernels {
   const char* name;
   // One row: x (n,), weight (n,) -> out (n,) = x / rms(x) * weight.
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
+  // One row: x (n,), weight (n,), bias (n,) or null -> out (n,) = (x − mean) / deviation * weight + bias.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int n, float epsilon,
+                     float* out);
   // One row: x (k,) -> codes (stride,) int8, zero beyond k, with their scales and sums.
   void (*quantize)(const float* x, int k, int stride, const CodedRow& out);
   // W (n,k) @ x (m,k) -> y (m,n) for the tiles of the strips: y[i, strip·y_strip_stride + (tile − begin)·8 …]
@@ -104,8 +115,12 @@ struct Kernels {
   void (*apply_rope)(float* x, const float* cosine, const float* sine, int half);
   // gate (n,), up (n,) -> out (n,) = silu(gate) * up.
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
+  // The same with gelu, in its tanh form.
+  void (*geglu)(const float* gate, const float* up, int n, float* out);
   void (*add)(float* x, const float* y, int n);
   void (*scale)(float* x, float factor, int n);
+  // x (n,) = cap · tanh(x / cap), in place; n is a multiple of 8.
+  void (*soft_cap)(float* x, float cap, int n);
   // One token's key (dim,) and value (dim,) of one head into slot `slot` of a cache block.
   void (*write_kv)(const float* key, const float* value, int dim, uint16_t* block, int slot);
   void (*attend)(const AttentionTask& work, AttentionScratch& scratch);

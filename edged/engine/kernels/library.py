@@ -34,10 +34,11 @@ class Config(_Struct):
     __slots__ = ()
     _fields_ = [
         *((name, c_int32) for name in ("layers", "width", "ffn", "heads", "kv_heads", "head_dim", "vocabulary")),
-        *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "reserved")),
-        ("rms_epsilon", c_float),
-        ("embedding_scale", c_float),
-        ("inverse_frequency", c_void_p),
+        *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "flags")),
+        *((name, c_float) for name in ("epsilon", "embedding_scale", "residual_scale", "logit_scale")),
+        *((name, c_float) for name in ("attention_scale", "attention_cap", "logit_cap", "growth")),
+        *((name, c_int32) for name in ("growth_tokens", "rope_pairs", "ropes", "reserved")),
+        *((name, c_void_p) for name in ("inverse_frequency", "rope_scale", "attention")),
     ]
 
 

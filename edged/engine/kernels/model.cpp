@@ -51,6 +51,24 @@ bool weights_are_finite(const Matrix& m) {
   return true;
 }
 
+void check_attention(const EdgedConfig& c) {
+  require(c.ropes >= 0 && c.ropes <= 8, "there are more than 8 rotary embeddings");
+  require(c.rope_pairs >= 1 && c.rope_pairs <= c.head_dim / 2, "it turns more values than a head has");
+  require(c.attention && (!c.ropes || (c.inverse_frequency && c.rope_scale)),
+          "the rotary frequencies are missing");
+  for (int i = 0; i < c.ropes * c.rope_pairs; i++)
+    require(std::isfinite(c.inverse_frequency[i]) && std::isfinite(c.rope_scale[i / c.rope_pairs]),
+            "a rotary frequency is not finite");
+  int window = 0;
+  for (int i = 0; i < c.layers; i++) {
+    const EdgedAttention& layer = c.attention[i];
+    require(layer.rope >= -1 && layer.rope < c.ropes, "a layer's rotary embedding is missing");
+    require(layer.window >= 0 && (!layer.window || !window || layer.window == window),
+            "its layers have different windows");
+    if (layer.window) window = layer.window;
+  }
+}
+
 void check_config(const EdgedConfig& c) {
   require(c.layers >= 1 && c.layers <= 1024, "layers must be 1 to 1024");
   require(c.width >= 8 && c.width <= 65536 && c.width % 8 == 0, "width must be a multiple of 8 up to 65536");
@@ -65,24 +83,14 @@ void check_config(const EdgedConfig& c) {
   require(c.blocks >= 1 && c.blocks <= (1 << 22), "blocks must be 1 to 4194304");
   require(c.max_rows >= 1 && c.max_rows <= 8192, "max_rows must be 1 to 8192");
   require(c.threads >= 1 && c.threads <= 256, "threads must be 1 to 256");
-  require(c.rms_epsilon >= 0 && c.rms_epsilon < 1 && std::isfinite(c.embedding_scale),
-          "the norm's epsilon is not a small number");
-  require(c.inverse_frequency != nullptr, "the rotary frequencies are missing");
-  for (int i = 0; i < c.head_dim / 2; i++)
-    require(std::isfinite(c.inverse_frequency[i]), "a rotary frequency is not finite");
-}
-
-void fill_rope_tables(Model& model) {
-  const EdgedConfig& c = model.config;
-  const int half = c.head_dim / 2;
-  model.cosine.resize((size_t)c.context * half);
-  model.sine.resize((size_t)c.context * half);
-  for (int p = 0; p < c.context; p++)
-    for (int i = 0; i < half; i++) {
-      const float angle = (float)p * c.inverse_frequency[i];  // in float32, as the models were trained
-      model.cosine[(size_t)p * half + i] = (float)std::cos((double)angle);
-      model.sine[(size_t)p * half + i] = (float)std::sin((double)angle);
-    }
+  require(c.epsilon >= 0 && c.epsilon < 1, "the norm's epsilon is not a small number");
+  require((c.flags & ~kFlags) == 0, "it has an unknown flag");
+  for (const float factor : {c.embedding_scale, c.residual_scale, c.logit_scale})
+    require(std::isfinite(factor) && factor != 0, "a scale is 0 or not finite");
+  for (const float factor : {c.attention_scale, c.attention_cap, c.logit_cap, c.growth})
+    require(std::isfinite(factor) && factor >= 0, "a cap or a scale of attention is negative or not finite");
+  require(c.growth_tokens >= 1 || c.growth == 0, "growth_tokens must be 1 or more");
+  check_attention(c);
 }
 
 }  // namespace
@@ -144,24 +152,42 @@ std::vector<Matrix> fuse_adjacent(const std::vector<Matrix>& parts) {
 Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int count) {
   check_config(config);
   const EdgedConfig& c = config;
-  require(count == 3 + c.layers * kLayerTensors, "the number of tensors does not fit the number of layers");
+  require(count == kModelTensors + c.layers * kLayerTensors,
+          "the number of tensors does not fit the number of layers");
   Model model;
   model.config = c;
+  model.inverse_frequency.assign(c.inverse_frequency, c.inverse_frequency + c.ropes * c.rope_pairs);
+  model.rope_scale.assign(c.rope_scale, c.rope_scale + c.ropes);
+  model.adds_products = c.residual_scale == 1;
   model.embedding = read_matrix(tensors[0], "embedding", c.vocabulary, c.width);
   model.head = tensors[1].data ? read_matrix(tensors[1], "head", c.vocabulary, c.width) : model.embedding;
-  model.final_norm = read_vector(tensors[2], "final norm", c.width, false);
+  model.final_norm = {read_vector(tensors[2], "final norm", c.width, false),
+                      read_vector(tensors[3], "final norm's bias", c.width, true)};
   const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  const int q_norm = model.has(kWideNorm) ? q : c.head_dim, k_norm = model.has(kWideNorm) ? kv : c.head_dim;
   for (int i = 0; i < c.layers; i++) {
-    const EdgedTensor* t = tensors + 3 + i * kLayerTensors;
+    const EdgedTensor* t = tensors + kModelTensors + i * kLayerTensors;
     const std::string at = " of layer " + std::to_string(i);
+    const auto of_width = [&](int tensor, const char* name) {
+      return read_vector(t[tensor], name + at, c.width, true);
+    };
     Layer layer;
-    layer.attention_norm = read_vector(t[kAttentionNorm], "attention norm" + at, c.width, false);
-    layer.ffn_norm = read_vector(t[kFfnNorm], "ffn norm" + at, c.width, false);
+    layer.attention = c.attention[i];
+    if (layer.attention.window) model.window = layer.attention.window;
+    layer.attention_norm = {of_width(kAttentionNorm, "attention norm"),
+                            of_width(kAttentionNormBias, "attention norm's bias")};
+    layer.ffn_norm = {of_width(kFfnNorm, "ffn norm"), of_width(kFfnNormBias, "ffn norm's bias")};
+    layer.attention_addition = {of_width(kOutBias, "out bias"),
+                                of_width(kPostAttentionNorm, "norm after attention")};
+    layer.ffn_addition = {of_width(kDownBias, "down bias"), of_width(kPostFfnNorm, "norm after the ffn")};
+    for (const Addition& addition : {layer.attention_addition, layer.ffn_addition})
+      if (addition.bias || addition.norm) model.adds_products = false;
+    layer.gate_up_bias = read_vector(t[kGateUpBias], "gate and up bias" + at, 2 * round_up(c.ffn, 32), true);
     layer.query_bias = read_vector(t[kQueryBias], "query bias" + at, q, true);
     layer.key_bias = read_vector(t[kKeyBias], "key bias" + at, kv, true);
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
-    layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, c.head_dim, true);
-    layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, c.head_dim, true);
+    layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, q_norm, true);
+    layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, k_norm, true);
     layer.qkv = fuse_adjacent({read_matrix(t[kQuery], "query" + at, q, c.width),
                                read_matrix(t[kKey], "key" + at, kv, c.width),
                                read_matrix(t[kValue], "value" + at, kv, c.width)});
@@ -175,7 +201,8 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);
     model.layers.push_back(layer);
   }
-  fill_rope_tables(model);
+  model.config.inverse_frequency = model.config.rope_scale = nullptr;
+  model.config.attention = nullptr;
   return model;
 }
 

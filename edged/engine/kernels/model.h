@@ -8,11 +8,24 @@
 
 namespace edged {
 
+// Vectors are null where the model has none.
+struct Norm {
+  const float *weight = nullptr, *bias = nullptr;
+};
+
+// What is done to a product before it is added to the residual stream.
+struct Addition {
+  const float *bias = nullptr, *norm = nullptr;
+};
+
 struct Layer {
-  const float *attention_norm, *ffn_norm;
-  const float *query_bias, *key_bias, *value_bias;  // null where the family has none
-  const float *query_norm, *key_norm;               // null where the family has none
-  std::vector<Matrix> qkv;      // query, key and value; fused where they are adjacent and stored alike
+  EdgedAttention attention;
+  Norm attention_norm, ffn_norm;
+  const float *query_bias, *key_bias, *value_bias;
+  const float *query_norm, *key_norm;
+  const float* gate_up_bias;
+  Addition attention_addition, ffn_addition;
+  std::vector<Matrix> qkv;  // query, key and value; fused where they are adjacent and stored alike
   std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
   Matrix out, down;
 };
@@ -20,9 +33,13 @@ struct Layer {
 struct Model {
   EdgedConfig config;
   Matrix embedding, head;
-  const float* final_norm;
+  Norm final_norm;
   std::vector<Layer> layers;
-  std::vector<float> cosine, sine;  // [context, head_dim / 2]
+  std::vector<float> inverse_frequency, rope_scale;  // as the config's, which the caller may free
+  int window = 0;  // of the layers that see some tokens only; 0: there are none
+  // Whether products are added to the residual stream as they are: else they are changed first.
+  bool adds_products = true;
+  bool has(EdgedFlag flag) const { return config.flags & flag; }
 };
 
 // Both throw std::invalid_argument with a sentence for the user.

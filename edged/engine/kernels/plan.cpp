@@ -48,27 +48,46 @@ void check_slice(const EdgedConfig& c, const EdgedStep& step, const EdgedSlice& 
 }
 
 // Few rows and a long past: each chunk of each key/value head is a piece of its own.
-void split_by_chunks(const EdgedConfig& c, const EdgedSlice& slice, int first, Plan& p) {
+void split_by_chunks(const EdgedConfig& c, const EdgedSlice& slice, int first, AttentionPlan& p) {
   const size_t record = (size_t)(c.heads / c.kv_heads) * (c.head_dim + 8);
   for (int i = 0; i < slice.count; i++) {
-    const int chunks = chunks_of(slice.position + i + 1);
+    const int begin = first_chunk(slice.position + i, p.window),
+              chunks = chunks_of(slice.position + i + 1) - begin;
     p.row_partial[first + i] = (int64_t)p.partial_floats;
     for (int h = 0; h < c.kv_heads; h++)
       for (int k = 0; k < chunks; k++) {
         const size_t partial = p.partial_floats + ((size_t)h * chunks + k) * record;
-        p.pieces.push_back({first + i, 1, h, k, k + 1, (int64_t)partial});
+        p.pieces.push_back({first + i, 1, h, begin + k, begin + k + 1, (int64_t)partial});
       }
     p.partial_floats += record * chunks * c.kv_heads;
   }
 }
 
 // Pieces of some rows and one key/value head, with all chunks that these rows see.
-void split_by_rows(const EdgedConfig& c, const EdgedSlice& slice, int first, Plan& p) {
+void split_by_rows(const EdgedConfig& c, const EdgedSlice& slice, int first, AttentionPlan& p) {
   const int most = std::max(1, kMaxLanes / 2 / (c.heads / c.kv_heads));
   for (int i = 0; i < slice.count; i += most) {
-    const int rows = std::min(most, slice.count - i), chunks = chunks_of(slice.position + i + rows);
-    for (int h = 0; h < c.kv_heads; h++) p.pieces.push_back({first + i, rows, h, 0, chunks, -1});
+    const int rows = std::min(most, slice.count - i), end = chunks_of(slice.position + i + rows),
+              begin = first_chunk(slice.position + i, p.window);
+    for (int h = 0; h < c.kv_heads; h++) p.pieces.push_back({first + i, rows, h, begin, end, -1});
   }
+}
+
+AttentionPlan plan_attention(const EdgedConfig& c, const EdgedStep& step, int window) {
+  AttentionPlan p;
+  p.window = window;
+  p.row_partial.assign((size_t)step.token_count, -1);
+  int first = 0;
+  for (int s = 0; s < step.slice_count; s++) {
+    const EdgedSlice& slice = step.slices[s];
+    const int chunks = chunks_of(slice.position + slice.count) - first_chunk(slice.position, window);
+    (slice.count <= kMaxRowsSplitByChunks && chunks > 1 ? split_by_chunks : split_by_rows)(c, slice, first,
+                                                                                           p);
+    first += slice.count;
+  }
+  p.equal_pieces =
+      std::all_of(p.pieces.begin(), p.pieces.end(), [](const Piece& piece) { return piece.partial >= 0; });
+  return p;
 }
 
 }  // namespace
@@ -93,20 +112,15 @@ void check_step(const EdgedConfig& c, const EdgedStep& step) {
             "logits are wanted of a token that is not in the step");
 }
 
-Plan plan_step(const EdgedConfig& c, const EdgedStep& step) {
-  Plan p{step, {}, {}, {}, 0, false, step.token_count == step.slice_count};
+Plan plan_step(const EdgedConfig& c, int window, const EdgedStep& step) {
+  Plan p{step, {}, step.token_count == step.slice_count, plan_attention(c, step, 0), {}};
+  if (window) p.windowed = plan_attention(c, step, window);
   p.rows.reserve((size_t)step.token_count);
-  p.row_partial.assign((size_t)step.token_count, -1);
   for (int s = 0; s < step.slice_count; s++) {
     const EdgedSlice& slice = step.slices[s];
     const int first = (int)p.rows.size();
     for (int i = 0; i < slice.count; i++) p.rows.push_back({step.tokens[first + i], slice.position + i, s});
-    const bool by_chunks =
-        slice.count <= kMaxRowsSplitByChunks && chunks_of(slice.position + slice.count) > 1;
-    (by_chunks ? split_by_chunks : split_by_rows)(c, slice, first, p);
   }
-  const auto is_chunk = [](const Piece& piece) { return piece.partial >= 0; };
-  p.equal_pieces = std::all_of(p.pieces.begin(), p.pieces.end(), is_chunk);
   return p;
 }
 

@@ -22,22 +22,30 @@ struct Piece {
   }
 };
 
+// The attention of a layer.
+struct AttentionPlan {
+  int window = 0;  // tokens that a token sees; 0: all
+  std::vector<Piece> pieces;
+  std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
+  size_t partial_floats = 0;
+  bool equal_pieces = false;  // all pieces are single chunks, which cost the same
+};
+
 // What the threads of one step share.
 struct Plan {
   EdgedStep step;
   std::vector<Row> rows;
-  std::vector<Piece> pieces;
-  std::vector<int64_t> row_partial;  // of the row's first partial result; −1: none
-  size_t partial_floats = 0;
-  bool equal_pieces = false;    // all pieces are single chunks, which cost the same
-  bool one_token_each = false;  // each token is another sequence's: none attends to another of the same step
+  bool one_token_each = false;   // each token is another sequence's: none attends to another of the same step
+  AttentionPlan full, windowed;  // for layers that see all tokens, and for those that see some
+  const AttentionPlan& attention(const EdgedAttention& layer) const { return layer.window ? windowed : full; }
 };
 
 // Throws std::invalid_argument with a sentence for a step that this shape cannot run. Reads only what the
 // step says it has.
 void check_step(const EdgedConfig& config, const EdgedStep& step);
 
-// The plan of a step that check_step accepts.
-Plan plan_step(const EdgedConfig& config, const EdgedStep& step);
+// The plan of a step that check_step accepts, for layers without a window and with this one (0: there are
+// none).
+Plan plan_step(const EdgedConfig& config, int window, const EdgedStep& step);
 
 }  // namespace edged

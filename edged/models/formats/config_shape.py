@@ -3,45 +3,159 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from edged.core.errors import ModelError
-from edged.models.formats.rope import config_frequencies
-from edged.models.formats.shape import FAMILIES, Shape, check_native, not_native
+from edged.models.formats.families import FAMILIES, HUB_TYPES, NO_BACKEND
+from edged.models.formats.rope import config_rope
+from edged.models.formats.shape import Rope, Shape, check_native, no_backend, not_native
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_GELU: Final = frozenset({"gelu_pytorch_tanh"})
+# Each n-th layer sees all tokens, where the file does not list the layers.
+_PATTERNS: Final = {"gemma2": 2, "gemma3": 6, "olmo3": 4}
+# What transformers assumes where config.json leaves a key out (old files do).
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
+               "final_logit_softcapping": 30.0, "sliding_window": 4096},
+    "gemma3_text": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+                    "num_attention_heads": 8, "num_key_value_heads": 4, "rope_theta": 1e6, "vocab_size": 262_208,
+                    "max_position_embeddings": 131_072},
+    "gemma": {"head_dim": 256},
+    "stablelm": {"partial_rotary_factor": 0.25, "num_key_value_heads": 32},
+    "glm4": {"partial_rotary_factor": 0.5, "head_dim": 128},
+    "ernie4_5": {"head_dim": 128},
+    "smollm3": {"rope_theta": 2e6},
+    "exaone4": {"sliding_window_pattern": 4},
+}  # fmt: skip
 
 
 def native_shape_from_config(config: Mapping[str, Any]) -> Shape:
-    """The shape as the native engine runs it: within the sliding window, where there is one. Raises ModelError."""
-    architecture = config.get("model_type")
-    if architecture not in FAMILIES:
-        raise not_native(f"the architecture {architecture!r}")
+    """The shape as the native engine runs it. Raises ModelError."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in HUB_TYPES:
+        unknown = no_backend if isinstance(kind, str) and kind in NO_BACKEND else not_native
+        raise unknown(f"checkpoints of the architecture {str(kind)[:60]!r}")
     try:
-        return check_native(_read(config, str(architecture)))
+        given = {key: value for key, value in config.items() if value is not None}
+        return check_native(_read({**_DEFAULTS.get(kind, {}), **given}, kind))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
             "bad_model", f"A figure in config.json is missing or wrong ({error!r}); fetch the model again."
         ) from error
 
 
-def _read(config: Mapping[str, Any], architecture: str) -> Shape:
+def _read(config: Mapping[str, Any], kind: str) -> Shape:
+    architecture = HUB_TYPES[kind]
+    family = FAMILIES[architecture]
+    _check_parts(config, architecture)
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or width // heads)
-    context = int(config["max_position_embeddings"])
-    window = config.get("sliding_window")
-    if config.get("use_sliding_window", architecture == "mistral") and window:
-        context = min(context, int(window))
-    if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias"):
-        raise not_native("another activation than SiLU, or biases in the feed-forward layers")
+    layers, head_dim = int(config["num_hidden_layers"]), int(config.get("head_dim") or width // heads)
+    windows = _windows(config, kind, layers)
+    ropes = _ropes(config, kind, head_dim, windows)
+    scale = config.get("query_pre_attn_scalar") if family.gelu else None
     return Shape(
         architecture=architecture,
-        layers=int(config["num_hidden_layers"]),
+        layers=layers,
         width=width,
         ffn=int(config["intermediate_size"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=head_dim,
         vocabulary=int(config["vocab_size"]),
-        context=context,
-        epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        frequencies=config_frequencies(config, head_dim),
+        context=int(config["max_position_embeddings"]),
+        epsilon=float(config.get("layer_norm_eps" if family.layer_norm else "rms_norm_eps", 1e-6)),
+        **ropes,
+        window_of=tuple(windows) if any(windows) else (),
+        embedding_scale=width**0.5 if family.norm_offset else float(config.get("embedding_multiplier", 1.0)),
+        residual_scale=float(config.get("residual_multiplier", 1.0)),
+        logit_scale=1 / float(config.get("logits_scaling", 1.0)),
+        attention_scale=float(scale) ** -0.5 if scale else float(config.get("attention_multiplier", 0.0)),
+        attention_cap=float(config.get("attn_logit_softcapping", 0.0)),
+        logit_cap=float(config.get("final_logit_softcapping", 0.0)),
     )
+
+
+def _check_parts(config: Mapping[str, Any], architecture: str) -> None:
+    """Raises ModelError `unsupported` for a part that the forward pass does not have."""
+    activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
+    wanted = "gelu_pytorch_tanh" if FAMILIES[architecture].gelu else "silu"
+    if architecture == "gemma" and activation == "gelu":  # as transformers: the first Gemma's files say so
+        activation = wanted
+    if activation != wanted:
+        raise not_native(f"the activation {str(activation)[:60]!r} in {architecture}")
+    if config.get("use_bidirectional_attention"):
+        raise not_native("attention to later tokens")
+    if config.get("qk_layernorm") or config.get("use_parallel_residual"):
+        raise not_native("StableLM with norms of queries and keys, or with parallel layers")
+
+
+def _windows(config: Mapping[str, Any], kind: str, layers: int) -> list[int]:
+    """How many tokens a token of each layer sees; 0: all."""
+    window = int(config.get("sliding_window") or 0)
+    if kind in {"mistral", "phi3", "mistral3", "ministral3"}:
+        return [window] * layers
+    if kind.startswith("qwen") and not config.get("use_sliding_window"):
+        return [0] * layers
+    types = config.get("layer_types")
+    if types is None and kind.startswith("qwen"):
+        first = int(config.get("max_window_layers", 28))
+        types = [_SLIDING if layer >= first else _FULL for layer in range(layers)]
+    elif types is None:
+        types = _pattern(config, kind, layers)
+    if len(types) != layers or not {*types} <= {_SLIDING, _FULL}:
+        raise not_native(f"layers of the kinds {', '.join(sorted({str(name)[:40] for name in types}))}")
+    return [window if name == _SLIDING else 0 for name in types]
+
+
+def _pattern(config: Mapping[str, Any], kind: str, layers: int) -> list[str]:
+    if kind == "exaone4":
+        each = config.get("sliding_window_pattern") if config.get("sliding_window") else 0
+        each = len(each) if isinstance(each, str) else int(each or 0)  # "LLLG" is 4
+        return [_SLIDING if each and (layer + 1) % each else _FULL for layer in range(layers)]
+    each = int(config.get("sliding_window_pattern", _PATTERNS.get(kind.removesuffix("_text"), 0)))
+    return [_SLIDING if each and (layer + 1) % each else _FULL for layer in range(layers)]
+
+
+def _ropes(config: Mapping[str, Any], kind: str, head_dim: int, windows: list[int]) -> dict[str, Any]:
+    """The fields of Shape about positions."""
+    context, layers = int(config["max_position_embeddings"]), len(windows)
+    figures = _rope_figures(config, kind, _FULL)
+    rotated = int(head_dim * float(figures.get("partial_rotary_factor") or 1.0))
+    rope, long = config_rope(figures, rotated, context)
+    fields: dict[str, Any] = {"ropes": (rope,)}
+    if long:
+        fields |= {"long_ropes": (long,), "short_context": int(figures["original_max_position_embeddings"])}
+    if kind in {"gemma3_text", "olmo3"} and any(windows):
+        local: Rope = config_rope(_rope_figures(config, kind, _SLIDING), rotated, context)[0]
+        fields |= {"ropes": (rope, local), "rope_of": tuple(1 if window else 0 for window in windows)}
+    if kind == "smollm3":
+        each = int(config.get("no_rope_layer_interval", 4))
+        turned = config.get("no_rope_layers") or [int((layer + 1) % each != 0) for layer in range(layers)]
+        fields["rope_of"] = tuple(0 if has else -1 for has in turned)
+    if kind == "exaone4" and config.get("sliding_window"):
+        fields["rope_of"] = tuple(0 if window else -1 for window in windows)
+    if kind in {"ministral3", "mistral3"}:
+        beta = figures.get("llama_4_scaling_beta")
+        fields |= {"growth": float(beta or 0.0), "growth_tokens": int(figures["original_max_position_embeddings"])}
+    return fields
+
+
+def _rope_figures(config: Mapping[str, Any], kind: str, layer_type: str) -> dict[str, Any]:
+    """`rope_parameters` of a kind of layer, filled up from the keys of older files."""
+    given: Any = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    local = layer_type == _SLIDING
+    if kind in {"gemma3_text", "olmo3"}:
+        nested = {key: given.pop(key) for key in (_SLIDING, _FULL) if key in given}
+        given = {**({} if local else given), **(nested.get(layer_type) or {})}
+    base = config.get("rope_theta", 10_000.0)
+    if local and kind == "gemma3_text":
+        base = config.get("rope_local_base_freq", 10_000.0)
+    figures = {"rope_theta": base, "partial_rotary_factor": config.get("partial_rotary_factor", 1.0), **given}
+    if figures.get("type") in {"su", "yarn"} and kind == "phi3":
+        figures["rope_type"] = "longrope"
+    figures.setdefault(
+        "original_max_position_embeddings",
+        config.get("original_max_position_embeddings", config["max_position_embeddings"]),
+    )
+    return figures

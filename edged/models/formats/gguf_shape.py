@@ -1,45 +1,62 @@
-"""The shape that a GGUF file's metadata describes. Keys are those of ggml's `docs/gguf.md`."""
+"""The shape that a GGUF file's metadata describes. Keys are those of ggml's `docs/gguf.md`.
+
+What a file leaves out is as in llama.cpp, whose loader knows some figures of a family by heart: the base of Gemma 3's
+local rotary embedding, which layers have a window, which have no rotary embedding.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, Final
 
 from edged.core.errors import ModelError
+from edged.models.formats.families import FAMILIES, TORCH_GGUF
 from edged.models.formats.gguf import GgufFile
-from edged.models.formats.rope import base_frequencies
-from edged.models.formats.shape import FAMILIES, Shape, check_native, not_native
+from edged.models.formats.gguf_figures import Figures
+from edged.models.formats.rope import base_frequencies, divided, longrope, yarn, yarn_scale
+from edged.models.formats.shape import Rope, Shape, check_native, no_backend, not_native
 
-_ROPE_SCALINGS: Final = frozenset({"none", "linear"})  # of those that GGUF files name
+# Each n-th layer sees all tokens, the others a window; 0: all layers have it.
+_PATTERNS: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "olmo2": 4, "exaone4": 4, "mistral": 0, "phi3": 0}
+# Layers of the sizes whose attention is scaled by the width of a head's share of the model in place of the head's.
+_WIDE_HEADS: Final = {"gemma2": 46, "gemma3": 62}
+_EXAONE4_LAYERS: Final = 64  # of the size that has windows; smaller ones have none, whatever the file says
+_NO_ROPE_EACH: Final = 4  # SmolLM3
 
 
 def shape_from_gguf(file: GgufFile) -> Shape:
-    """The shape of a decoder of the Llama family; its context is the one of its training.
+    """The shape of a decoder of a known family; its context is the one of its training.
 
-    Raises ModelError `unsupported` for another architecture, a mixture of experts or another rotary scaling,
+    Raises ModelError `unsupported` for another architecture, a mixture of experts, or metadata that is not applied;
     `bad_model` where figures are missing or do not fit the tensors.
     """
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
-        raise not_native(f"the architecture {str(architecture)[:60]!r}")
-    figures = _Figures(file, architecture)
-    if figures.number("expert_count", 0):
-        raise not_native("a mixture of experts")
-    scaling = figures.word("rope.scaling.type", "none")
-    if scaling not in _ROPE_SCALINGS:
-        raise not_native(f"rotary embedding of the kind {scaling[:60]!r}")
-    width, heads = figures.whole("embedding_length"), figures.whole("attention.head_count")
+        unknown = not_native if isinstance(architecture, str) and architecture in TORCH_GGUF else no_backend
+        raise unknown(f"GGUF files of the architecture {str(architecture)[:60]!r}")
+    figures = Figures(file, architecture)
+    if figures.count("expert_count"):
+        raise no_backend("a mixture of experts")
+    layers, width, heads = (figures.whole(key) for key in ("block_count", "embedding_length", "attention.head_count"))
+    if architecture == "stablelm" and "blk.0.ffn_norm.weight" not in file.tensors:
+        raise no_backend("StableLM with parallel layers")
     kv_heads = figures.whole("attention.head_count_kv", heads)
     head_dim = figures.whole("attention.key_length", width // heads)
+    if figures.whole("attention.value_length", head_dim) != head_dim:
+        raise no_backend("values of another size than keys")
     embedding = file.tensors.get("token_embd.weight")
     rotated = figures.whole("rope.dimension_count", head_dim)
     fits = embedding is not None and embedding.shape[1:] == (width,) and heads % kv_heads == 0
     if embedding is None or not fits or rotated > head_dim or rotated % 2:
         raise ModelError("bad_model", f"The sizes in {file.path.name} do not fit together; fetch the model again.")
-    return Shape(
+    family = FAMILIES[architecture]
+    windows = _windows(figures, architecture, layers)
+    epsilon = "attention.layer_norm_epsilon" if family.layer_norm else "attention.layer_norm_rms_epsilon"
+    wide = _WIDE_HEADS.get(architecture) == layers
+    shape = Shape(
         architecture=architecture,
-        layers=figures.whole("block_count"),
+        layers=layers,
         width=width,
         ffn=figures.whole("feed_forward_length"),
         heads=heads,
@@ -47,71 +64,108 @@ def shape_from_gguf(file: GgufFile) -> Shape:
         head_dim=head_dim,
         vocabulary=embedding.shape[0],
         context=figures.whole("context_length"),
-        epsilon=figures.number("attention.layer_norm_rms_epsilon", 1e-5),
-        frequencies=_frequencies(file, figures, rotated),
+        epsilon=figures.number(epsilon, 1e-5),
+        **_ropes(file, figures, architecture, rotated, windows),
+        window_of=tuple(windows) if any(windows) else (),
+        embedding_scale=width**0.5 if family.norm_offset else figures.number("embedding_scale", 0.0) or 1.0,
+        residual_scale=figures.number("residual_scale", 0.0) or 1.0,
+        logit_scale=1 / (figures.number("logit_scale", 0.0) or 1.0),
+        attention_scale=(width / heads) ** -0.5 if wide else figures.number("attention.scale", 0.0),
+        **_caps(figures, architecture),
     )
-
-
-def sliding_window(file: GgufFile, architecture: str) -> int:
-    """The most tokens that attention looks back over; 0 for all of them. Raises ModelError `bad_model`."""
-    return max(0, int(_Figures(file, architecture).number("attention.sliding_window", 0)))
+    figures.check_all_read()
+    return shape
 
 
 def native_shape_from_gguf(file: GgufFile) -> Shape:
-    """The shape as the native engine runs it: within the sliding window, where there is one. Raises ModelError."""
-    shape = shape_from_gguf(file)
-    if 2 * len(shape.frequencies) != shape.head_dim:
-        raise not_native("rotary embedding over a part of the head")
-    if _Figures(file, shape.architecture).whole("attention.value_length", shape.head_dim) != shape.head_dim:
-        raise not_native("values of another size than keys")
-    window = sliding_window(file, shape.architecture)
-    return check_native(replace(shape, context=min(shape.context, window or shape.context)))
+    """The shape as the native engine runs it. Raises ModelError."""
+    return check_native(shape_from_gguf(file))
 
 
-def _frequencies(file: GgufFile, figures: _Figures, rotated: int) -> tuple[float, ...]:
-    """The base frequencies, each divided by the linear scaling times the factor that the file lists for it."""
-    linear = figures.word("rope.scaling.type", "none") == "linear"
-    common = figures.number("rope.scaling.factor", 1.0) if linear else 1.0
-    listed = file.dequantize("rope_freqs.weight") if "rope_freqs.weight" in file.tensors else [1.0] * (rotated // 2)
-    factors = [common * float(value) for value in listed]
-    if len(factors) != rotated // 2 or not all(factor > 0 for factor in factors):
-        raise ModelError("bad_model", f"The rotary factors in {file.path.name} do not fit its heads; fetch it again.")
-    plain = base_frequencies(figures.number("rope.freq_base", 10_000.0), rotated)
-    return tuple(value / factor for value, factor in zip(plain, factors, strict=True))
+def _caps(figures: Figures, architecture: str) -> dict[str, Any]:
+    """Gemma 2's, which llama.cpp assumes where the file has none; other families have none."""
+    attention, final = (50.0, 30.0) if architecture == "gemma2" else (0.0, 0.0)
+    return {
+        "attention_cap": figures.number("attn_logit_softcapping", attention),
+        "logit_cap": figures.number("final_logit_softcapping", final),
+    }
 
 
-class _Figures:
-    """Metadata of one architecture, each value of the kind that is wanted; ModelError `bad_model` for others."""
+def _windows(figures: Figures, architecture: str, layers: int) -> list[int]:
+    """How many tokens a token of each layer sees; 0: all."""
+    if architecture not in _PATTERNS:
+        return [0] * layers  # a window is then metadata that is not applied
+    window = figures.count("attention.sliding_window")
+    flags = figures.flags("attention.sliding_window_pattern")
+    if architecture == "exaone4" and layers != _EXAONE4_LAYERS and flags is None:
+        return [0] * layers
+    if flags is not None:
+        if len(flags) < layers:
+            raise ModelError("bad_model", "The model's list of windows is shorter than its layers; fetch it again.")
+        return [window if flag else 0 for flag in flags[:layers]]
+    each = figures.count("attention.sliding_window_pattern") or _PATTERNS[architecture]
+    return [0 if each and (layer + 1) % each == 0 else window for layer in range(layers)]
 
-    def __init__(self, file: GgufFile, architecture: str) -> None:
-        self._file = file
-        self._architecture = architecture
 
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A number from 1 to 10,000,000."""
-        value = self._get(key, default)
-        if not isinstance(value, int) or not 1 <= value <= 10_000_000:
-            raise self._wrong(key, value)
-        return value
+def _ropes(file: GgufFile, figures: Figures, architecture: str, rotated: int, windows: list[int]) -> dict[str, Any]:
+    """The fields of Shape about positions."""
+    rope, long = _global_rope(file, figures, rotated)
+    fields: dict[str, Any] = {"ropes": (rope,)}
+    if long:
+        fields |= {"long_ropes": (long,), "short_context": figures.whole("rope.scaling.original_context_length")}
+    of_window = tuple(1 if window else 0 for window in windows)
+    base = figures.number("rope.freq_base", 10_000.0)
+    if architecture in {"gemma3", "olmo2"} and any(windows):  # layers with a window: no scaling
+        local = figures.number("rope.freq_base_swa", 10_000.0 if architecture == "gemma3" else base)
+        fields |= {"ropes": (rope, Rope(tuple(base_frequencies(local, rotated)))), "rope_of": of_window}
+    if architecture == "exaone4" and any(windows):
+        fields["rope_of"] = tuple(0 if window else -1 for window in windows)
+    if architecture == "smollm3":
+        fields["rope_of"] = tuple(-1 if (layer + 1) % _NO_ROPE_EACH == 0 else 0 for layer in range(len(windows)))
+    if growth := figures.number("attention.temperature_scale", 0.0):
+        trained = figures.whole("rope.scaling.original_context_length")
+        fields |= {"growth": growth, "growth_tokens": figures.whole("attention.temperature_length", trained)}
+    return fields
 
-    def number(self, key: str, default: float) -> float:
-        """A finite number."""
-        value = self._get(key, default)
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self._wrong(key, value)
-        return float(value)
 
-    def word(self, key: str, default: str) -> str:
-        """A text."""
-        value = self._get(key, default)
-        if not isinstance(value, str):
-            raise self._wrong(key, value)
-        return value
+def _global_rope(file: GgufFile, figures: Figures, rotated: int) -> tuple[Rope, Rope | None]:
+    """The rotary embedding of layers that see all tokens, and that for long sequences where it is another."""
+    scaling = figures.word("rope.scaling.type", "none")
+    base = figures.number("rope.freq_base", 10_000.0)
+    plain = base_frequencies(base, rotated)
+    context = figures.whole("context_length")
+    trained = figures.whole("rope.scaling.original_context_length", context)
+    if "rope_factors_long.weight" in file.tensors:
+        named: dict[str, Any] = {
+            f"{part}_factor": file.dequantize(f"rope_factors_{part}.weight").tolist() for part in ("short", "long")
+        }
+        scale = figures.number("rope.scaling.attn_factor", 0.0) or None
+        figures.number("rope.scaling.factor", 0.0)  # llama.cpp derives the same from the two contexts
+        return longrope(
+            {**named, "original_max_position_embeddings": trained, "attention_factor": scale}, plain, context
+        )
+    if "rope_freqs.weight" in file.tensors:
+        plain = list(divided(plain, file.dequantize("rope_freqs.weight").tolist()))
+    factor = figures.number("rope.scaling.factor", 1.0) or 1.0
+    if scaling == "none":
+        return Rope(tuple(plain)), None
+    if factor < 0:
+        raise ModelError("bad_model", f"The rotary scaling in {file.path.name} is wrong; fetch the model again.")
+    if scaling == "linear":
+        return Rope(tuple(value / factor for value in plain)), None
+    if scaling == "yarn" and "rope_freqs.weight" not in file.tensors:
+        return _yarn(figures, base, rotated, factor, trained), None
+    raise no_backend(f"rotary embedding of the kind {scaling[:60]!r}")
 
-    def _get(self, key: str, default: Any) -> Any:
-        return self._file.get(f"{self._architecture}.{key}", default)
 
-    def _wrong(self, key: str, value: Any) -> ModelError:
-        shown = repr(value)[:60]
-        name = self._file.path.name
-        return ModelError("bad_model", f"{name} gives {shown} for {self._architecture}.{key}; fetch it again.")
+def _yarn(figures: Figures, base: float, rotated: int, factor: float, trained: int) -> Rope:
+    """As `yarn` in transformers; `yarn_log_multiplier` is its `mscale_all_dim`, with `mscale` 1."""
+    fast, slow = figures.number("rope.scaling.yarn_beta_fast", 32.0), figures.number("rope.scaling.yarn_beta_slow", 1.0)
+    if figures.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise no_backend("YaRN with another extrapolation factor than 1")
+    multiplier = figures.number("rope.scaling.yarn_log_multiplier", 0.0)
+    scale = yarn_scale(factor) / (yarn_scale(factor, multiplier) if multiplier else 1.0)
+    scale = figures.number("rope.scaling.yarn_attn_factor", 0.0) or figures.number("rope.scaling.attn_factor", scale)
+    if not (fast > 0 and slow > 0 and base > 1 and math.isfinite(scale)):
+        raise ModelError("bad_model", "The model's rotary scaling is wrong; fetch the model again.")
+    return Rope(tuple(yarn(base, rotated, factor, float(trained), fast, slow)), scale)

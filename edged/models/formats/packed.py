@@ -22,10 +22,11 @@ import msgspec
 
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
-from edged.models.formats.shape import FAMILIES, Shape, check_native
+from edged.models.formats.families import FAMILIES
+from edged.models.formats.shape import Shape, check_native
 from edged.models.formats.tiles import Kind, packed_bytes
 
-FORMAT: Final = 6  # written; 4 and 5 had fewer kinds
+FORMAT: Final = 6  # written; 4 and 5 had fewer kinds and fewer figures of a shape
 READABLE: Final = (4, 5, 6)
 WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
@@ -120,18 +121,28 @@ def padded_ffn(shape: Shape) -> int:
     return -(-shape.ffn // 32) * 32
 
 
-def vector_names(shape: Shape) -> Iterator[tuple[str, int]]:
-    """Names and lengths of all vectors of a model of this shape."""
-    family, q, kv = shape.family, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield "final_norm", shape.width
+def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
+    """Names and lengths of all vectors that a model of this shape may have, and whether it must."""
+    family, width, q, kv = shape.family, shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = (q, kv) if family.qk_norm == "wide" else (shape.head_dim, shape.head_dim)
+    yield "final_norm", width, True
+    if family.layer_norm:
+        yield "final_norm_bias", width, False
     for layer in range(shape.layers):
         at = f"layers.{layer}."
-        yield at + "attention_norm", shape.width
-        yield at + "ffn_norm", shape.width
-        if family.qkv_bias:
-            yield from ((at + "query_bias", q), (at + "key_bias", kv), (at + "value_bias", kv))
+        if family.pre_norm:
+            yield from ((at + "attention_norm", width, True), (at + "ffn_norm", width, True))
+        if family.layer_norm:
+            yield from ((at + "attention_norm_bias", width, False), (at + "ffn_norm_bias", width, False))
+        if family.post_norm:
+            yield from ((at + "post_attention_norm", width, True), (at + "post_ffn_norm", width, True))
         if family.qk_norm:
-            yield from ((at + "query_norm", shape.head_dim), (at + "key_norm", shape.head_dim))
+            yield from ((at + "query_norm", norms[0], True), (at + "key_norm", norms[1], True))
+        for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
+            yield at + name, length, family.qkv_bias
+        yield at + "out_bias", width, False
+        yield at + "gate_up_bias", 2 * padded_ffn(shape), False
+        yield at + "down_bias", width, False
 
 
 def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Iterator[tuple[str, int, int]]:
@@ -247,9 +258,12 @@ def _read_manifest(path: Path) -> Manifest:
             "unsupported",
             f"{path.parent} is packed in format {document['format']}, which this version does not read; pack it again.",
         )
-    shape = msgspec.convert(document["shape"], Shape)
-    if shape.architecture not in FAMILIES:
-        raise ModelError("unsupported", f"This version does not run the architecture {shape.architecture}.")
+    figures = document["shape"]
+    if figures["architecture"] not in FAMILIES:
+        raise ModelError("unsupported", f"This version does not run the architecture {figures['architecture']}.")
+    if "frequencies" in figures:  # formats 4 and 5
+        figures["ropes"] = [{"frequencies": figures.pop("frequencies")}]
+    shape = msgspec.convert(figures, Shape)
     tensors = {}
     for name, (kind, rows, cols, group) in document["tensors"].items():
         info = TensorInfo(Kind[kind.upper()], int(rows), int(cols), int(group))
@@ -287,9 +301,15 @@ def _check_tensors(manifest: Manifest, places: Mapping[str, tuple[int, int]]) ->
     separate = {layer for layer in range(shape.layers) if f"layers.{layer}.gate" in manifest.tensors}
     names = matrix_names(shape, "head" not in manifest.tensors, separate)
     wanted = {name: (rows, cols) for name, rows, cols in names}
-    wanted |= {name: (1, length) for name, length in vector_names(shape)}
-    for name, (rows, cols) in wanted.items():
-        info = manifest.tensors[name]
+    vectors = {name: (1, length) for name, length, _ in vector_names(shape)}
+    required = {name for name, _, needed in vector_names(shape) if needed} | wanted.keys()
+    wanted |= vectors
+    for name in required - manifest.tensors.keys():
+        raise ValueError(f"tensor {name} is missing")
+    for name, info in manifest.tensors.items():
+        if name not in wanted:
+            raise ValueError(f"tensor {name} does not belong to {shape.architecture}")
+        rows, cols = wanted[name]
         if (info.rows, info.cols) != (rows, cols):
             raise ValueError(f"tensor {name} is {info.rows} × {info.cols}, not {rows} × {cols}")
         offset, size = places[name]

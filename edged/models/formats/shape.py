@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from edged.core.errors import ModelError
+from edged.core.errors import ModelError, NoBackend
+from edged.models.formats.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
-class Family:
-    """How an architecture differs from Llama.
+class Rope:
+    """A rotary embedding: pair i of a head's values is turned by `frequencies[i]` radians a position, and becomes
+    `scale` times as long (`rope.py`)."""
 
-    `qkv_bias`: attention's projections have biases. `qk_norm`: queries and keys are normalized. `permuted`: the GGUF
-    converter stores the rows of a query or key head in the order 0, E/2, 1, E/2 + 1, … (E: the head dimension).
-    """
-
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    permuted: bool = False
-
-
-FAMILIES: Final[Mapping[str, Family]] = {
-    "llama": Family(permuted=True),
-    "mistral": Family(permuted=True),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=True),
-}
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes; the fields' names are part of the packed format.
+    """A decoder's sizes and figures; the fields' names are part of the packed format.
 
-    `context`: the most tokens of a sequence. `epsilon`: of the RMS norms. `frequencies`: of the rotary embedding, in
-    radians a position, one for each pair of a head's values that is rotated (`rope.py`).
+    `context`: the most tokens of a sequence. `epsilon`: of the norms. `ropes`: the rotary embeddings; where a sequence
+    may have more than `short_context` tokens, `long_ropes` take their places. `rope_of`, `window_of`: for each layer
+    the number of its rotary embedding (−1: none), and the tokens that a token sees, itself the last (0: all); empty: 0
+    for all layers. `attention_scale`: of query · key, 0: 1 / √head_dim. `attention_cap`, `logit_cap`: x becomes
+    cap · tanh(x / cap), 0: not. `growth`: a query at position p is multiplied by
+    1 + growth · ln(1 + ⌊p / growth_tokens⌋).
     """
 
     architecture: str
@@ -49,12 +40,44 @@ class Shape:
     vocabulary: int
     context: int
     epsilon: float
-    frequencies: tuple[float, ...]
+    ropes: tuple[Rope, ...]
+    long_ropes: tuple[Rope, ...] = ()
+    short_context: int = 0
+    rope_of: tuple[int, ...] = ()
+    window_of: tuple[int, ...] = ()
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    growth: float = 0.0
+    growth_tokens: int = 0
 
     @property
     def family(self) -> Family:
         """The architecture's record."""
         return FAMILIES[self.architecture]
+
+    @property
+    def attention(self) -> tuple[tuple[int, int], ...]:
+        """The number of the rotary embedding and the window of each layer."""
+        none = (0,) * self.layers
+        return tuple(zip(self.rope_of or none, self.window_of or none, strict=True))
+
+    @property
+    def rotated(self) -> int:
+        """How many of a head's values are turned."""
+        return 2 * len(self.ropes[0].frequencies) if self.ropes else self.head_dim
+
+    def ropes_for(self, context: int) -> tuple[Rope, ...]:
+        """The rotary embeddings for sequences of at most so many tokens."""
+        return self.long_ropes if self.long_ropes and context > self.short_context else self.ropes
+
+    @property
+    def default_context(self) -> int:
+        """The most tokens where nothing else is asked for: what is computed best, within the context."""
+        return self.short_context if self.long_ropes else self.context
 
     @property
     def cache_values(self) -> int:
@@ -81,8 +104,8 @@ def check_native(shape: Shape) -> Shape:
             raise ModelError(
                 "bad_model", f"The model's {name} is {value}, not 1 to {limit}; fetch or convert it again."
             )
-    if shape.heads % shape.kv_heads or not all(math.isfinite(value) for value in shape.frequencies):
-        raise ModelError("bad_model", "The model's heads or rotary frequencies do not fit together; fetch it again.")
+    if shape.heads % shape.kv_heads:
+        raise ModelError("bad_model", "The model's heads do not fit together; fetch it again.")
     if shape.head_dim % 8 or not 8 <= shape.head_dim <= 256:
         raise ModelError(
             "unsupported",
@@ -94,9 +117,37 @@ def check_native(shape: Shape) -> Shape:
             "The native engine runs widths that are multiples of 8 and at most 48 query heads for each key head, not "
             f"a width of {shape.width} and {shape.heads} heads for {shape.kv_heads}; use torch.",
         )
-    if len(shape.frequencies) != shape.head_dim // 2 or not 0 <= shape.epsilon < 1:
-        raise ModelError("bad_model", "The model's rotary frequencies or epsilon are wrong; fetch it again.")
+    _check_figures(shape)
     return shape
+
+
+def _check_figures(shape: Shape) -> None:
+    """Raises ModelError `bad_model` for figures that no model has, `unsupported` for windows that differ."""
+    ropes = (*shape.ropes, *shape.long_ropes)
+    figures = [value for rope in ropes for value in (*rope.frequencies, rope.scale)]
+    figures += [shape.embedding_scale, shape.residual_scale, shape.logit_scale]
+    caps = (shape.attention_scale, shape.attention_cap, shape.logit_cap, shape.growth)
+    fits = (
+        len(shape.ropes) <= 8
+        and {len(rope.frequencies) for rope in ropes} == {shape.rotated // 2}
+        and 2 <= shape.rotated <= shape.head_dim
+        and len(shape.long_ropes) in {0, len(shape.ropes)}
+        and all(math.isfinite(value) for value in figures)
+        and all(math.isfinite(value) and value >= 0 for value in caps)
+        and (shape.growth == 0 or shape.growth_tokens > 0)
+        and 0 <= shape.epsilon < 1
+        and all(len(numbers) in {0, shape.layers} for numbers in (shape.rope_of, shape.window_of))
+        and all(-1 <= rope < len(shape.ropes) and 0 <= window <= 1 << 24 for rope, window in shape.attention)
+    )
+    if not fits:
+        raise ModelError("bad_model", "The model's rotary frequencies or other figures are wrong; fetch it again.")
+    if len(set(shape.window_of) - {0}) > 1:
+        raise not_native("layers with different sliding windows")
+
+
+def no_backend(what: str) -> NoBackend:
+    """The error for a model with a part that neither backend computes."""
+    return NoBackend(f"edged does not run {what}; use another model.")
 
 
 def not_native(what: str) -> ModelError:

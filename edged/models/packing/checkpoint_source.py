@@ -12,15 +12,17 @@ import numpy as np
 
 from edged.core.errors import ModelError
 from edged.models.formats.config_shape import native_shape_from_config
+from edged.models.formats.packed import matrix_names, vector_names
 from edged.models.formats.tiles import Codes, Kind
-from edged.models.packing.source import Array, copy_texts, slabs, widen
+from edged.models.packing.source import Array, copy_texts, fused_part, halves, slabs, unpaired, widen
 
 _HUB_NAMES: Final = {
     "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm", "query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm",
-    "query_bias": "self_attn.q_proj", "key_bias": "self_attn.k_proj", "value_bias": "self_attn.v_proj",
+    "qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj",
 }  # fmt: skip
+_IGNORED: Final = (".rotary_emb.inv_freq", ".masked_bias")  # what old files keep beside the weights
 _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), "BF16": (Kind.BF16, np.uint16)}
 
 
@@ -42,30 +44,43 @@ class CheckpointSource:
             ) from error
         self.shape = native_shape_from_config(config)
         self.tied = "lm_head.weight" not in self._stored or bool(config.get("tie_word_embeddings"))
-        if any(name.endswith(".o_proj.bias") for name in self._stored):
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Refuses tensors that the forward pass does not use: without them it would compute another model."""
+        packed = [name for name, _, _ in matrix_names(self.shape, tied=False)]
+        packed += [name for name, _, _ in vector_names(self.shape)]
+        wanted = {self._place(part)[0] for name in packed for part in halves(name)}
+        extra = sorted(name for name in self._stored.keys() - wanted if not name.endswith(_IGNORED))
+        if extra:
             raise ModelError(
-                "unsupported", f"{self.name} has a bias after attention, which the native engine does not run."
+                "unsupported", f"The native engine does not use the tensor {extra[0]} of {self.name}; use torch."
             )
-        if any(name.endswith(".q_proj.bias") for name in self._stored) != self.shape.family.qkv_bias:
-            raise ModelError(
-                "unsupported", f"The attention biases of {self.name} are not those of its architecture; use torch."
-            )
+
+    def has(self, name: str) -> bool:
+        return all(self._place(part)[0] in self._stored for part in halves(name))
 
     def kind(self, name: str) -> Kind:
         return self._tensor(name)[0]
 
     def vector(self, name: str) -> Array:
         kind, values = self._tensor(name)
-        return widen(values.reshape(-1), kind)
+        wide = widen(values.reshape(-1)[self._place(name)[1]], kind)
+        if name.endswith("_norm"):
+            wide = wide + np.float32(self.shape.family.norm_offset)
+        order = self._order(name, len(wide))
+        return wide if order is None else wide[order]
 
     def floats(self, name: str, rows: int, cols: int) -> Iterator[Array]:
         values = self._tensor(name)[1]
+        values = values[self._place(name)[1]]
         if values.shape != (rows, cols):
             raise ModelError(
                 "bad_model", f"Tensor {name} of {self.name} is {values.shape}, not {(rows, cols)}; fetch it again."
             )
+        order = self._order(name, rows)
         for part in slabs(rows, cols):
-            yield values[part]
+            yield values[part] if order is None else values[order[part]]
             for mapping in self._mappings:  # as GgufFile.drop_pages
                 mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -76,15 +91,27 @@ class CheckpointSource:
         copy_texts(self._folder, folder)
 
     def _tensor(self, name: str) -> tuple[Kind, Array]:
-        top = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}
-        if name in top:
-            stored = top[name]
-        else:
-            _, layer, part = name.split(".")
-            stored = f"model.layers.{layer}.{_HUB_NAMES[part]}.{'bias' if part.endswith('_bias') else 'weight'}"
+        stored = self._place(name)[0]
         if stored not in self._stored:
             raise ModelError("bad_model", f"{self.name} has no tensor {stored}; fetch the model again.")
         return self._stored[stored]
+
+    def _order(self, name: str, rows: int) -> Array | None:
+        return unpaired(name, rows, self.shape) if self.shape.family.hub_pairs else None
+
+    def _place(self, name: str) -> tuple[str, slice]:
+        """A tensor's name in the checkpoint, and its rows there."""
+        kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
+        top = {"embedding": "model.embed_tokens", "head": "lm_head", "final_norm": "model.norm"}
+        if name in top:
+            return f"{top[name]}.{kind}", slice(None)
+        _, layer, part = name.split(".")
+        rows = slice(None)
+        if fused := fused_part(self.shape, part):
+            part, first, count = fused
+            rows = slice(first, first + count)
+        module = self.shape.family.hub.get(part, _HUB_NAMES.get(part))
+        return f"model.layers.{layer}.{module}.{kind}", rows
 
 
 def _read_checkpoint(folder: Path, mappings: list[mmap.mmap]) -> Iterator[tuple[str, tuple[Kind, Array]]]:

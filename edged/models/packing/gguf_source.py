@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from edged.core.errors import ModelError
-from edged.models.formats.gguf import GgufFile
+from edged.core.errors import ModelError, NoBackend
+from edged.models.formats.gguf import GgufFile, GgufTensor
 from edged.models.formats.gguf_metadata import write_metadata
 from edged.models.formats.gguf_shape import native_shape_from_gguf
 from edged.models.formats.names import file_type
 from edged.models.formats.packed import GGUF_TOKENIZER, matrix_names, vector_names
+from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
 from edged.models.packing.gguf_blocks import read_blocks
-from edged.models.packing.source import Array, slabs
+from edged.models.packing.source import Array, fused_part, halves, slabs, unpaired
 
 _FLOATS: Final = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 QUANTIZED: Final = {  # the GGUF types that are packed without rounding
@@ -27,37 +28,29 @@ QUANTIZED: Final = {  # the GGUF types that are packed without rounding
 _GGUF_NAMES: Final = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
     "down": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "query_norm": "attn_q_norm",
-    "key_norm": "attn_k_norm",
-    "query_bias": "attn_q", "key_bias": "attn_k", "value_bias": "attn_v",
+    "key_norm": "attn_k_norm", "post_attention_norm": "post_attention_norm", "post_ffn_norm": "post_ffw_norm",
+    "qkv": "attn_qkv", "gate_up": "ffn_up",
 }  # fmt: skip
+_ROPE_TENSORS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
 
 class GgufSource:
-    """A GGUF file."""
+    """A GGUF file. Raises NoBackend for tensors that the forward pass does not use."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: GgufFile, shape: Shape | None = None) -> None:
         self.name = file.path.name
         self.file_type = file_type(file.metadata)
-        self.shape = native_shape_from_gguf(file)
+        self.shape = shape or native_shape_from_gguf(file)
         self.tied = "output.weight" not in file.tensors
         self._file = file
-        self._check_names()
-
-    def _check_names(self) -> None:
-        """Refuses tensors that the forward pass does not use: without them it would compute another model."""
-        packed = [name for name, _, _ in matrix_names(self.shape, self.tied)]
-        packed += [name for name, _ in vector_names(self.shape)]
-        both = [part for name in packed for part in _halves(name)]
-        wanted = {_gguf_name(name) for name in both} | {"rope_freqs.weight"}
-        if extra := sorted(self._file.tensors.keys() - wanted):
-            raise ModelError(
-                "unsupported",
-                f"The native engine does not use the tensor {extra[0]} of {self.name}; use the torch backend.",
-            )
-        if self.shape.family.qkv_bias and "blk.0.attn_q.bias" not in self._file.tensors:
+        check_gguf_tensors(file, self.shape)
+        if shape is None and self.shape.family.qkv_bias and "blk.0.attn_q.bias" not in file.tensors:
             raise ModelError(
                 "unsupported", f"{self.name} lacks the attention biases of its architecture; use the torch backend."
             )
+
+    def has(self, name: str) -> bool:
+        return all(_place(self.shape, part)[0] in self._file.tensors for part in halves(name))
 
     def kind(self, name: str) -> Kind:
         stored = self._tensor(name)
@@ -71,7 +64,8 @@ class GgufSource:
         return kind
 
     def vector(self, name: str) -> Array:
-        values = self._file.dequantize(self._tensor(name).name).reshape(-1)
+        _, rows = _place(self.shape, name)
+        values = self._file.dequantize(self._tensor(name).name).reshape(-1)[rows]
         order = self._order(name, len(values))
         return values if order is None else values[order]
 
@@ -91,45 +85,68 @@ class GgufSource:
             yield read_blocks(rows_read.reshape(rows_read.shape[0], cols // block, -1), kind)
             self._file.drop_pages()
 
+    def dequantized(self, name: str, rows: int, cols: int) -> Array:
+        """A matrix as float32 [rows, cols], of any type."""
+        tensor, (_, part), order = self._tensor(name), _place(self.shape, name), self._order(name, rows)
+        values = self._file.dequantize(tensor.name)[part]
+        if values.shape != (rows, cols):
+            raise self._misfit(tensor, (rows, cols))
+        return values if order is None else values[order]
+
     def write_tokenizer(self, folder: Path) -> None:
         write_metadata(folder / GGUF_TOKENIZER, self._file.metadata)
 
-    def _tensor(self, name: str) -> Any:
-        stored = _gguf_name(name)
+    def _tensor(self, name: str) -> GgufTensor:
+        stored, _ = _place(self.shape, name)
         tensor = self._file.tensors.get(stored)
         if tensor is None:
             raise ModelError("bad_model", f"{self.name} has no tensor {stored}; fetch or convert the model again.")
         return tensor
 
     def _rows(self, name: str, rows: int, cols: int) -> Array:
-        tensor = self._tensor(name)
-        if tensor.shape != (rows, cols):
-            raise ModelError(
-                "bad_model",
-                f"Tensor {tensor.name} of {self.name} is {tensor.shape}, not {(rows, cols)}; fetch it again.",
-            )
-        return self._file.raw(tensor.name).reshape(rows, -1)
+        tensor, (_, part) = self._tensor(name), _place(self.shape, name)
+        whole = tensor.shape[0] if part.stop is not None else rows  # several matrices may lie in one tensor
+        if tensor.shape != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
+            raise self._misfit(tensor, (rows, cols))
+        return self._file.raw(tensor.name).reshape(whole, -1)[part]
+
+    def _misfit(self, tensor: GgufTensor, wanted: tuple[int, ...]) -> ModelError:
+        return ModelError(
+            "bad_model", f"Tensor {tensor.name} of {self.name} is {tensor.shape}, not {wanted}; fetch it again."
+        )
 
     def _order(self, name: str, rows: int) -> Array | None:
-        """Row indices that undo the converter's reordering of a head's rows from (2, E/2) to (E/2, 2)."""
-        if not self.shape.family.permuted or name.rsplit(".", 1)[-1] not in {"query", "key", "query_bias", "key_bias"}:
-            return None
-        pairs: Array = np.arange(rows).reshape(-1, self.shape.head_dim // 2, 2)
-        return np.asarray(pairs.transpose(0, 2, 1).reshape(-1))
+        """Row indices that undo the converter's reordering of a head's rows."""
+        return unpaired(name, rows, self.shape) if self.shape.family.gguf_pairs else None
 
 
-def _halves(name: str) -> tuple[str, ...]:
-    """The source's matrices behind a packed one: gate and up are two there."""
-    return tuple(name.replace("gate_up", part) for part in ("gate", "up")) if name.endswith(".gate_up") else (name,)
+def check_gguf_tensors(file: GgufFile, shape: Shape) -> None:
+    """Raises NoBackend for a tensor that the forward pass does not use: computed without it, the file
+    would be another model."""
+    packed = [name for name, _, _ in matrix_names(shape, tied=False)]
+    packed += [name for name, _, _ in vector_names(shape)]
+    wanted = {_place(shape, part)[0] for name in packed for part in halves(name)} | _ROPE_TENSORS
+    if extra := sorted(file.tensors.keys() - wanted):
+        raise NoBackend(f"edged does not use the tensor {extra[0]} of {file.path.name}; use another model.")
+
+
+def _place(shape: Shape, name: str) -> tuple[str, slice]:
+    """A tensor's name in a GGUF file, and its rows there."""
+    part, kind = name.rsplit(".", 1)[-1].removesuffix("_bias"), "bias" if name.endswith("_bias") else "weight"
+    if fused := fused_part(shape, part):
+        whole, first, rows = fused
+        return f"blk.{name.split('.')[1]}.{_GGUF_NAMES[whole]}.{kind}", slice(first, first + rows)
+    return _gguf_name(name), slice(None)
 
 
 def _gguf_name(name: str) -> str:
     """A tensor's name in a GGUF file."""
-    top = {"embedding": "token_embd.weight", "head": "output.weight", "final_norm": "output_norm.weight"}
+    kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
+    top = {"embedding": "token_embd", "head": "output", "final_norm": "output_norm"}
     if name in top:
-        return top[name]
+        return f"{top[name]}.{kind}"
     _, layer, part = name.split(".")
-    return f"blk.{layer}.{_GGUF_NAMES[part]}.{'bias' if part.endswith('_bias') else 'weight'}"
+    return f"blk.{layer}.{_GGUF_NAMES[part]}.{kind}"
 
 
 def _instead_of(kind: str) -> str:

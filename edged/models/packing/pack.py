@@ -90,8 +90,9 @@ def pack(
         raise ModelError(
             "unsupported", f"The weights of {source.name} are quantized already and keep their bits; leave bits out."
         )
-    for name, length in vector_names(source.shape):
-        infos[name] = TensorInfo(Kind.F32, 1, length, 0)
+    for name, length, required in vector_names(source.shape):
+        if required or source.has(name):
+            infos[name] = TensorInfo(Kind.F32, 1, length, 0)
     _check_destination(destination)
     work: Path | None = None
     try:
@@ -178,7 +179,11 @@ def _data(source: Source, infos: dict[str, TensorInfo], progress: Progress) -> I
 
 
 def _vector(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:
-    values = np.ascontiguousarray(source.vector(name), np.float32)
+    if name.endswith(".gate_up_bias"):
+        parts = [source.vector(name.replace("gate_up", part)) for part in ("gate", "up")]
+        values = interleave(*(part.astype(np.float32).reshape(-1, 1) for part in parts)).reshape(-1)
+    else:
+        values = np.ascontiguousarray(source.vector(name), np.float32)
     if values.shape != (info.cols,):
         raise ModelError(
             "bad_model", f"Tensor {name} of {source.name} has {values.size} values, not {info.cols}; fetch it again."

@@ -65,6 +65,9 @@ class RandomSource:
         self._texts = texts
         self.shape: Shape = native_shape_from_config(_CONFIGS[name])
 
+    def has(self, name: str) -> bool:
+        return name.endswith(("query_bias", "key_bias", "value_bias")) and self.shape.family.qkv_bias
+
     def kind(self, name: str) -> Kind:
         del name
         return Kind.F32

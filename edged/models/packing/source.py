@@ -32,6 +32,9 @@ class Source(Protocol):
     shape: Shape
     tied: bool
 
+    def has(self, name: str) -> bool:
+        """Whether the source has the vector."""
+
     def kind(self, name: str) -> Kind:
         """How the matrix is stored in the source."""
 
@@ -46,6 +49,36 @@ class Source(Protocol):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes what the tokenizer and the chat template need into a packed folder."""
+
+
+def halves(name: str) -> tuple[str, ...]:
+    """The source's tensors behind a packed one: gate and up, or their biases, are two there."""
+    return tuple(name.replace("gate_up", part) for part in ("gate", "up")) if ".gate_up" in name else (name,)
+
+
+def fused_part(shape: Shape, part: str) -> tuple[str, int, int] | None:
+    """Where the family has query, key and value, or gate and up, in one tensor: that tensor (`qkv`, `gate_up`), and the
+    first row and the number of rows of the part."""
+    if part not in shape.family.fused:
+        return None
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "query": ("qkv", 0, q),
+        "key": ("qkv", q, kv),
+        "value": ("qkv", q + kv, kv),
+        "gate": ("gate_up", 0, shape.ffn),
+        "up": ("gate_up", shape.ffn, shape.ffn),
+    }[part]
+
+
+def unpaired(name: str, rows: int, shape: Shape) -> Array | None:
+    """Row indices that undo a file's order of a query or key head's rows, 0, R/2, 1, R/2 + 1, … of R rotated ones;
+    None for other tensors."""
+    if name.rsplit(".", 1)[-1] not in {"query", "key", "query_bias", "key_bias"}:
+        return None
+    heads: Array = np.arange(rows).reshape(-1, shape.head_dim)
+    turned = heads[:, : shape.rotated].reshape(len(heads), -1, 2).transpose(0, 2, 1).reshape(len(heads), -1)
+    return np.asarray(np.concatenate([turned, heads[:, shape.rotated :]], axis=1).reshape(-1))
 
 
 def copy_texts(source: Path, folder: Path) -> None:

@@ -8,5 +8,5 @@
 #include "ops/sampling.h"
 
 #define EDGED_TABLE(name)                                                                        \
-  {name,     rms_norm, quantize, matmul,         kStrips,    apply_rope, swiglu,         add_to, \
-   scale_by, write_kv, attend,   merge_partials, all_finite, max_logit,  softmax_weights}
+  {name,   rms_norm, layer_norm, quantize, matmul, kStrips,        apply_rope, swiglu,    geglu, \
+   add_to, scale_by, soft_cap,   write_kv, attend, merge_partials, all_finite, max_logit, softmax_weights}

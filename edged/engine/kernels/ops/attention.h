@@ -143,29 +143,33 @@ inline void weighted_sum_lanes(const float* weights, int lanes, const T* values,
   }
 }
 
-// scores (visible,) of one lane and chunk -> their maximum, ignoring NaN. Scores beyond, up to a multiple of
-// 8, become kMasked.
-inline float row_max(float* scores, int visible) {
-  if (visible <= 0) return kMasked;
+// scores (from … visible,) of one lane and chunk -> their maximum, ignoring NaN. Scores before and beyond, up
+// to a multiple of 8, become kMasked.
+inline float row_max(float* scores, int from, int visible) {
+  if (visible <= from) return kMasked;
+  for (int i = from & ~7; i < from; i++) scores[i] = kMasked;
   for (int i = visible; i < ((visible + 7) & ~7); i++) scores[i] = kMasked;
   F8 top = splat(kMasked);
-  for (int i = 0; i < visible; i += 8) top = max(load(scores + i), top);
+  for (int i = from & ~7; i < visible; i += 8) top = max(load(scores + i), top);
   return max_lanes(top);
 }
 
-// scores (all,) of one lane -> weights (all,) = 2^(score − maximum) in place, zero beyond the visible tokens;
-// `all` is a multiple of 8. Returns their total, NaN where a score is NaN. The division by the total follows
-// in `normalize`.
-inline float softmax(float* scores, int visible, int all, float maximum) {
+// scores (all,) of one lane -> weights (all,) = 2^(score − maximum) in place, zero outside the visible tokens
+// from … visible; `all` is a multiple of 8. Returns their total, NaN where a score is NaN. The division by
+// the total follows in `normalize`.
+inline float softmax(float* scores, int from, int visible, int all, float maximum) {
   const F8 base = splat(maximum);
   F8 sum = zero();
   int i = 0;
+  for (; i < (visible > from ? from & ~7 : 0); i += 8) store(scores + i, zero());
+  if (visible <= from) visible = 0;
   for (; i < visible; i += 8) {
     const F8 weight = exp2_below(sub(load(scores + i), base));
     store(scores + i, weight);
     sum = add(sum, weight);
   }
-  for (int t = visible < 0 ? 0 : visible; t < i; t++) scores[t] = 0;
+  for (int t = from & ~7; t < from && t < i; t++) scores[t] = 0;
+  for (int t = visible; t < i; t++) scores[t] = 0;
   for (; i < all; i += 8) store(scores + i, zero());
   return sum_lanes(sum);
 }
@@ -201,12 +205,14 @@ inline void normalize(const float* merged, float total, int dim, float* out) {
 // A chunk of 128 tokens as the rows of a task see it.
 struct Chunk {
   const AttentionTask& a;
-  int first, tokens, blocks;  // its first token, how many the last row sees, and the number of their blocks
+  int first, tokens, blocks;  // its first token, how many there are for the last row, and their blocks
+  int first_block;            // those before it no row sees
 
   Chunk(const AttentionTask& a, int number) : a(a), first(number * kChunkTokens) {
     const int left = a.position + a.rows - first;
     tokens = left < kChunkTokens ? left : kChunkTokens;
     blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+    first_block = hidden(0) / kBlockTokens;
   }
   const uint16_t* keys(int block) const {
     return a.cache + (size_t)a.blocks[first / kBlockTokens + block] * a.block_stride;
@@ -216,13 +222,18 @@ struct Chunk {
   int visible(int row) const {
     return a.position + row + 1 - first < tokens ? a.position + row + 1 - first : tokens;
   }
+  // How many of its first tokens lie before what that row sees.
+  int hidden(int row) const {
+    const int before = a.window ? a.position + row + 1 - a.window - first : 0;
+    return before < 0 ? 0 : before < tokens ? before : tokens;
+  }
   // Whether another block, of this chunk or the next, follows.
   bool has_next(int block) const { return first + (block + 1) * kBlockTokens < a.position + a.rows; }
 };
 
 inline void score_chunk(const Chunk& chunk, const float* const* query, int lanes, AttentionScratch& s) {
   const int dim = chunk.a.dim;
-  for (int b = 0; b < chunk.blocks; b++) {
+  for (int b = chunk.first_block; b < chunk.blocks; b++) {
     const uint16_t *keys = chunk.keys(b), *next = chunk.has_next(b) ? chunk.keys(b + 1) : nullptr;
     float* scores = s.scores + b * kBlockTokens;
     if (lanes > kConvertOnLoadLanes) {  // then a block is converted once for all lanes
@@ -231,13 +242,15 @@ inline void score_chunk(const Chunk& chunk, const float* const* query, int lanes
     } else {
       score_lanes(query, lanes, keys, dim, scores, next);
     }
+    if (chunk.a.cap)
+      for (int l = 0; l < lanes; l++) soft_cap(scores + l * kChunkTokens, chunk.a.cap, kBlockTokens);
   }
 }
 
 inline void weighted_sum_chunk(const Chunk& chunk, int lanes, AttentionScratch& s) {
   const int dim = chunk.a.dim;
   for (int i = 0; i < lanes * dim; i += 8) store(s.sums + i, zero());
-  for (int b = 0; b < chunk.blocks; b++) {
+  for (int b = chunk.first_block; b < chunk.blocks; b++) {
     const uint16_t *values = chunk.values(b), *next = chunk.has_next(b) ? chunk.values(b + 1) : nullptr;
     const int left = chunk.tokens - b * kBlockTokens, count = left < kBlockTokens ? left : kBlockTokens;
     const float* weights = s.scores + b * kBlockTokens;
@@ -262,10 +275,10 @@ inline void softmax_chunk(const Chunk& chunk, int lanes, AttentionScratch& s) {
   const int heads = chunk.a.heads;
   for (int l = 0; l < lanes; l += heads)
     for (int h = l; h < l + heads; h++)
-      s.maxima[h] = row_max(s.scores + h * kChunkTokens, chunk.visible(l / heads));
+      s.maxima[h] = row_max(s.scores + h * kChunkTokens, chunk.hidden(l / heads), chunk.visible(l / heads));
   for (int l = 0; l < lanes; l += heads)
     for (int h = l; h < l + heads; h++)
-      s.totals[h] = softmax(s.scores + h * kChunkTokens, chunk.visible(l / heads),
+      s.totals[h] = softmax(s.scores + h * kChunkTokens, chunk.hidden(l / heads), chunk.visible(l / heads),
                             chunk.blocks * kBlockTokens, s.maxima[h]);
 }
 
@@ -281,8 +294,8 @@ void attend(const AttentionTask& a, AttentionScratch& s) {
     store(s.totals + l, zero());
   }
   for (int i = 0; i < lanes * dim; i += 8) store(s.merged + i, zero());
-  // A range that begins with the first chunk is merged at once.
-  const bool separate = a.partial && a.chunk_begin;
+  // A range that begins with the first chunk that the row sees is merged at once.
+  const bool separate = a.partial && a.chunk_begin > first_chunk(a.position, a.window);
   const size_t record = (size_t)dim + 8;
   for (int number = a.chunk_begin; number < a.chunk_end; number++) {
     const Chunk chunk(a, number);
@@ -301,7 +314,8 @@ void attend(const AttentionTask& a, AttentionScratch& s) {
   for (int l = 0; l < lanes; l++) {
     const float* merged = s.merged + (size_t)l * dim;
     if (a.partial)
-      write_partial(merged, s.merged_maximum[l], s.merged_total[l], a.chunk_end, dim, a.partial + l * record);
+      write_partial(merged, s.merged_maximum[l], s.merged_total[l], a.chunk_end - a.chunk_begin, dim,
+                    a.partial + l * record);
     else
       normalize(merged, s.merged_total[l], dim,
                 a.out + (size_t)(l / a.heads) * a.out_stride + (size_t)(l % a.heads) * dim);

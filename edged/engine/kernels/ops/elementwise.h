@@ -50,6 +50,26 @@ void rms_norm(const float* x, const float* weight, int n, float epsilon, float* 
   for (; i < n; i++) out[i] = x[i] * factor * weight[i];
 }
 
+// x (n,) -> out (n,) = (x − mean) / deviation · weight + bias (LayerNorm; Ba et al. 2016); sums lane by lane
+// as above. `bias` may be null.
+void layer_norm(const float* x, const float* weight, const float* bias, int n, float epsilon, float* out) {
+  F8 sum = zero();
+  int i = 0;
+  for (; i + 8 <= n; i += 8) sum = add(sum, load(x + i));
+  float total = sum_lanes(sum);
+  for (; i < n; i++) total += x[i];
+  const float mean = total / (float)n;
+  F8 squares = zero();
+  for (i = 0; i + 8 <= n; i += 8) {
+    const F8 off = sub(load(x + i), splat(mean));
+    squares = fma(off, off, squares);
+  }
+  float variance = sum_lanes(squares);
+  for (; i < n; i++) variance += (x[i] - mean) * (x[i] - mean);
+  const float factor = 1.f / __builtin_sqrtf(variance / (float)n + epsilon);
+  for (i = 0; i < n; i++) out[i] = (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0.f);
+}
+
 void quantize(const float* x, int k, int stride, const CodedRow& out) {
   int8_t* codes = out.codes;
   for (int g = 0; g < stride / kActivationGroup; g++, x += 32, codes += 32) {
@@ -104,6 +124,27 @@ inline F8 silu(F8 x) { return divide(x, add(splat(1.f), exp2(mul(x, splat(-(floa
 // n is a multiple of 8.
 void swiglu(const float* gate, const float* up, int n, float* out) {
   for (int i = 0; i < n; i += 8) store(out + i, mul(silu(load(gate + i)), load(up + i)));
+}
+
+// gelu(x) ≈ x / (1 + e^(−2u)), u = √(2/π) · (x + 0.044715 x³): its tanh form (Hendrycks & Gimpel 2016).
+inline F8 gelu(F8 x) {
+  constexpr double kRoot = 0.7978845608028654;  // √(2/π)
+  const F8 inner = mul(x, fma(mul(x, x), splat((float)(kRoot * 0.044715)), splat((float)kRoot)));
+  return divide(x, add(splat(1.f), exp2(mul(inner, splat((float)(-2 * kLog2e))))));
+}
+
+// n is a multiple of 8.
+void geglu(const float* gate, const float* up, int n, float* out) {
+  for (int i = 0; i < n; i += 8) store(out + i, mul(gelu(load(gate + i)), load(up + i)));
+}
+
+// x (n,) = cap · tanh(x / cap), with tanh(y) = 1 − 2 / (e^2y + 1). n is a multiple of 8.
+void soft_cap(float* x, float cap, int n) {
+  const F8 factor = splat((float)(2 * kLog2e) / cap), caps = splat(cap), twice = splat(-2 * cap);
+  for (int i = 0; i < n; i += 8) {
+    const F8 power = exp2(mul(load(x + i), factor));
+    store(x + i, add(caps, divide(twice, add(power, splat(1.f)))));
+  }
 }
 
 // n is a multiple of 8 (buffers are padded).
