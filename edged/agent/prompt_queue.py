@@ -82,6 +82,7 @@ class PromptQueue:
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of prompts that ended are dropped at the top
         self._levels_at = clock()
         self._draining = False
+        self._held = False
         self._throttled: bool | None = None
         self.speed = MeasuredSpeed()
         self.finished = 0
@@ -203,7 +204,7 @@ class PromptQueue:
 
     def submit_waiting(self) -> None:
         """Submit to the worker what it should have: prompts that crashed one alone, else the next in order."""
-        if not self._worker.ready or self._draining:
+        if not self._worker.ready or self._draining or self._held:
             return
         now = self._clock()
         if self._crashed:
@@ -281,6 +282,32 @@ class PromptQueue:
                 self._worker.send(frames.Cancel(str(prompt.seq)))
                 self._withdraw(prompt)
 
+    def hold(self) -> None:
+        """Submit nothing until `release`: what the worker has not begun waits again, the rest runs on."""
+        self._held = True
+        for prompt in list(self._submitted.values()):
+            if not prompt.computing and prompt.stopping is None:
+                self._worker.send(frames.Cancel(str(prompt.seq)))
+                self._return_to_order(prompt)
+
+    def release(self) -> None:
+        """Submit again."""
+        self._held = False
+        self.submit_waiting()
+
+    def worker_replaced(self) -> None:
+        """The worker was ended on purpose: what it had waits again from the beginning, and counts no crash."""
+        for prompt in list(self._submitted.values()):
+            if prompt.stopping is not None:
+                self._close(prompt, prompt.stopping, Usage(), None)
+            else:
+                self._return_to_order(prompt)
+
+    def _return_to_order(self, prompt: OpenPrompt) -> None:
+        self._withdraw(prompt)
+        prompt.reset()
+        self._order.put_back(prompt.seq, self._clock())
+
     def refuse_all(self, message: str) -> None:
         """No usable model: every open prompt ends as `unavailable`."""
         for prompt in list(self._prompts.values()):
@@ -333,9 +360,7 @@ class PromptQueue:
             elif prompt.crashes > CRASHES_ALLOWED:
                 self._close_poisoned(prompt, how)
             else:
-                self._withdraw(prompt)
-                prompt.reset()
-                self._order.put_back(prompt.seq, self._clock())
+                self._return_to_order(prompt)
                 if prompt.crashes:
                     self._crashed[prompt.seq] = None
 

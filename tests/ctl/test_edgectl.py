@@ -31,7 +31,7 @@ def ctl_device(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with running(made):
         watcher.status("online", 30)
         yield made
-    for topic in ("status", "health", "config", "config/reported"):
+    for topic in ("status", "health", "config", "config/reported", "config/history"):
         watcher.publish(f"edged/v1/{FLEET}/device/pi/{topic}", b"", retain=True)
     watcher.publish(f"edged/v1/{FLEET}/config", b"", retain=True)
     watcher.close()
