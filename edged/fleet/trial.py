@@ -95,6 +95,7 @@ class Trial:
         self._asked_at = 0.0
         self._answer: Answer | None = None
         self._took = 0.0
+        self._serving = self._committing = False
         self._served_at: float | None = None  # the probation runs since then; None: not yet, or without the broker
         self._state: State = "fetch"
         self.done = 0.0
@@ -124,7 +125,7 @@ class Trial:
         if self.ended:
             return None
         ends = self._served_at + self._probation if self._served_at is not None else None
-        grace = self._link_down_at + LINK_GRACE if self._in_probation and self._link_down_at is not None else None
+        grace = self._link_down_at + LINK_GRACE if self._serving and self._link_down_at is not None else None
         return min((moment for moment in (self._deadline, ends, grace) if moment is not None), default=None)
 
     def tick(self) -> list[Action]:
@@ -134,12 +135,12 @@ class Trial:
             return []
         if self._deadline is not None and now >= self._deadline:
             return self._overdue()
-        if self._in_probation and self._link_down_at is not None and now - self._link_down_at >= LINK_GRACE:
+        if self._serving and self._link_down_at is not None and now - self._link_down_at >= LINK_GRACE:
             return self._undo(f"the broker could not be reached for {LINK_GRACE:.0f} s with the new model")
         if self._served_at is not None:
             self.done = min(1.0, (now - self._served_at) / self._probation)
             if now - self._served_at >= self._probation:
-                self._served_at, self._deadline = None, now + CHECK_WITHIN
+                self._served_at, self._committing, self._deadline = None, True, now + CHECK_WITHIN
                 return [Commit()]
         return []
 
@@ -164,10 +165,6 @@ class Trial:
         return in_state[self._state](event)
 
     # ---- states -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _in_probation(self) -> bool:
-        return self._state == "probation"
 
     def _enter(self, state: State, within: float, *actions: Action) -> list[Action]:
         self._state, self.done, self._deadline = state, 0.0, self._clock() + within
@@ -278,14 +275,14 @@ class Trial:
 
     def _in_probation_step(self, event: Event) -> list[Action]:
         match event:
-            case Serving():
-                self._deadline = None
+            case Serving() if not self._serving:
+                self._serving, self._deadline = True, None
                 if self._link_up:
                     self._served_at = self._clock()
                 else:
                     self._link_down_at = self._clock()
-            case Committed():
-                self._state = "ended"
+            case Committed() if self._committing:
+                self._state, self._deadline = "ended", None
             case Failed(message=message):
                 return self._undo(f"the settings could not be stored: {message}")
         return []
@@ -295,7 +292,7 @@ class Trial:
             return []
         self._link_up = up
         self._link_down_at = None if up else self._clock()
-        if not self._in_probation or self._deadline is not None:
+        if not self._serving or self._committing:
             return []
         if up:
             self._served_at = self._clock()  # the whole time anew
