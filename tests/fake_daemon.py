@@ -16,7 +16,7 @@ from edged.agent import startup as start
 from edged.config import file as config_file
 from edged.config.schema import build
 
-MODELS = ("smollm2-135m-instruct", "good", "other", "broken", "crash", "wait", "large", "dies-late")
+MODELS = ("smollm2-135m-instruct", "good", "second", "broken", "crash", "wait", "large", "dies-late")
 """The catalog: what the fake worker does with each stands there; `fake_model_command.py` fetches them."""
 
 if __name__ == "__main__":

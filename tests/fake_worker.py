@@ -4,7 +4,7 @@ A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file o
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
 of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `repaired`
-(broken until there is a file `repaired`), `large` (no memory while another worker has loaded a model). `good`, `other`
+(broken until there is a file `repaired`), `large` (no memory while another worker has loaded a model). `good`, `second`
 and `dies-late` are names in receipts; `dies-late` ends at the first prompt that is no golden one.
 """
 
@@ -67,7 +67,7 @@ class FakeWorker:
             (self.control / "loaded").write_text(order.source)
             while order.source == "wait" and not (self.control / "load").exists():
                 time.sleep(0.01)
-            named = order.source in {"good", "other", "wait", "large", "dies-late"}
+            named = order.source in {"good", "second", "wait", "large", "dies-late"}
             self.send(frames.Loaded(msgspec.structs.replace(INFO, name=order.source) if named else INFO))
 
     def misbehave(self, word: str) -> None:

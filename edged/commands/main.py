@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="validate the config and print the effective values")
     check.add_argument("--json", action="store_true", help="print one JSON document")
+    check.add_argument("--plan", type=Path, metavar="FILE", help="print the steps to these settings, or this layer")
     check.set_defaults(module="check")
 
     generate = commands.add_parser("generate", help="answer one prompt without a broker")

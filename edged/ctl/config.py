@@ -1,9 +1,10 @@
-"""`edgectl config push` and `get`: layers of the desired config, and what the devices report."""
+"""`edgectl config push`, `undo` and `get`: layers of the desired config, and what the devices report."""
 
 from __future__ import annotations
 
 import json
-import time
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
-from edged.link.events import Arrived
+from edged.ctl.config_history import before, decisions_of, show_diff
+from edged.ctl.config_reports import UNSETTLED, Asked, Steps, await_reports, golden_lines, report_of
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 from edged.wire.layers import parse_layer
@@ -51,6 +53,11 @@ class Target(msgspec.Struct, frozen=True):
         """The reported topics of the devices that have this layer."""
         return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
 
+    @property
+    def histories(self) -> str:
+        """The topics of the decisions of these devices."""
+        return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/history"
+
 
 def read_layer(source: str, path: Path) -> dict[str, Any]:
     """A layer or bare settings as JSON or YAML text. Raises ConfigError."""
@@ -63,26 +70,57 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
     return document
 
 
-def push(settings: Mqtt, target: Target, path: Path | None, wait: float, as_json: bool) -> int:
+Payload = Callable[[bytes, Mapping[str, list[dict[str, Any]]]], tuple[bytes, int | None]]
+"""The layer at the broker, and the decisions by device → what to push (empty: remove it), and its revision."""
+
+
+class PushOptions(msgspec.Struct, frozen=True):
+    """`wait`: seconds for the reports. `watch`: until each device has applied or refused it."""
+
+    wait: float
+    watch: bool
+    as_json: bool
+
+
+def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions) -> int:
     """Push a layer (`path` None: remove it) and show the reports. Raises ConfigError, BrokerError, TimedOut."""
-    with Session(settings, (target.topic, target.reports)) as session:
-        current, before = _retained(session, target)
-        payload, revision = (b"", None) if path is None else _payload(path, current)
-        settled = _settled(target, payload, current, before)
+
+    def payload(current: bytes, _history: object) -> tuple[bytes, int | None]:
+        return (b"", None) if path is None else _payload(path, current)
+
+    return _push(settings, target, payload, options)
+
+
+def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
+    """Push the settings that a layer had before, by the devices' history. Raises as `push`."""
+    return _push(settings, target, lambda current, history: before(target.layer, current, history), options)
+
+
+def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
+    with Session(settings, (target.topic, target.reports, target.histories)) as session:
+        current, reports, decisions = _retained(session, target)
+        payload, revision = make(current, decisions)
+        settled = _settled(target, payload, current, reports)
         session.publish(target.topic, payload, retain=True)
+        wait = options.wait
         # A device may hold other content under the same revision and report that: at once where the broker has the
         # layer already, else (the broker has lost it) like after any other push.
         silent = set(settled) if current else set()
-        if silent and silent >= set(before):
+        if silent and silent >= set(reports):
             silent, wait = set(), min(wait, CONFLICT_WITHIN)
-        answers = settled | _await_reports(session, target, revision, set(before), silent, wait)
-    if as_json:
+        show = Steps(sys.stderr) if options.watch and not options.as_json else None
+        asked = Asked(target.layer, revision, frozenset(reports), frozenset(silent), watch=options.watch)
+        answers = settled | await_reports(session, asked, wait, show)
+    if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
     if not answers:
         raise TimedOut("no device has answered yet; devices that are offline get it when they connect")
-    return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
+    phases = {answer.get("phase") for answer in answers.values()}
+    if options.watch and phases & UNSETTLED:
+        raise TimedOut("the trial has not ended yet; follow it with edgectl config get, or wait longer with --wait")
+    return 1 if phases & {"rejected", "rolled_back"} else 0
 
 
 def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
@@ -109,18 +147,22 @@ def _next_revision(current: bytes) -> int:
         return 1
 
 
-def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """What is retained at the broker: the layer's payload, and the reports by device."""
-    payload, reports = b"", {}
+def _retained(
+    session: Session, target: Target
+) -> tuple[bytes, dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """What is retained at the broker: the layer's payload, the reports and the decisions by device."""
+    payload, reports, decisions = b"", {}, {}
     try:
         for message in session.messages(RETAINED_WITHIN):
             if message.topic == target.topic:
                 payload = message.payload
-            elif (report := _report(message)) is not None:
+            elif (report := report_of(message)) is not None:
                 reports[message.topic.split("/")[4]] = report
+            elif (past := decisions_of(message)) is not None:
+                decisions[message.topic.split("/")[4]] = past
     except TimedOut:
         pass
-    return payload, reports
+    return payload, reports, decisions
 
 
 def _settled(
@@ -135,7 +177,14 @@ def _settled(
         "revision": parse_layer(payload).revision,
         "reason": "this revision was in force already",
     }
-    return {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
+    refused = {
+        device: report
+        for device, report in before.items()
+        if current
+        and (report.get("phase"), report.get("layer"), report.get("revision"))
+        == ("rolled_back", answer["layer"], answer["revision"])
+    }
+    return refused | {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
 
 
 def _same(payload: bytes, current: bytes) -> bool:
@@ -152,45 +201,19 @@ def _has(report: dict[str, Any], answer: dict[str, Any]) -> bool:
     return isinstance(in_force, dict) and in_force.get(answer["layer"]) == answer["revision"] and not failed
 
 
-def _await_reports(
-    session: Session, target: Target, revision: int | None, known: set[str], silent: set[str], wait: float
-) -> dict[str, dict[str, Any]]:
-    """New reports about this layer, until every known device has sent one, except those in `silent`."""
-    answers: dict[str, dict[str, Any]] = {}
-    until = time.monotonic() + wait
-    while (left := until - time.monotonic()) > 0 and not (known and known <= silent | set(answers)):
-        try:
-            for message in session.messages(left):
-                report = _report(message)
-                if report is not None and report.get("layer") == target.layer and report.get("revision") == revision:
-                    answers[message.topic.split("/")[4]] = report
-                if known and known <= silent | set(answers):
-                    break
-        except TimedOut:
-            break
-    return answers
-
-
-def _report(message: Arrived) -> dict[str, Any] | None:
-    if not message.topic.endswith("/config/reported") or not message.payload:
-        return None
-    try:
-        document = json.loads(message.payload)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _show(target: Target, revision: int | None, answers: dict[str, dict[str, Any]]) -> None:
     console = Console(highlight=False)
     what = "removed" if revision is None else f"revision {revision} pushed"
     console.print(f"{target.layer}: {what} ({target.topic})")
     table = Table("device", "phase", "reason", "in force", box=None, header_style="bold")
     for device, answer in sorted(answers.items()):
-        colour = "green" if answer["phase"] == "applied" else "red"
+        colour = {"applied": "green", "trial": "yellow", "waiting": "yellow"}.get(str(answer["phase"]), "red")
         table.add_row(device, f"[{colour}]{answer['phase']}[/]", escape(str(answer.get("reason"))), _in_force(answer))
     if answers:
         console.print(table)
+    for device, answer in sorted(answers.items()):
+        for line in golden_lines(answer):
+            console.print(f"{device}: {line}", markup=False)
 
 
 def _in_force(report: dict[str, Any]) -> str:
@@ -198,6 +221,20 @@ def _in_force(report: dict[str, Any]) -> str:
     if not isinstance(revisions, dict):
         return "unknown"
     return " ".join(f"{layer}:{revision}" for layer, revision in revisions.items()) or "own file"
+
+
+def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
+    """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
+    with Session(settings, (target.topic, target.reports)) as session:
+        current, reports, _ = _retained(session, target)
+    payload, _ = _payload(path, current)
+    devices = sorted(device for device, report in reports.items() if _listens(target, report))
+    return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
+
+
+def _listens(target: Target, report: dict[str, Any]) -> bool:
+    """Whether a device is known to have this layer; of a group only those that have reported it are known."""
+    return target.group is None or target.layer in (report.get("in_force") or {})
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
@@ -209,7 +246,7 @@ def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
     with Session(settings, topics) as session:
         try:
             for message in session.messages(RETAINED_WITHIN):
-                if (report := _report(message)) is not None:
+                if (report := report_of(message)) is not None:
                     reports[message.topic.split("/")[4]] = report
                 elif message.payload and not message.topic.endswith("/reported"):
                     layers[message.topic[len(root) + 1 :].removesuffix("/config")] = _plain(message.payload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -72,3 +74,203 @@ def test_p04_a_wrong_answer_is_rolled_back_with_the_answer_in_the_reason(made: D
     assert [False] == [result["held"] for result in report["golden"]]
     assert "fake" == model_of(client, made, "after")
     assert client.document("/event", code="config_rolled_back")["revision"] == 1
+
+
+# ---- the switch ------------------------------------------------------------------------------------------------------
+
+
+def test_p01_no_prompt_is_lost_while_the_model_changes_and_receipts_name_it(made: Device, client: Client) -> None:
+    (made.control / "hold-pull").touch()
+    client.publish(f"{made.root}/prompt/me", {"id": "long", "prompt": "a wait:go b"})
+    push(client, made, 1)
+    client.document("/config/reported", phase="trial", step="fetch")
+    client.publish(f"{made.root}/prompt/me", {"id": "meanwhile", "prompt": "x"})
+    assert "fake" == client.final("meanwhile")["receipt"]["model"]
+    (made.control / "hold-pull").unlink()
+    for number in range(20):
+        client.publish(f"{made.root}/prompt/me", {"id": f"p{number}", "prompt": "y"})
+    (made.control / "go").touch()
+    assert "applied" == end(client, 1)["phase"]
+    finals = [client.final(f"p{number}") for number in range(20)] + [client.final("long")]
+    assert {"stop"} == {final["reason"] for final in finals}
+    assert {"fake", "good"} >= {final["receipt"]["model"] for final in finals}
+    assert "good" == model_of(client, made, "after")
+
+
+def test_p07_a_model_that_does_not_fit_beside_the_old_one_is_loaded_instead_of_it(made: Device, client: Client) -> None:
+    """Prompts wait meanwhile; where it fails they are answered by the old model."""
+    (made.control / "size").write_text(str(10**15))
+    (made.control / "load").unlink(missing_ok=True)
+    push(client, made, 1, {"source": "wait"}, golden=[{"prompt": "say:no", "expect": "yes"}])
+    client.document("/config/reported", phase="trial", step="load")
+    client.publish(f"{made.root}/prompt/me", {"id": "waits", "prompt": "x"})
+    client.document("pi/waits", accepted=True)
+    (made.control / "load").touch()
+    assert "rolled_back" == end(client, 1)["phase"]
+    assert "fake" == client.final("waits")["receipt"]["model"]
+
+
+def test_p04_a_new_worker_that_dies_while_it_serves_is_rolled_back_and_its_prompts_are_answered(
+    made: Device, client: Client
+) -> None:
+    push(client, made, 1, {"source": "dies-late"}, trial={"probation": "60s"})
+    client.document("/config/reported", phase="trial", step="probation")
+    client.publish(f"{made.root}/prompt/me", {"id": "kills", "prompt": "x"})
+    report = end(client, 1)
+    assert "the worker process with the new model was killed by SIGKILL during the step probation" == report["reason"]
+    assert ("stop", "fake") == (client.final("kills")["reason"], client.final("kills")["receipt"]["model"])
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ("no-pull", "good could not be fetched: pull failed as the test asked"),
+        ("no-show", "good could not be verified: show failed as the test asked"),
+    ],
+)
+def test_p06_a_model_that_cannot_be_fetched_or_verified_changes_nothing(
+    made: Device, client: Client, held: str, said: str
+) -> None:
+    (made.control / held).touch()
+    push(client, made, 1)
+    report = end(client, 1)
+    assert ("rolled_back", said, {}) == (report["phase"], report["reason"], report["in_force"])
+    assert "fake" == model_of(client, made, "after")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("broken", "broken could not be loaded: the model is broken; remove it"),
+        ("crash", "the worker process with the new model ended with exit code 3 during the step load"),
+    ],
+)
+def test_p04_a_model_that_cannot_be_loaded_changes_nothing(
+    made: Device, client: Client, source: str, said: str
+) -> None:
+    push(client, made, 1, {"source": source})
+    assert said == end(client, 1)["reason"]
+    assert "fake" == model_of(client, made, "after")
+
+
+# ---- restarts --------------------------------------------------------------------------------------------------------
+
+HELD_STEPS = ("fetch", "verify", "load", "judge", "probation")
+
+
+def hold_in(step: str, client: Client, made: Device) -> None:
+    """A trial that stays in this step."""
+    for name in ("load", "go"):
+        (made.control / name).unlink(missing_ok=True)
+    if step in ("fetch", "verify"):
+        (made.control / {"fetch": "hold-pull", "verify": "hold-show"}[step]).touch()
+    golden = [{"prompt": "wait:go x"}] if step == "judge" else []
+    push(client, made, 1, {"source": "wait" if step == "load" else "good"}, golden=golden, trial={"probation": "60s"})
+    client.document("/config/reported", phase="trial", step=step)
+
+
+def release(made: Device) -> None:
+    for name in ("hold-pull", "hold-show"):
+        (made.control / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("how", ["kill -9", "stop"])
+@pytest.mark.parametrize("step", HELD_STEPS)
+def test_p04_a_restart_of_the_agent_in_any_step_is_a_failure(made: Device, client: Client, step: str, how: str) -> None:
+    hold_in(step, client, made)
+    client.publish(f"{made.root}/prompt/me", {"id": "waits", "prompt": "x"})
+    client.document("pi/waits", accepted=True)
+    if how == "stop":
+        made.stop()
+    else:
+        made.kill()
+    release(made)
+    client.clear()
+    made.start()
+    report = end(client, 1)
+    assert ("rolled_back", {}) == (report["phase"], report["in_force"])
+    assert f"the agent or the machine restarted during the trial, at the step {step}" == report["reason"]
+    assert "fake" == model_of(client, made, "after")
+    assert not [report for report in client.messages if b'"phase":"trial"' in report.payload]
+
+
+@pytest.mark.parametrize("step", ["load", "judge", "probation"])
+def test_p04_a_kill_of_the_new_worker_in_any_step_rolls_back(made: Device, client: Client, step: str) -> None:
+    before = set(made.worker_pids())
+    hold_in(step, client, made)
+    new = set(made.worker_pids()) - before
+    for pid in new:
+        os.kill(pid, signal.SIGKILL)
+    report = end(client, 1)
+    assert f"the worker process with the new model was killed by SIGKILL during the step {step}" == report["reason"]
+    assert "fake" == model_of(client, made, "after")
+
+
+@pytest.mark.parametrize("step", ["fetch", "load", "judge"])
+def test_p04_a_kill_of_the_old_worker_does_not_disturb_the_trial(made: Device, client: Client, step: str) -> None:
+    before = set(made.worker_pids())
+    hold_in(step, client, made)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    client.document("/event", code="worker_died")
+    assert "fake" == model_of(client, made, "meanwhile")
+    push(client, made, 2, {"source": "second"})
+    release(made)
+    for name in ("load", "go"):
+        (made.control / name).touch()
+    assert "applied" == end(client, 2)["phase"]
+    assert "second" == model_of(client, made, "after")
+
+
+# ---- what an operator does meanwhile ---------------------------------------------------------------------------------
+
+
+def test_a_newer_push_ends_the_trial_and_is_tried_instead(made: Device, client: Client) -> None:
+    hold_in("fetch", client, made)
+    release_after = made.control / "hold-pull"
+    client.publish(f"{made.root}/config", {"revision": 2, "settings": {"model": {"source": "second"}}}, retain=True)
+    report = end(client, 1)
+    assert ("rolled_back", "the layer came as revision 2 during the trial") == (report["phase"], report["reason"])
+    release_after.unlink()
+    assert "applied" == end(client, 2)["phase"]
+
+
+def test_the_removal_of_the_layer_is_a_trial_of_the_model_below(made: Device, client: Client) -> None:
+    push(client, made, 1)
+    end(client, 1)
+    client.clear()
+    client.publish(f"{made.root}/config", b"", retain=True)
+    report = end(client, None)
+    assert ("applied", "the layer was removed", {}) == (report["phase"], report["reason"], report["in_force"])
+    assert "fake" == model_of(client, made, "after")
+
+
+def test_the_new_model_is_loaded_after_a_restart(made: Device, client: Client) -> None:
+    push(client, made, 1)
+    end(client, 1)
+    made.kill()
+    client.clear()
+    made.start()
+    client.status("online")
+    assert "good" == model_of(client, made, "after")
+    assert {"device": 1} == client.document("/config/reported")["in_force"]
+
+
+@pytest.mark.parametrize(
+    ("expect", "prompt", "said"),
+    [
+        ({"regex": r"^Tok.o"}, "say:Tokyo", None),
+        ({"regex": r"^Kyo"}, "say:Tokyo", "which does not match the pattern ^Kyo"),
+        ({"regex": r"^(a+)+$"}, "say:" + "a" * 60 + "!", "matching the regex took longer than"),
+        ({"schema": {"type": "object", "required": ["a"]}}, 'say:{"a":1}', None),
+        ({"schema": {"type": "object", "required": ["b"]}}, 'say:{"a":1}', "which does not obey the schema"),
+        ({"schema": {"type": "object"}}, "say:{", "which is not JSON"),
+    ],
+)
+def test_p04_patterns_and_schemas_judge_the_answer_and_cannot_hang_the_device(
+    made: Device, client: Client, expect: dict[str, Any], prompt: str, said: str | None
+) -> None:
+    push(client, made, 1, golden=[{"prompt": prompt, "expect": expect}])
+    report = end(client, 1)
+    assert ("applied" if said is None else "rolled_back") == report["phase"]
+    assert (said or "") in report["reason"]
