@@ -31,7 +31,8 @@ def end(client: Client, revision: int | None, seconds: float = 20) -> dict[str, 
 
     def matches(message: Any) -> Any:
         report = as_json(message) if message.topic.endswith("/config/reported") else {}
-        return report if report.get("revision") == revision and report["phase"] in ("applied", "rolled_back") else None
+        done = report.get("phase") in ("applied", "rolled_back")
+        return report if done and report["revision"] == revision else None
 
     found: dict[str, Any] = client.wait(matches, seconds, f"the end of the trial of revision {revision}")
     return found
