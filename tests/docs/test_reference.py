@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from edged.commands import main as edged_main
+from edged.config.file import parse
 from edged.config.keys import known_keys
 from edged.config.schema import build
 from edged.core.golden import GoldenResult
@@ -172,6 +173,14 @@ def test_defaults_are_those_of_the_code() -> None:
         elif section_name != "golden":
             actual[key], expected[key] = value, known_keys()[key](key, yaml.safe_load(cell.strip("`")))
     assert expected == actual
+
+
+@pytest.mark.parametrize("path", ["reference/configuration.md", "how-to/change-the-model.md"])
+def test_every_example_of_settings_is_accepted(path: str) -> None:
+    found = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / path).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    for text in found:
+        parse(text, path)
 
 
 # ---- cli.md ---------------------------------------------------------------------------------------------------------
