@@ -83,6 +83,7 @@ class PromptQueue:
         self._levels_at = clock()
         self._draining = False
         self._held = False
+        self._taken_back: set[int] = set()  # cancelled by `hold`: the worker still sends one last frame about each
         self._throttled: bool | None = None
         self.speed = MeasuredSpeed()
         self.finished = 0
@@ -288,6 +289,7 @@ class PromptQueue:
         for prompt in list(self._submitted.values()):
             if not prompt.computing and prompt.stopping is None:
                 self._worker.send(frames.Cancel(str(prompt.seq)))
+                self._taken_back.add(prompt.seq)
                 self._return_to_order(prompt)
 
     def release(self) -> None:
@@ -297,6 +299,7 @@ class PromptQueue:
 
     def worker_replaced(self) -> None:
         """The worker was ended on purpose: what it had waits again from the beginning, and counts no crash."""
+        self._taken_back.clear()
         for prompt in list(self._submitted.values()):
             if prompt.stopping is not None:
                 self._close(prompt, prompt.stopping, Usage(), None)
@@ -307,6 +310,8 @@ class PromptQueue:
         self._withdraw(prompt)
         prompt.reset()
         self._order.put_back(prompt.seq, self._clock())
+        if prompt.crashes:
+            self._crashed[prompt.seq] = None
 
     def refuse_all(self, message: str) -> None:
         """No usable model: every open prompt ends as `unavailable`."""
@@ -319,7 +324,12 @@ class PromptQueue:
     def process_frame(self, frame: frames.AboutPrompt) -> None:
         """A frame about a prompt; those about prompts that the worker does not have are ignored."""
         key = frame.key
-        prompt = self._prompts.get(int(key)) if key.isdecimal() and len(key) < 20 else None
+        seq = int(key) if key.isdecimal() and len(key) < 20 else -1
+        if seq in self._taken_back:  # of the submission that `hold` took back
+            if isinstance(frame, (frames.Finished, frames.Refused)):
+                self._taken_back.discard(seq)
+            return
+        prompt = self._prompts.get(seq)
         if prompt is None or not prompt.submitted:
             return
         match frame:
@@ -348,6 +358,7 @@ class PromptQueue:
 
     def worker_exited(self, how: str) -> None:
         """The worker ended. What it computed is counted and retried once; a second time ends a prompt."""
+        self._taken_back.clear()
         computing = [p for p in self._submitted.values() if p.computing]
         if computing:
             with suppress(sqlite3.Error):  # counted in memory at least
@@ -361,8 +372,6 @@ class PromptQueue:
                 self._close_poisoned(prompt, how)
             else:
                 self._return_to_order(prompt)
-                if prompt.crashes:
-                    self._crashed[prompt.seq] = None
 
     def _close_poisoned(self, prompt: OpenPrompt, how: str) -> None:
         message = (

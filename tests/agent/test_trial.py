@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import Client, Device, as_json
+from tests.support import Broker, Client, Device, as_json, running, wait_until
 
 pytestmark = pytest.mark.broker
 QUICK = {"trial": {"probation": "300ms"}}
@@ -152,6 +153,53 @@ def test_p04_a_model_that_cannot_be_loaded_changes_nothing(
     push(client, made, 1, {"source": source})
     assert said == end(client, 1)["reason"]
     assert "fake" == model_of(client, made, "after")
+
+
+def test_a_push_that_comes_while_the_first_model_is_loaded_waits_for_it(
+    device: Callable[..., Device], client: Client
+) -> None:
+    made = device({**QUICK, "model": {"source": "wait"}}, until="starting")
+    push(client, made, 1)
+    report = client.document("/config/reported", phase="waiting")
+    assert (1, {}, "the device loads its present model first") == (
+        report["revision"],
+        report["in_force"],
+        report["reason"],
+    )
+    (made.control / "load").touch()
+    assert "applied" == end(client, 1)["phase"]
+    assert "good" == model_of(client, made, "after")
+
+
+def test_p04_a_device_without_a_usable_model_gets_one_by_a_push(device: Callable[..., Device], client: Client) -> None:
+    made = device({**QUICK, "model": {"source": "broken"}}, until="safe")
+    push(client, made, 1)
+    assert "applied" == end(client, 1)["phase"]
+    client.status("online")
+    assert "good" == model_of(client, made, "after")
+
+
+def test_p04_a_broker_that_goes_away_during_the_probation_rolls_back(tmp_path: Path) -> None:
+    broker = Broker(tmp_path).start()
+    client = Client(broker.port).subscribe("edged/v1/test/#")
+    made = Device(tmp_path, broker, patches=("edged.fleet.trial:LINK_GRACE=1.0",))
+    try:
+        with running(made):
+            client.status("online", 30)
+            push(client, made, 1, trial={"probation": "60s"})
+            client.document("/config/reported", phase="trial", step="probation")
+            client.close()
+            broker.stop()
+            wait_until(lambda: b"rolled_back" in made.log.read_bytes(), 20, "the end of the trial")
+            broker.start()
+            client = Client(broker.port).subscribe("edged/v1/test/#")
+            report = client.document("/config/reported", revision=1)
+            assert ("rolled_back", {}) == (report["phase"], report["in_force"])
+            assert "the broker could not be reached for 1 s with the new model" == report["reason"]
+            assert "fake" == model_of(client, made, "after")
+    finally:
+        client.close()
+        broker.stop()
 
 
 # ---- restarts --------------------------------------------------------------------------------------------------------
