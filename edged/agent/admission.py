@@ -47,7 +47,7 @@ class RefusalToken(NamedTuple):
 
 
 class Admission:
-    """See the module. `unavailable` gives the reason why no prompt is accepted now, or None.
+    """See the module. `unavailable` returns the reason why no prompt is accepted now, or None.
 
     `on_bad_request` counts and reports a message that gets no reply. `refused` counts refusals.
     """
@@ -78,7 +78,7 @@ class Admission:
     def process_prompts(self, messages: list[tuple[str, Arrived]]) -> list[Publication | None]:
         """(requester, message) of prompt topics. On return all are stored or refused, and may be acknowledged.
 
-        Gives for each what is to be published after its acknowledgement. Where the journal cannot be written prompts
+        Returns for each what is to be published after its acknowledgement. Where the journal cannot be written prompts
         are refused. Raises sqlite3.Error where it cannot even be read; then some may have been accepted.
         """
         answers: list[Publication | None] = []
@@ -93,11 +93,11 @@ class Admission:
         return answers
 
     def process_command(self, requester: str, message: Arrived) -> Publication | None:
-        """A message of a command topic; gives the answer to publish after its acknowledgement."""
+        """A message of a command topic; returns the answer to publish after its acknowledgement."""
         return self._carry_out(self._rules.command(requester, message, self._conditions(requester)))
 
     def process_unreadable(self, requester: str, message: Arrived, why: str) -> Publication | None:
-        """A message of a prompt or command topic whose properties and body cannot be read; gives the answer."""
+        """A message of a prompt or command topic whose properties and body cannot be read; returns the answer."""
         return self._carry_out(self._rules.unreadable(requester, message, why))
 
     def process_cancel(self, requester: str, message: Arrived) -> None:
@@ -148,7 +148,7 @@ class Admission:
         )
 
     def _record(self, decision: Decision) -> int:
-        """Write a decision to the journal, inside the batch's transaction; gives the prompt's sequence number."""
+        """Write a decision to the journal, inside the batch's transaction; returns the prompt's sequence number."""
         match decision:
             case Accept(job=job, body=body):
                 return self._journal.admit(job, body)
@@ -162,7 +162,7 @@ class Admission:
         return decision.seq if isinstance(decision, Repeat) else 0
 
     def _carry_out(self, decision: Decision, seq: int = 0) -> Publication | None:
-        """Do what was decided; gives what is to be published once the message is acknowledged."""
+        """Do what was decided; returns what is to be published once the message is acknowledged."""
         match decision:
             case Accept(job=job, body=body):
                 if decision.displaces and (displaced := self._queue.to_displace(job.requester)) is not None:

@@ -1,7 +1,7 @@
-"""What is decided about an arrived message: a frozen decision from the message, the conditions and the journal.
+"""Decides what to do with an arrived message, from the message, the conditions and the journal.
 
 A prompt is checked in one order: who asks, whether it can be read, where the answer may go, whether its id is used,
-whether it can be accepted now. Nothing here changes anything; `admission` carries the decisions out.
+whether it can be accepted now. Nothing here changes any state; `admission` executes the decisions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edged.wire.topics import REQUESTER, Topics
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """Store the prompt and put it into the queue; `displaces`: a waiting prompt of another requester ends for it."""
+    """Store the prompt and put it into the queue; `displaces`: a waiting prompt of another requester is removed."""
 
     job: Job
     body: bytes
@@ -75,10 +75,12 @@ Decision = Accept | Refuse | Repeat | Conflict | Ignore | Refused
 
 
 class Conditions(msgspec.Struct, frozen=True):
-    """What a decision depends on beside the message. `unavailable`: why no prompt is accepted now; `at`: Unix time.
+    """What a decision depends on in addition to the message.
 
-    Of the requester: `own_open` prompts, whether its prompts of this minute are spent (`rate_spent`), and whether in a
-    full queue another requester, who has far more open, should give a place to it (`may_displace`).
+    `unavailable`: why no prompt is accepted now; None: prompts are accepted. `at`: Unix time.
+
+    About the requester: `own_open` is how many prompts it has open, `rate_spent` whether it used up its prompts per
+    minute, `may_displace` whether a full queue should remove a prompt of a requester with at least two more open.
     """
 
     settings: Settings
@@ -163,7 +165,7 @@ class AdmissionRules:
             return Ignore(f"a message to {message.topic} was ignored: {why}")
         prompt_id = self._make_id()
         to = self._default(requester, prompt_id, message)
-        sentence = f"the message cannot be read ({why}); send it without it"
+        sentence = f"the message cannot be read ({why}); correct or remove that part and send it again"
         return Refuse(requester, to, prompt_id, body_digest(message.payload), "invalid", "unreadable", sentence)
 
     def cancel(self, requester: str, message: Arrived) -> Cancel | Ignore:
@@ -265,7 +267,7 @@ def _busy(now: Conditions, share: PerRequester) -> _Refusal | None:
         why = f"{now.own_open} prompts of this requester are open already (limits.per_requester.queue); {later}"
         return _Refusal("busy", "share_full", why)
     if now.rate_spent:
-        rate = f"{share.prompts_per_minute} prompts a minute (limits.per_requester.prompts_per_minute)"
+        rate = f"{share.prompts_per_minute} prompts per minute (limits.per_requester.prompts_per_minute)"
         return _Refusal("busy", "rate", f"this requester may send {rate}; {later}")
     limit = now.settings.limits.queue
     if now.open_prompts >= limit and not now.may_displace:

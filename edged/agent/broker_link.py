@@ -34,7 +34,7 @@ class BrokerLink:
         self.state = documents.LinkState("none", 0)
         self.down_reason: str | None = "not connected yet"
         self.refused_topics: tuple[str, ...] = ()
-        self.excess = False  # the last connection was closed because the broker sent more than it may
+        self.excess = False  # the last connection was closed because of too much unacknowledged data
 
     def process_up(self, event: Up) -> None:
         """Connected and subscribed."""

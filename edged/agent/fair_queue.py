@@ -72,7 +72,7 @@ class _Requester:
 class FairQueue:
     """Open prompts by their sequence numbers: waiting, or running in the worker.
 
-    `may_run` gives how many prompts of a requester may run at a time; another answer counts within a second.
+    `may_run` returns how many prompts of a requester may run at a time; another answer counts within a second.
     """
 
     def __init__(self, may_run: Callable[[str], int]) -> None:

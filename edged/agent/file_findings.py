@@ -31,7 +31,7 @@ class FileFindings:
         self._moved = 0
 
     def check(self, layers_damage: str | None = None, trust_damage: str | None = None) -> bool:
-        """Log what is new and publish an event for it. Gives whether there was something."""
+        """Log what is new and publish an event for it. Returns whether there was something."""
         before = dict(self._reported)
         if self._journal.recovery is not None:
             self._report("journal_damaged", str(self._journal.recovery))
@@ -54,10 +54,10 @@ class FileFindings:
         advice = {code: f"{text}; check the disk" for code, text in self._reported.items()}
         if self._password_file is not None and (mode := exposed_password(self._password_file)) is not None:
             advice["password_exposed"] = (
-                f"{self._password_file} has the mode {mode:04o}: others can read the password; chmod 600 it"
+                f"{self._password_file} has the mode {mode:04o}: others can read the password; run chmod 600 on it"
             )
         if self._state_dir.is_dir() and not state_files.make_private(self._state_dir):
-            advice["state_dir_exposed"] = f"{self._state_dir} cannot be closed to other users; chmod 700 it"
+            advice["state_dir_exposed"] = f"{self._state_dir} cannot be closed to other users; run chmod 700 on it"
         return tuple(Finding(code, since.get(code, now), None, None, text) for code, text in advice.items())
 
     def _report(self, code: str, message: str) -> None:

@@ -33,7 +33,7 @@ def agent_findings(
         code = "publish_refused"
         found.append(Finding(code, since.get(code, now), None, None, advice))
     if broker_excess:
-        advice = "the broker sends more than it may before it is acknowledged; check the broker and its limits"
+        advice = "the broker sent too much unacknowledged data; check its in-flight and packet-size limits"
         found.append(Finding("broker_excess", since.get("broker_excess", now), None, None, advice))
     if journal_error is not None:
         advice = (

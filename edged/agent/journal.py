@@ -169,7 +169,7 @@ class Journal:
         return rows[0] if rows else None
 
     def admit(self, job: Job, body: bytes) -> int:
-        """Store a prompt (inside a transaction); gives its sequence number."""
+        """Store a prompt (inside a transaction); returns its sequence number."""
         (seq,) = self._db.execute(_NEXT).fetchone()
         row = (seq, job.requester, job.id, body, self._encode(job), 0, None, None, None, 0, 1)
         self._db.execute(journal_file.INSERT, journal_file.sealed(row))

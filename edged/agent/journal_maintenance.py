@@ -46,7 +46,7 @@ class JournalMaintenance:
         self.write_error: str | None = None
 
     def turn(self, now: float) -> bool:
-        """One turn of the loop; gives whether `write_error` has changed."""
+        """One turn of the loop; returns whether `write_error` has changed."""
         if now - self._stored_at > _STORE_EVERY:
             self._stored_at = now
             with suppress(sqlite3.Error, OSError):  # retried in a second

@@ -91,7 +91,7 @@ class ModelPull:
         return (event.name, event.attempt) == (self._name, self._attempt)
 
     def ended(self, event: PullEnded) -> bool:
-        """Process the end of a pull; gives whether it is that of the newest one."""
+        """Process the end of a pull; returns whether it is that of the newest one."""
         if not self.owns(event):
             return False
         self._process = None

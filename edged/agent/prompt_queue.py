@@ -1,10 +1,10 @@
-"""The open prompts: which of them the worker gets when, and what is published about them.
+"""The open prompts: which of them the worker gets and when, and what is published about them.
 
-`fair_queue` decides the order among requesters. Only what concerns all prompts looks at all of them.
+`fair_queue` decides the order among requesters. Methods about one prompt never loop over all prompts.
 Owned by the agent's main thread. Time comes in as `clock` (monotonic seconds) and `wall` (Unix time).
 Invariants: a prompt is here exactly as long as its row in the journal has no final; a final is in the journal before it
-is published, and is kept here while the journal cannot be written; what the worker computed when it ended is retried
-alone, so that only the crashing prompt is counted twice.
+is published, and is kept here while the journal cannot be written; a prompt that the worker was computing when it ended
+is retried alone, so that only the crashing prompt is counted twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edged.worker import frames
 SUBMITTED = 16  # sequences that the worker has at a time: more are computed no faster, and waiting ones can be ordered
 MAX_SUBMITTED = 64  # the same with those that are more urgent than one that the worker has
 CRASHES_ALLOWED = 1
-LEVELS_EVERY = 1.0  # seconds between two looks at how urgent the submitted prompts are
+LEVELS_EVERY = 1.0  # seconds between two updates of the levels of the submitted prompts
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
 
 
@@ -50,7 +50,7 @@ class Worker(Protocol):
 
 
 class PromptQueue:
-    """See the module. `stored_time` gives the Unix time that is stored with finals, by which they are removed."""
+    """See the module. `stored_time` returns the Unix time that is stored with finals; old ones are removed by it."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class PromptQueue:
         return len(self._of.get(requester, ()))
 
     def to_displace(self, requester: str) -> int | None:
-        """The waiting prompt that gives its place in a full queue to one of this requester, if that is fair."""
+        """The waiting prompt to remove from a full queue for one of this requester, if that is fair; else None."""
         return self._order.to_displace(requester)
 
     def next_deadline(self) -> float | None:
@@ -124,13 +124,13 @@ class PromptQueue:
         return self._deadlines[0][0] if self._deadlines else None
 
     def retry_after_ms(self) -> int:
-        """When a refused requester should send again: about the time of one answer, 1 s to 10 min."""
+        """After how many milliseconds a refused requester should send again: about one answer's time, 1 s to 10 min."""
         if self.speed.tokens_per_second and self.speed.tokens:
             return int(min(600.0, max(1.0, self.speed.tokens / self.speed.tokens_per_second)) * 1000)
         return 5000
 
     def set_throttled(self, throttled: bool | None) -> None:
-        """Whether the board's processor is held back now, for the receipts; None: not known."""
+        """Set whether the board's processor is throttled now, for the receipts; None: not known."""
         self._throttled = throttled
 
     # ---- prompts arrive ---------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class PromptQueue:
         for entry in entries:
             prompt = self._add(entry.seq, entry.job, entry.body, entry.crashes)
             if prompt.crashes > CRASHES_ALLOWED:  # the agent ended between the count and the final
-                self._close_poisoned(prompt, "ended")
+                self._end_as_poisoned(prompt, "ended")
         self.submit_waiting()
 
     def accept(self, seq: int, job: Job, body: bytes) -> None:
@@ -153,12 +153,12 @@ class PromptQueue:
         self._update_levels()
 
     def displace(self, seq: int) -> None:
-        """End a waiting prompt as `busy`: the queue is full, and another requester has far fewer prompts open."""
+        """End a waiting prompt as `busy`: the queue is full, and another requester has at least two fewer open."""
         message = (
-            "the queue is full and this requester has the most prompts in it, so the last one ended to admit another "
-            "requester's; send it again after retry_after_ms"
+            "the queue was full and this requester had the most open prompts; its newest waiting prompt was removed to "
+            "make room for another requester; send it again after retry_after_ms"
         )
-        self._fail(self._prompts[seq], "busy", "displaced", message, retry_after_ms=self.retry_after_ms())
+        self._end_with_error(self._prompts[seq], "busy", "displaced", message, retry_after_ms=self.retry_after_ms())
 
     def repeat(self, seq: int, job: Job) -> None:
         """The same prompt arrived again: its answer goes to the newest copy, starting with the text so far."""
@@ -229,14 +229,14 @@ class PromptQueue:
         prompt.level = self._order.level(prompt.seq, self._clock())
         self._worker.send(frames.Add(str(prompt.seq), prompt.job.request, prompt.job.requester, prompt.level))
 
-    def _withdraw(self, prompt: OpenPrompt) -> None:
-        """The worker does not have it any more."""
+    def _mark_not_submitted(self, prompt: OpenPrompt) -> None:
+        """Record that the worker does not have this prompt any more."""
         prompt.submitted = False
         self._submitted.pop(prompt.seq, None)
         self._started.discard(prompt.seq)
 
     def _update_levels(self) -> None:
-        """Report to the worker which of its prompts became more or less urgent, as others arrived or time passed."""
+        """Send the worker the new levels of its prompts, as far as they changed since the last update."""
         self._levels_at = now = self._clock()
         for seq, prompt in self._submitted.items():
             level = self._order.level(seq, now)
@@ -250,14 +250,14 @@ class PromptQueue:
         """End this prompt of the requester (None: all of them)."""
         for prompt in [self._prompts[seq] for seq in self._of.get(requester, ())]:
             if prompt_id in (None, prompt.job.id):
-                self._stop(prompt, "cancelled")
+                self._request_stop(prompt, "cancelled")
 
     def tick(self) -> None:
-        """End what is past its deadline; once a second look at what became more urgent, and submit what may run now."""
+        """End prompts that are past their deadline; once a second update the levels and submit what may run now."""
         now = self._clock()
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             _, seq = heappop(self._deadlines)
-            self._stop(self._prompts[seq], "expired")
+            self._request_stop(self._prompts[seq], "expired")
         if now - self._levels_at >= LEVELS_EVERY:
             self._update_levels()
             self.submit_waiting()
@@ -266,22 +266,23 @@ class PromptQueue:
         prompt = self._prompts.get(seq)
         return prompt is not None and prompt.stopping is None and prompt.unstored_final is None
 
-    def _stop(self, prompt: OpenPrompt, reason: Reason) -> None:
+    def _request_stop(self, prompt: OpenPrompt, reason: Reason) -> None:
+        """Ask the worker to cancel the prompt, or end it at once if the worker does not have it."""
         if prompt.stopping is not None or prompt.unstored_final is not None:
             return
         prompt.stopping = reason
         if prompt.submitted:
             self._worker.send(frames.Cancel(str(prompt.seq)))
         else:
-            self._close(prompt, reason, Usage(), None)
+            self._end_with_answer(prompt, reason, Usage(), None)
 
     def drain(self) -> None:
-        """The agent stops: what has not started stays in the journal for the next start."""
+        """Stop submitting: prompts that have not started stay in the journal for the agent's next start."""
         self._draining = True
         for prompt in list(self._submitted.values()):
             if prompt.started_at is None:
                 self._worker.send(frames.Cancel(str(prompt.seq)))
-                self._withdraw(prompt)
+                self._mark_not_submitted(prompt)
 
     def hold(self) -> None:
         """Submit nothing until `release`: what the worker has not begun waits again, the rest runs on."""
@@ -302,27 +303,27 @@ class PromptQueue:
         self._taken_back.clear()
         for prompt in list(self._submitted.values()):
             if prompt.stopping is not None:
-                self._close(prompt, prompt.stopping, Usage(), None)
+                self._end_with_answer(prompt, prompt.stopping, Usage(), None)
             else:
                 self._return_to_order(prompt)
 
     def _return_to_order(self, prompt: OpenPrompt) -> None:
-        self._withdraw(prompt)
+        self._mark_not_submitted(prompt)
         prompt.reset()
         self._order.put_back(prompt.seq, self._clock())
         if prompt.crashes:
             self._crashed[prompt.seq] = None
 
     def refuse_all(self, message: str) -> None:
-        """No usable model: every open prompt ends as `unavailable`."""
+        """End every open prompt as `unavailable`: there is no usable model."""
         for prompt in list(self._prompts.values()):
             if prompt.unstored_final is None:
-                self._fail(prompt, "unavailable", "no_model", message)
+                self._end_with_error(prompt, "unavailable", "no_model", message)
 
     # ---- frames of the worker ---------------------------------------------------------------------------------------
 
     def process_frame(self, frame: frames.AboutPrompt) -> None:
-        """A frame about a prompt; those about prompts that the worker does not have are ignored."""
+        """Process a frame about a prompt; one about a prompt that the worker does not have is ignored."""
         key = frame.key
         seq = int(key) if key.isdecimal() and len(key) < 20 else -1
         if seq in self._taken_back:  # of the submission that `hold` took back
@@ -341,23 +342,24 @@ class PromptQueue:
             case frames.Generated(at=at, text=text):
                 self._chunks.add_text(prompt, at, text)
             case frames.Finished(final=final):
-                self._finish(prompt, final)
+                self._on_worker_finished(prompt, final)
             case frames.Refused(reason=reason, code=code, message=message):
-                self._fail(prompt, wire.reason(reason), code, message)
+                self._end_with_error(prompt, wire.reason(reason), code, message)
                 self.submit_waiting()
 
-    def _finish(self, prompt: OpenPrompt, final: Final) -> None:
+    def _on_worker_finished(self, prompt: OpenPrompt, final: Final) -> None:
+        """End a prompt with the result that the worker sent."""
         if prompt.first_token_at is None and prompt.started_at is not None and final.usage.completion_tokens:
             # All of it came with the final: a single token, or text that the worker kept back.
             prompt.first_token_at = min(self._clock(), prompt.started_at + final.prefill_ms / 1000)
         prompt.text = final.text
         failure = final.failure or _NOT_COMPUTED if final.reason == "failed" else None
         reason = prompt.stopping if final.reason == "cancelled" and prompt.stopping else final.reason
-        self._close(prompt, reason, final.usage, final, failure)
+        self._end_with_answer(prompt, reason, final.usage, final, failure)
         self.submit_waiting()
 
     def worker_exited(self, how: str) -> None:
-        """The worker ended. What it computed is counted and retried once; a second time ends a prompt."""
+        """Count the crash for the prompts that it was computing; each is retried once, and ended after the second."""
         self._taken_back.clear()
         computing = [p for p in self._submitted.values() if p.computing]
         if computing:
@@ -367,24 +369,26 @@ class PromptQueue:
             prompt.crashes += 1
         for prompt in list(self._submitted.values()):
             if prompt.stopping is not None:
-                self._close(prompt, prompt.stopping, Usage(), None)
+                self._end_with_answer(prompt, prompt.stopping, Usage(), None)
             elif prompt.crashes > CRASHES_ALLOWED:
-                self._close_poisoned(prompt, how)
+                self._end_as_poisoned(prompt, how)
             else:
                 self._return_to_order(prompt)
 
-    def _close_poisoned(self, prompt: OpenPrompt, how: str) -> None:
+    def _end_as_poisoned(self, prompt: OpenPrompt, how: str) -> None:
+        """End a prompt whose computation ended the worker twice."""
         message = (
             f"the worker process {how} twice while it worked on this prompt, so it is not tried again; "
             "change the prompt and send it under a new id"
         )
-        self._close(prompt, "poisoned", Usage(), None, Failure("worker_died", message))
+        self._end_with_answer(prompt, "poisoned", Usage(), None, Failure("worker_died", message))
 
     # ---- finals -----------------------------------------------------------------------------------------------------
 
-    def _close(
+    def _end_with_answer(
         self, prompt: OpenPrompt, reason: Reason, usage: Usage, final: Final | None, failure: Failure | None = None
     ) -> None:
+        """End a prompt with an answer: text, usage, timing and receipt, and `failure` if there is one."""
         timing = receipts.timing(prompt, self._clock(), final)
         if reason in ("stop", "length"):
             self.speed.add(receipts.tokens_per_second(final), prompt.first_token_ms, usage.completion_tokens)
@@ -397,24 +401,28 @@ class PromptQueue:
             throttled=self._throttled,
         )
         payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure)
-        self._end(prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens)
+        self._remove_from_queue(
+            prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
+        )
 
-    def _fail(
+    def _end_with_error(
         self, prompt: OpenPrompt, reason: Reason, code: str, message: str, *, retry_after_ms: int | None = None
     ) -> None:
+        """End a prompt with an error, without usage, timing and receipt."""
         payload = wire.refusal(
             prompt.job.id, reason, code, message, self._wall(), retry_after_ms=retry_after_ms, text=prompt.text
         )
-        self._end(prompt, reason, payload, 0)
+        self._remove_from_queue(prompt, reason, payload, 0)
 
-    def _end(self, prompt: OpenPrompt, reason: Reason, payload: bytes, tokens: int) -> None:
-        """It neither waits nor runs any more; `tokens` is what it took."""
+    def _remove_from_queue(self, prompt: OpenPrompt, reason: Reason, payload: bytes, tokens: int) -> None:
+        """Remove a prompt from the queue and from the worker's prompts, and store its final; `tokens`: its cost."""
         self._order.remove(prompt.seq, self._clock(), tokens)
-        self._withdraw(prompt)
+        self._mark_not_submitted(prompt)
         self._crashed.pop(prompt.seq, None)
-        self._store(prompt, reason, payload)
+        self._store_final(prompt, reason, payload)
 
-    def _store(self, prompt: OpenPrompt, reason: Reason, payload: bytes) -> None:
+    def _store_final(self, prompt: OpenPrompt, reason: Reason, payload: bytes) -> None:
+        """Write the final to the journal and publish it; keep it for `retry_unstored` if the journal fails."""
         try:
             self._journal.finish(prompt.seq, reason, payload, self._stored_time())
         except sqlite3.Error:  # a computed answer is kept until the journal can be written again
@@ -431,10 +439,10 @@ class PromptQueue:
         self._replies.send_final(prompt.job.reply_to, prompt.job.id, payload, prompt.seq)
 
     def retry_unstored(self) -> None:
-        """Write finals to the journal that it could not take before, oldest first, until one fails."""
+        """Write the finals that the journal could not store before, oldest first, until one fails."""
         for seq in list(self._unstored):
             prompt = self._prompts[seq]
             if prompt.unstored_final is not None:
-                self._store(prompt, *prompt.unstored_final)
+                self._store_final(prompt, *prompt.unstored_final)
                 if self.has(seq):
                     return

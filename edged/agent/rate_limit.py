@@ -10,7 +10,7 @@ REMEMBERED: Final = 4096  # requesters; one that is forgotten starts with a full
 
 
 class RateLimit:
-    """Owned by the agent's main thread. `clock` gives monotonic seconds."""
+    """Owned by the agent's main thread. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -22,7 +22,7 @@ _EVENT_BURST = 20  # bad requests reported one by one; after them one a second, 
 
 
 class Reporter:
-    """See the module. `state` gives the parts of the documents when one is published."""
+    """See the module. `state` returns the parts of the documents when one is published."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ def run(
     catalog: Mapping[str, str],
     worker: tuple[str, ...] | None = None,
 ) -> int:
-    """Run the daemon; gives the exit code. `catalog`: the models that a layer may name, each with its digest.
+    """Run the daemon; returns the exit code. `catalog`: the models that a layer may name, each with its digest.
 
     `worker` is another worker's command (tests).
 

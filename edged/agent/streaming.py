@@ -12,7 +12,7 @@ CHUNK_EVERY = 0.05  # seconds between two chunks of one answer
 
 
 class ChunkStream:
-    """Publishes the text of open prompts. `clock` gives monotonic seconds."""
+    """Publishes the text of open prompts. `clock` returns monotonic seconds."""
 
     def __init__(self, replies: Replies, clock: Callable[[], float]) -> None:
         self._replies = replies

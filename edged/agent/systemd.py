@@ -13,7 +13,7 @@ STALLED_AFTER = 90.0  # seconds without progress of one loop after which the wat
 
 
 class Notifier:
-    """Owned by the agent's main thread. `environment` is the process's; `clock` gives monotonic seconds."""
+    """Owned by the agent's main thread. `environment` is the process's; `clock` returns monotonic seconds."""
 
     def __init__(self, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -41,7 +41,7 @@ class Notifier:
     def keep_alive(self, ages: Mapping[str, float]) -> str | None:
         """Send the keep-alive when it is due, unless a loop stalls. `ages`: seconds since each loop's last progress.
 
-        Gives the name of a loop that stalls. A lost broker is no stall: waiting to connect is progress.
+        Returns the name of a loop that stalls. A lost broker is no stall: waiting to connect is progress.
         """
         stalled = next((name for name, age in ages.items() if age > STALLED_AFTER), None)
         if stalled is None and self._every is not None and self._clock() - self._kept_alive_at >= self._every:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class WallClock:
-    """Calling it gives Unix time. `start_from` sets the reliable time that an earlier run stored last.
+    """Calling it returns Unix time. `start_from` sets the reliable time that an earlier run stored last.
 
     The system's clock is used where it is ahead of that, and where it is known to be synchronized.
     """

@@ -76,7 +76,7 @@ def _engine(kernels: str | None, why: str) -> Advice:
         other = "is installed for models that it cannot run" if torch else "is not installed"
         return Advice("engine", "ok", f"the native engine uses its {kernels} kernels; the torch backend {other}")
     fix = (
-        "Install a C++ compiler (apt-get install g++) and then edged again: the native engine is several times faster."
+        "Install a C++ compiler (apt-get install g++), then reinstall edged: the native engine is several times faster."
     )
     if torch:
         return Advice("engine", "warn", f"the slower torch backend is used: {why}", fix)
@@ -87,7 +87,7 @@ def _sandbox(could: sandbox.Restrictions) -> Advice:
     held = ", ".join(could.held) or "nothing"
     if not could.missing:
         return Advice("sandbox", "ok", f"the model's process is restricted: {held}")
-    fix = "Use a kernel of 5.13 or later with Landlock and seccomp; without, load only models that you trust."
+    fix = "Use a kernel of 5.13 or later with Landlock and seccomp; without them, load only models that you trust."
     missing = "; ".join(could.missing)
     return Advice("sandbox", "warn", f"the model's process is restricted: {held}; not restricted: {missing}", fix)
 

@@ -15,7 +15,7 @@ from edged.config.file import DEFAULT_PATH
 from edged.core.errors import BadValue, ConfigError, EdgedError, ModelError
 
 BACKENDS = ("auto", "native", "torch")
-BACKEND_HELP = "default: native where it can run the model, else torch"
+BACKEND_HELP = "default: native if it can run the model, else torch"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
     generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
-    generate.add_argument("--seed", type=int, metavar="N", help="of the sampling (default: random)")
+    generate.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
     generate.add_argument("--backend", choices=BACKENDS, default="auto", help=BACKEND_HELP)
     generate.add_argument("--raw", action="store_true", help="apply no chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON document")
@@ -97,7 +97,13 @@ def _measuring(commands: Any) -> tuple[argparse.ArgumentParser, ...]:
         "--bits",
         type=int,
         choices=(4, 8),
-        help="quantize to so many bits (default: a GGUF file stays as it is, a checkpoint gets 4)",
+        help="quantize to this many bits (default: a GGUF file stays as it is, a checkpoint gets 4)",
+    )
+    pack.add_argument(
+        "--head-bits",
+        type=int,
+        choices=(4, 8),
+        help="of head and embedding, which lose most by 4 bits (default: 8; with --shape as --bits)",
     )
     pack.add_argument("--group", type=int, choices=(32, 64, 128), help="weights per scale (default: 32)")
     pack.add_argument(
@@ -159,7 +165,7 @@ def _window(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code. An error is one sentence on stderr."""
+    """Entry point; returns the exit code. An error is one sentence on stderr."""
     arguments = argparse.Namespace(command=None)
     try:
         arguments = parser().parse_args(argv)

@@ -162,7 +162,7 @@ def model_show(name: str, root: Path, as_json: bool) -> int:
     """`edged model show`: the facts about a model; its bytes are hashed again. Raises EdgedError."""
     store = Store(root)
     model = _kept(store, name)
-    whole = store.is_whole(model)
+    whole = store.digest_matches(model)
     document = {**_document(model), "whole": whole}
     fix = f"edged model remove {model.name}, then edged model pull {model.name}"
     why = f"the bytes of {model.name} do not match its digest; run: {fix}"

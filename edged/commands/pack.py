@@ -29,7 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
     destination = Path(arguments.paths[-1])
     if arguments.shape:
         bits, group = arguments.bits or 4, arguments.group or 32
-        pack_shape(arguments.shape, destination, bits=bits, group=group, texts=arguments.tokenizer, progress=StepLine())
+        pack_shape(
+            arguments.shape,
+            destination,
+            bits=bits,
+            group=group,
+            head_bits=arguments.head_bits,
+            texts=arguments.tokenizer,
+            progress=StepLine(),
+        )
     else:
         _pack(arguments, destination, models)
     packed = open_packed(destination)
@@ -54,6 +62,8 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
     bits = arguments.bits or (CHECKPOINT_BITS if found.format == "checkpoint" else None)
     if arguments.group and bits is None:
         raise BadValue("--group", "needs --bits; without it the weights stay as they are in the file")
+    if arguments.head_bits and bits is None:
+        raise BadValue("--head-bits", "needs --bits; without it the weights stay as they are in the file")
     if arguments.scale_only and bits is None:
         raise BadValue("--scale-only", "needs --bits 4; without it the weights stay as they are in the file")
     pack(
@@ -61,6 +71,7 @@ def _pack(arguments: argparse.Namespace, destination: Path, models: Path) -> Non
         destination,
         bits=bits,
         group=arguments.group or 32,
+        head_bits=arguments.head_bits,
         minimum=not arguments.scale_only,
         source_digest=found.digest,
         progress=StepLine(),

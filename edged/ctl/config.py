@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
 from edged.ctl.config_history import before, decisions_of, show_diff
 from edged.ctl.config_reports import UNSETTLED, Asked, Steps, await_reports, golden_lines, report_of
+from edged.ctl.keys import SigningKey
 from edged.link.session import Session, TimedOut
-from edged.wire import strict_json
+from edged.wire import signatures, strict_json
 from edged.wire.layers import parse_layer
+from edged.wire.replies import rfc3339
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
 CONFLICT_WITHIN = 1.0  # seconds in which a device that has this revision reports other content
@@ -67,39 +70,43 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as JSON or YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, or a layer with revision and settings")
+    if isinstance(moment := document.get("expires_at"), datetime) and moment.tzinfo is not None:
+        document["expires_at"] = rfc3339(moment.timestamp())  # YAML reads it as a time where it has no quotes
     return document
 
 
-Payload = Callable[[bytes, Mapping[str, list[dict[str, Any]]]], tuple[bytes, int | None]]
-"""The layer at the broker, and the decisions by device → what to push (empty: remove it), and its revision."""
-
-
 class PushOptions(msgspec.Struct, frozen=True):
-    """`wait`: seconds for the reports. `watch`: until each device has applied or refused it."""
+    """`key`: signs the layer. `wait`: seconds for the reports. `watch`: until each device has applied or refused it."""
 
+    key: SigningKey | None
     wait: float
     watch: bool
     as_json: bool
 
 
+Decisions = Mapping[str, list[dict[str, Any]]]
+"""The decisions by device, newest first."""
+Document = Callable[[bytes, Decisions], dict[str, Any] | None]
+"""The layer at the broker, and the decisions → settings or a layer to push; None: remove it."""
+
+
 def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions) -> int:
-    """Push a layer (`path` None: remove it) and show the reports. Raises ConfigError, BrokerError, TimedOut."""
+    """Push a layer (`path` None: remove it), signed where there is a key, and show the reports.
 
-    def payload(current: bytes, _history: object) -> tuple[bytes, int | None]:
-        return (b"", None) if path is None else _payload(path, current)
-
-    return _push(settings, target, payload, options)
+    Raises ConfigError, BrokerError, TimedOut.
+    """
+    return _push(settings, target, lambda _current, _decisions: None if path is None else _read(path), options)
 
 
 def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
     """Push the settings that a layer had before, by the devices' history. Raises as `push`."""
-    return _push(settings, target, lambda current, history: before(target.layer, current, history), options)
+    return _push(settings, target, lambda current, decisions: before(target.layer, current, decisions), options)
 
 
-def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
+def _push(settings: Mqtt, target: Target, document: Document, options: PushOptions) -> int:
     with Session(settings, (target.topic, target.reports, target.histories)) as session:
         current, reports, decisions = _retained(session, target)
-        payload, revision = make(current, decisions)
+        payload, revision = _payload(document(current, decisions), target, options.key, current, reports)
         settled = _settled(target, payload, current, reports)
         session.publish(target.topic, payload, retain=True)
         wait = options.wait
@@ -123,21 +130,44 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
     return 1 if phases & {"rejected", "rolled_back"} else 0
 
 
-def _payload(path: Path, current: bytes) -> tuple[bytes, int]:
-    """The layer to push; bare settings get the revision after the one at the broker."""
+def _payload(
+    document: dict[str, Any] | None,
+    target: Target,
+    key: SigningKey | None,
+    current: bytes,
+    reports: dict[str, dict[str, Any]],
+) -> tuple[bytes, int | None]:
+    """The layer to push, and its revision; without one in the document the next.
+
+    A removal is an empty payload; a signed one is a layer with empty settings.
+    """
+    if document is None and key is None:
+        return b"", None
+    document = _as_layer(document or {})
+    if "revision" not in document:
+        following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
+        document = {"revision": following, "settings": {}, **document}
     try:
-        document = read_layer(path.read_text(encoding="utf-8"), path)
+        if key is not None:
+            document = key.sign(document, target.topic)
+        payload = strict_json.dumps(document)
+        return payload, parse_layer(payload).revision
+    except (BadValue, TypeError, ValueError) as error:
+        raise ConfigError(f"the layer cannot be pushed: {error}") from None
+
+
+def _as_layer(document: dict[str, Any]) -> dict[str, Any]:
+    """Bare settings as a layer without a revision."""
+    return document if document.keys() & {"settings", "revision", "trust"} else {"settings": document}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_layer(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not valid UTF-8 (byte {error.start})") from None
-    if "settings" not in document and "revision" not in document:
-        document = {"revision": _next_revision(current), "settings": document}
-    try:
-        payload = strict_json.dumps(document)
-        return payload, parse_layer(payload).revision
-    except (BadValue, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def _next_revision(current: bytes) -> int:
@@ -145,6 +175,25 @@ def _next_revision(current: bytes) -> int:
         return parse_layer(current).revision + 1
     except BadValue:
         return 1
+
+
+def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[str, dict[str, Any]]) -> int:
+    """The revision after those that devices have in force, and after the broker's where this key signed that.
+
+    Anyone may have put another layer there: a very high revision in it would make this key sign the last one ever.
+    """
+    known = [
+        in_force.get(target.layer)
+        for report in reports.values()
+        if isinstance(in_force := report.get("in_force"), dict)
+    ]
+    following = max((revision for revision in known if type(revision) is int), default=0) + 1
+    try:
+        parse_layer(current)
+        own = signatures.is_signed_by(key.public, target.topic, strict_json.loads(current))
+    except (BadValue, KeyError):
+        return following
+    return max(following, _next_revision(current)) if own else following
 
 
 def _retained(
@@ -225,9 +274,10 @@ def _in_force(report: dict[str, Any]) -> str:
 
 def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
+    document = _read(path)
     with Session(settings, (target.topic, target.reports)) as session:
         current, reports, _ = _retained(session, target)
-    payload, _ = _payload(path, current)
+    payload, _ = _payload(document, target, None, current, reports)
     devices = sorted(device for device, report in reports.items() if _listens(target, report))
     return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
 

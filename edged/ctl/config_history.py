@@ -14,7 +14,6 @@ from edged.core.errors import BadValue, ConfigError
 from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
-from edged.wire.layers import parse_layer
 
 _RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
 
@@ -33,26 +32,22 @@ def decisions_of(message: Arrived) -> list[dict[str, Any]] | None:
     return [one for one in decisions if isinstance(one, dict)] if isinstance(decisions, list) else None
 
 
-def before(layer: str, current: bytes, history: Decisions) -> tuple[bytes, int | None]:
-    """The layer as it was before the one at the broker, under the next revision. Raises ConfigError.
+def before(layer: str, current: bytes, history: Decisions) -> dict[str, Any] | None:
+    """The layer as it was before the one at the broker, None where there was none. Raises ConfigError.
 
     Devices may have decided differently; the one that applied a push to this layer last counts.
     """
-    settings, revision = _plain(current)
+    settings = _settings(current)
     found = [(str(one.get("ts")), one) for past in history.values() for one in past if one.get("layer") == layer]
     applied = [one for _, one in sorted(found, key=lambda pair: pair[0], reverse=True) if one.get("phase") == "applied"]
     for one in applied:
         if one.get("revision") is None:
             if current:
-                return b"", None
+                return None
         elif "settings" not in one:
             raise ConfigError(f"the settings of revision {one['revision']} are too long for the history; push the file")
         elif one["settings"] != settings:
-            payload = strict_json.dumps({"revision": (revision or 0) + 1, "settings": one["settings"]})
-            try:
-                return payload, parse_layer(payload).revision
-            except BadValue as error:
-                raise ConfigError(f"the settings of revision {one['revision']} cannot be used: {error}") from None
+            return {"settings": one["settings"]}
     raise ConfigError(f"the history of the layer {layer} has no other settings; push them from a file")
 
 
@@ -85,7 +80,7 @@ def show_history(settings: Mqtt, fleet: str, device: str | None, as_json: bool) 
 
 def show_diff(layer: str, topic: str, current: bytes, new: dict[str, Any], devices: list[str], as_json: bool) -> int:
     """Print which settings of a layer a push would change, and on which devices."""
-    old, _ = _plain(current)
+    old = _settings(current)
     before_keys, after_keys = dict(_flat("", old)), dict(_flat("", new))
     changes = [
         {"key": key, "before": before_keys.get(key), "after": after_keys.get(key)}
@@ -118,16 +113,13 @@ def _plain_text(cell: object) -> str:
     return escape(str(cell))
 
 
-def _plain(payload: bytes) -> tuple[dict[str, Any], int | None]:
-    """The settings of a layer as they were pushed, and its revision."""
-    if not payload:
-        return {}, None
+def _settings(payload: bytes) -> dict[str, Any]:
+    """The settings of a layer as they were pushed."""
     try:
-        document = strict_json.loads(payload)
-        settings = document["settings"]
-        return (settings if isinstance(settings, dict) else {}), int(document["revision"])
-    except (BadValue, KeyError, TypeError, ValueError):
-        return {}, None
+        settings = strict_json.loads(payload)["settings"] if payload else {}
+    except (BadValue, KeyError, TypeError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _flat(prefix: str, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:

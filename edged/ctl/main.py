@@ -1,4 +1,4 @@
-"""The `edgectl` command: parses the arguments, runs one module of this package, gives the exit code."""
+"""The `edgectl` command: parses the arguments, runs one module of this package, returns the exit code."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ RESERVED = {
     ("top",): "show devices as they change",
     ("rollout",): "roll a layer out in steps",
     ("model",): "manage the models of devices",
-    ("keys",): "sign layers",
-    ("simulate",): "show beforehand what a layer would change",
+    ("simulate",): "show what a layer would change",
     ("forget",): "remove a device from the fleet",
 }
 """Reserved commands, and what a later version will do."""
@@ -59,19 +58,20 @@ def parser() -> argparse.ArgumentParser:
     _add_connection(prompt)
     prompt.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     prompt.add_argument("--device", help="the device (default: the only one of the fleet)")
-    prompt.add_argument("--requester", default=None, help="the name to ask under (default: your user name)")
+    prompt.add_argument("--requester", default=None, help="the requester in the topics (default: your user name)")
     prompt.add_argument("--system", help="a system message before the prompt")
     prompt.add_argument("--max-tokens", type=int, metavar="N", help="default: the device's")
     prompt.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the device's)")
-    prompt.add_argument("--seed", type=int, metavar="N", help="of the sampling (default: random)")
+    prompt.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
     prompt.add_argument("--priority", type=int, metavar="N", help="0 (first) to 9 (default: 5)")
     prompt.add_argument(
-        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait so long for the answer (default: 120)"
+        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait at most this long (default: 120)"
     )
     prompt.add_argument("--json", action="store_true", help="print the final reply as one JSON document")
     prompt.set_defaults(run=_prompt)
     _add_status(commands)
     _add_config(commands)
+    _add_keys(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=_completion)
@@ -86,7 +86,7 @@ def _add_status(commands: Any) -> None:
         type=_seconds,
         default=12.0,
         metavar="SECONDS",
-        help="wait so long for readings (default: 12; 0: only retained messages)",
+        help="wait at most this long for readings (default: 12; 0: only retained messages)",
     )
     status.add_argument("--json", action="store_true", help="print one JSON document")
     status.set_defaults(run=_status)
@@ -109,6 +109,7 @@ def _add_config(commands: Any) -> None:
             metavar="SECONDS",
             help="wait so long for the devices' reports (default: 10; with --watch 3600)",
         )
+        verb.add_argument("--key", type=Path, metavar="FILE", help="sign the layer with this private key")
         verb.add_argument("--watch", action="store_true", help="follow the trial of a model to its end")
     diff = verbs.add_parser("diff", help="show what a push would change, and where")
     diff.add_argument("file", type=Path, metavar="FILE", help="settings, or a whole layer, as YAML or JSON")
@@ -125,6 +126,20 @@ def _add_config(commands: Any) -> None:
     for verb in (push, undo, diff, history, get):
         _add_connection(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="key pairs that sign config layers")
+    verbs = keys.add_subparsers(dest="verb", required=True, metavar="VERB")
+    new = verbs.add_parser("new", help="make a key pair")
+    new.add_argument("name", metavar="NAME", help="of the key, for example ops-2026")
+    listing = verbs.add_parser("list", help="list the keys that are here")
+    shown = verbs.add_parser("fingerprint", help="print the fingerprint of a key")
+    shown.add_argument("key", metavar="KEY", help="a name, the file of a private key, or a public key")
+    for verb in (new, listing, shown):
+        verb.add_argument("--folder", type=Path, metavar="FOLDER", help="default: ~/.config/edged/keys")
+        verb.add_argument("--json", action="store_true", help="print one JSON document")
+        verb.set_defaults(run=_keys)
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:
@@ -150,7 +165,7 @@ def _refuse_reserved(arguments: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; gives the exit code. An error is one sentence on stderr."""
+    """Entry point; returns the exit code. An error is one sentence on stderr."""
     given = sys.argv[1:] if argv is None else argv
     try:
         _refuse_reserved(given)
@@ -268,9 +283,12 @@ def _check_name(arguments: argparse.Namespace, option: str) -> None:
 
 def _options(arguments: argparse.Namespace) -> PushOptions:
     from edged.ctl.config import PushOptions
+    from edged.ctl.keys import load
 
+    key = None if arguments.key is None else load(arguments.key)
     default = WATCH_FOR if arguments.watch else 10.0
-    return PushOptions(default if arguments.wait is None else arguments.wait, arguments.watch, arguments.json)
+    wait = default if arguments.wait is None else arguments.wait
+    return PushOptions(key, wait, arguments.watch, arguments.json)
 
 
 def _get(arguments: argparse.Namespace) -> int:
@@ -278,6 +296,17 @@ def _get(arguments: argparse.Namespace) -> int:
 
     settings = settings_of(arguments)
     return get(settings.mqtt, settings.identity.fleet, arguments.json)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from edged.ctl import keys
+
+    folder = arguments.folder or keys.default_folder()
+    if arguments.verb == "new":
+        return keys.new(arguments.name, folder, arguments.json)
+    if arguments.verb == "list":
+        return keys.show_all(folder, arguments.json)
+    return keys.show_fingerprint(arguments.key, folder, arguments.json)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ def the_only_device(settings: Mqtt, fleet: str) -> str:
 
 
 def ask(settings: Mqtt, wanted: Ask) -> int:
-    """Send the prompt and show the answer; gives the exit code. Raises BrokerError, EdgedError, TimedOut."""
+    """Send the prompt and show the answer; returns the exit code. Raises BrokerError, EdgedError, TimedOut."""
     device = wanted.device or the_only_device(settings, wanted.fleet)
     prompt_id = f"edgectl-{secrets.token_hex(8)}"
     topics = Topics(wanted.fleet, device)

@@ -18,7 +18,7 @@ PAUSE_S = 0.25  # long enough for caches to cool between readings, as they do in
 
 
 def main(arguments: list[str]) -> int:
-    """Prints one line to stdout; gives the exit code."""
+    """Prints one line to stdout; returns the exit code."""
     sampler, judge, encode = Sampler(Path.cwd()), Judge(), msgspec.json.Encoder().encode
     reading = sampler.read()
     time.sleep(PAUSE_S)
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         encode(health_of(judge.update(reading)))
     cost_ms = (time.process_time() - began) / ROUNDS * 1000
     size = len(encode(reading))
-    sys.stdout.write(f"{cost_ms:.2f} ms of processor time a reading, judged and as JSON of {size} bytes\n")
+    sys.stdout.write(f"{cost_ms:.2f} ms of processor time per reading, with its findings and JSON of {size} bytes\n")
     return 0
 
 

@@ -41,7 +41,7 @@ class _Timex(ctypes.Structure):
 def clock_state(root: Path, adjtimex: Callable[[], tuple[int, int]] | None = None) -> ClockState:
     """Ask the kernel; where that is not allowed (a service with ProtectClock=) look for the file of timesyncd.
 
-    `adjtimex` gives the call's return value and the status bits, or raises OSError.
+    `adjtimex` returns the call's return value and the status bits, or raises OSError.
     """
     try:
         returned, status = (adjtimex or read_adjtimex)()

@@ -45,14 +45,14 @@ def read_int(path: str, low: int, high: int) -> int:
 def integer(text: str, low: int, high: int) -> int:
     """A decimal integer in `low` … `high`, else GarbageError. Accepts nothing else that `int` would."""
     if not _INTEGER.match(text) or not low <= int(text) <= high:
-        raise GarbageError(f"{text[:32]!r} is no integer from {low} to {high}")
+        raise GarbageError(f"{text[:32]!r} is not an integer from {low} to {high}")
     return int(text)
 
 
 def number(text: str) -> float:
     """A decimal number that is not negative, else GarbageError."""
     if not _NUMBER.match(text):
-        raise GarbageError(f"{text[:32]!r} is no number")
+        raise GarbageError(f"{text[:32]!r} is not a number")
     return float(text)
 
 

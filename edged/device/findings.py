@@ -12,7 +12,7 @@ from edged.device.rules import RULES, Level, Limits, Rule, Shown
 JUMP_LIMIT_S = 2.0
 JUMP_HOLD_S = 300.0
 _JUMP_ADVICE = (
-    "The clock was set while we ran: prompts with an absolute expires_at may have expired at the wrong time; "
+    "The clock was set while edged ran: prompts with an absolute expires_at may have expired at the wrong time; "
     "keep the clock synchronised (`timedatectl set-ntp true`)."
 )
 
@@ -49,7 +49,7 @@ class JudgeState:
 
 
 class Judge:
-    """Holds the state for one caller. `update` gives the findings of a reading; readings come in the order of time."""
+    """Holds the state for one caller. `update` returns the findings of a reading; call it in the order of time."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()

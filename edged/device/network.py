@@ -64,4 +64,4 @@ def _hexadecimal(text: str) -> int:
     try:
         return int(text, 16)
     except ValueError:
-        raise GarbageError(f"{text[:32]!r} is no hexadecimal figure") from None
+        raise GarbageError(f"{text[:32]!r} is not a hexadecimal number") from None

@@ -68,7 +68,7 @@ def firmware_file(path: str) -> ThrottleSample:
     except ValueError:
         bits = -1
     if not 0 <= bits < 2**32:
-        raise GarbageError(f"{path} is no bit pattern")
+        raise GarbageError(f"{path} is not a bit pattern")
     return decode(bits)
 
 

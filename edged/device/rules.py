@@ -38,9 +38,9 @@ Shown = tuple[float | str | None, float | str | None]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One code. `measure` gives None where the board cannot measure it, which counts as good.
+    """One code. `measure` returns None where the board cannot measure it, which counts as good.
 
-    `shows` gives the finding's value and limit from the reading, the measure and the threshold that was passed.
+    `shows` returns the finding's value and limit from the reading, the measure and the threshold that was passed.
     """
 
     code: str

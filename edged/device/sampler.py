@@ -1,4 +1,4 @@
-"""Takes a reading: runs the probes that this board has and combines their results."""
+"""Takes readings: runs the probes of this board and combines their results."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from edged.device.thermal import ZoneTemperature, hottest
 
 MAX_NAMES = 8
 _ORDER: tuple[ThrottleFlag, ...] = ("under_voltage", "frequency_capped", "throttled", "soft_temp_limit")
-# Any of these means that the processor is held below its speed.
+# Any of these flags means that the processor is throttled.
 _SLOWING: frozenset[ThrottleFlag] = frozenset(("frequency_capped", "throttled", "soft_temp_limit"))
 T = TypeVar("T")
 
 
 class Sampler:
-    """Reads the board. One thread owns it and calls `read`, which starts what it needs: there is nothing to stop.
+    """Takes readings of the board. One thread owns it and calls `read`; no start or stop is needed.
 
-    `root` stands for `/` (tests give a folder of their own), `agent_pid` None for this process. PSS is read every
-    `pss_every_s`, since the kernel walks a process's page tables for it.
+    `root` replaces `/` in tests. `agent_pid` None means this process. PSS is read every `pss_every_s`, because the
+    kernel walks a process's page tables to compute it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Sampler:
         self._throttled_since_boot: set[ThrottleFlag] = set()
 
     def read(self, worker_pid: int | None = None) -> Reading:
-        """One reading. Blocks for a few milliseconds, and up to two deadlines for each sensor that begins to hang."""
+        """Takes one reading. Blocks for a few milliseconds, and up to two deadlines per sensor that starts to hang."""
         at, now = self._wall(), self._uptime()
         undiscovered = self._rediscover(now)
         outcomes, stuck = self._run(worker_pid, now)
@@ -79,7 +79,7 @@ class Sampler:
         broken = [name for name, outcome in outcomes.items() if outcome.verdict == "broken"]
         values = [outcome.value for outcome in outcomes.values()]
         zones = {zone.name: zone.celsius for zone in values if isinstance(zone, ZoneTemperature)}
-        throttled, throttle = self._throttle(values)
+        is_throttled, throttle_flags = self._throttle(values)
         return Reading(
             at=at,
             uptime_s=round(now, 1),
@@ -88,8 +88,8 @@ class Sampler:
             pressure=_pressure(values),
             temperature_c=hottest(zones),
             zones=zones,
-            throttled=throttled,
-            throttle=throttle,
+            throttled=is_throttled,
+            throttle=throttle_flags,
             disk=_first(values, Disk),
             network=_first(values, Network),
             clock_synced=clock.synced if (clock := _first(values, ClockState)) else None,
@@ -101,11 +101,11 @@ class Sampler:
         )
 
     def _rediscover(self, now: float) -> list[str]:
-        """Looks for probes if it is time to; gives the names for `stuck`, should the looking itself hang."""
+        """Discovers the probes again if that is due. Returns the names for `stuck`: `discover` if discovery hangs."""
         if self._discovered_at is not None and now - self._discovered_at < self._rediscover_every_s:
             return []
-        found = self._runner.run([("discover", lambda: discover(self._root, self._state_dir))])
-        outcome = found.get("discover")
+        outcomes = self._runner.run([("discover", lambda: discover(self._root, self._state_dir))])
+        outcome = outcomes.get("discover")
         if outcome is None:
             return ["discover"]
         if isinstance(outcome.value, tuple):
@@ -145,6 +145,7 @@ class Sampler:
         )
 
     def _throttle(self, values: list[object]) -> tuple[bool | None, Throttle | None]:
+        """Whether the processor is throttled now, and the flags; both None if no source reports throttling."""
         samples = [value for value in values if isinstance(value, ThrottleSample)]
         if count := _first(values, ThrottleCount):
             samples.append(self._counted(count.events))
@@ -153,11 +154,11 @@ class Sampler:
         now = frozenset[ThrottleFlag]().union(*(sample.now for sample in samples))
         knows = frozenset[ThrottleFlag]().union(*(sample.knows for sample in samples))
         self._throttled_since_boot.update(*(sample.since_boot for sample in samples))
-        throttled = bool(now & _SLOWING) if knows & _SLOWING else None
-        return throttled, Throttle(now=_sorted(now), since_boot=_sorted(self._throttled_since_boot))
+        is_throttled = bool(now & _SLOWING) if knows & _SLOWING else None
+        return is_throttled, Throttle(now=_sorted(now), since_boot=_sorted(self._throttled_since_boot))
 
     def _counted(self, events: int) -> ThrottleSample:
-        """A counter that grew since the reading before means `now`."""
+        """The flags of a counter: `now` is set if the counter grew since the previous reading."""
         flags: frozenset[ThrottleFlag] = frozenset(("throttled",))
         none = frozenset[ThrottleFlag]()
         grew = self._throttle_events is not None and events > self._throttle_events

@@ -70,7 +70,7 @@ def load_model(
 
     `backend` `auto`: the native engine, and torch for what that cannot run or where a GPU is (`ModelInfo.fallback` says
     why). `context` None: what the model was trained for. `threads` None: as many as there are cores. `on_progress` gets
-    short texts. `exact`: torch computes a GGUF file in float32, whatever that costs, as a reference.
+    short texts. `exact`: torch computes in float32, whatever that costs, as a reference.
 
     Raises ModelError `missing`, `tampered`, `unsupported`, `no_memory`, `no_disk` or `bad_model`.
     """
@@ -144,7 +144,7 @@ def _open_torch(request: _LoadRequest) -> Backend:
             return torch_gguf.open_llama(
                 file, shape, request.context, device, request.progress, available, exact=request.exact
             )
-    return torch_hub.open_hub(request.model, request.context, device, request.progress, available)
+    return torch_hub.open_hub(request.model, request.context, device, request.progress, available, exact=request.exact)
 
 
 def _check_torch(request: _LoadRequest) -> None:

@@ -1,18 +1,22 @@
-"""Which sequences are computed next, and how much of each.
+"""Decides which sequences are computed next, and how many tokens of each.
 
-- Only sequences of the most urgent level and of the next are computed. A priority is two levels, so those of a better
-  priority are computed alone; requesters who get about the same share a batch (the agent sets levels).
-- Within it, a step computes one token for each sequence that decodes and beside them a chunk of one prompt, which is
-  shorter then; prompts are prefilled in turns, chunk by chunk. So a reply is never delayed by more than a chunk.
-- Where no prompt is to be prefilled, drafts (`speculation.py`) may follow each token; else a few tokens of each come
-  from one call where a step is short, because what runs between two calls takes a noticeable part of it then.
-- A chunk takes MAX_CHUNK_SECONDS at most, estimated from the last one: on a slow board the agent must see that the
-  worker makes progress, and a cancel must take effect. Not where logits depend on a chunk's length (`Backend.drafts`
-  0): greedy answers would depend on the board's speed of the moment.
-- What the cache has of a prompt's beginning is taken from there just before each chunk: of several prompts that begin
-  alike and arrive together, each computes a part for all.
-- Cache slots are given in order of arrival. Where none is free, a sequence of a worse class is preempted at once, one
-  of the same class after its quantum; it goes to the end of the queue and is computed again later from its tokens.
+- Each sequence has a level, 0 is the most urgent. Only sequences of the most urgent level and of the next level are
+  computed. A priority is two levels, so sequences of a better priority are computed alone. Requesters that get about
+  the same share of the device are computed in one batch (the agent sets the levels).
+- A step computes one token for each of these sequences that decodes, and in addition a chunk of one prompt. The chunk
+  is shorter if sequences decode in the same step. Prompts are prefilled in turns, chunk by chunk, so a reply is never
+  delayed by more than one chunk.
+- If no prompt has to be prefilled, drafts (`speculation.py`) may follow each token. If no drafts are computed and a
+  step is short, one call computes several decode steps, because the time between two calls is then a noticeable part
+  of a step.
+- A chunk takes at most MAX_CHUNK_SECONDS, estimated from the chunk before. On a slow board the agent must see that the
+  worker makes progress, and a cancel must take effect. Chunks are not limited by time if logits depend on a chunk's
+  length (`Backend.drafts` is 0), because greedy answers would then depend on the board's current speed.
+- Before each chunk, the part of the prompt that is in the cache is reused. If several prompts with the same beginning
+  arrive together, each of them computes a part of it for all.
+- Cache slots are assigned in order of arrival. If no slot is free, a sequence that is more than SHARED_LEVELS less
+  urgent is preempted at once, and any other one after its quantum. The preempted sequence moves to the end of the queue
+  and is computed again later from its tokens.
 """
 
 from __future__ import annotations
@@ -25,23 +29,26 @@ from edged.engine.backends.base import MAX_SLICE, MIXED_SLICE, Backend
 from edged.engine.sequence import Sequence
 from edged.engine.speculation import MAX_ROWS, MIN_SECONDS, Proposal, Speculation
 
-MULTI_STEP_SECONDS: Final = 0.04  # that steps in one call may take: a reply's text goes out every 50 ms at most
-MAX_STEPS: Final = 8
-MAX_CHUNK_SECONDS: Final = 5.0  # a quarter of what the agent waits for progress (`supervisor.HANG_DEADLINE`)
-MIXED_CHUNK_SECONDS: Final = 1.0  # the same where replies wait for it
-FIRST_CHUNK: Final = 32  # tokens of the first chunk of all, which shows how fast this board is
-MIN_CHUNK: Final = 8  # tokens of any, as reading the weights alone may take longer than a chunk should,
-MIN_CHUNK_SECONDS: Final = 15.0  # unless they take so many seconds
-SHARED_LEVELS: Final = 1  # less urgent than the most urgent sequence, and computed with it
-QUANTUM: Final = 32  # tokens chosen before a sequence may lose its slot to one of its own class
+# The decode steps of one call may take so long in total: a reply's text is published every 50 ms at most.
+MULTI_STEP_SECONDS: Final = 0.04
+MAX_STEPS: Final = 8  # One call computes at most so many decode steps.
+# A chunk may take so long: a quarter of the time that the agent waits for progress (`supervisor.HANG_DEADLINE`).
+MAX_CHUNK_SECONDS: Final = 5.0
+MIXED_CHUNK_SECONDS: Final = 1.0  # A chunk may take so long if sequences decode in the same step.
+FIRST_CHUNK: Final = 32  # The first chunk after a load has so many tokens; it measures the board's speed.
+# A chunk has at least so many tokens, because reading the weights alone may take longer than a chunk should.
+MIN_CHUNK: Final = 8
+MIN_CHUNK_SECONDS: Final = 15.0  # If MIN_CHUNK tokens take longer than this, a chunk may have a single token.
+SHARED_LEVELS: Final = 1  # Sequences that are so many levels less urgent are computed with the most urgent one.
+QUANTUM: Final = 32  # A sequence chooses at least so many tokens before one as urgent may get its slot.
 
 
 @dataclass(frozen=True)
 class Work:
     """The next `tokens` tokens of a sequence, and drafts of what follows them.
 
-    `prefill`: whether they are a chunk of a prompt. `watch`: a call of several decode steps ends where drafts of this
-    sequence could follow.
+    `prefill`: the tokens are a chunk of a prompt. `watch`: a call of several decode steps ends as soon as drafts of
+    this sequence could follow.
     """
 
     sequence: Sequence
@@ -53,19 +60,19 @@ class Work:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step computes. `steps`: how many decode steps one call may compute for all; 0: logits are wanted."""
+    """What one step computes. `steps`: how many decode steps one call may compute for all; 0: it returns logits."""
 
     work: tuple[Work, ...] = ()
     steps: int = 0
 
 
 class Scheduler:
-    """The sequences and their slots in a backend, at most `backend.slots` at once."""
+    """Owns the sequences and their slots in a backend; at most `backend.slots` sequences have one at a time."""
 
     def __init__(self, backend: Backend, speculation: Speculation) -> None:
         self._backend = backend
         self._speculation = speculation
-        self._token_seconds: float | None = None  # of one token that is prefilled, as last seen
+        self._token_seconds: float | None = None  # the seconds that one prefilled token took in the last chunk
         self._queue: list[Sequence] = []  # all sequences; those without a slot wait in this order
 
     def add(self, sequence: Sequence) -> None:
@@ -78,7 +85,7 @@ class Scheduler:
         self._free_slot(sequence)
 
     def schedule(self) -> Batch:
-        """What to compute next: all urgent ones that decode and the most urgent that prefills; empty without any."""
+        """Returns what to compute next: all urgent sequences that decode, and the most urgent one that prefills."""
         if not self._queue:
             return Batch()
         best = min(sequence.level for sequence in self._queue)
@@ -93,11 +100,11 @@ class Scheduler:
         return Batch((*decoding, chunk))
 
     def observe_prefill(self, tokens: int, seconds: float) -> None:
-        """Records that a chunk of so many tokens took so long, without what the replies beside it took."""
+        """Records how long a chunk of `tokens` took, without the time of the replies in the same step."""
         self._token_seconds = max(seconds, MIN_SECONDS) / tokens
 
     def _max_chunk(self, *, mixed: bool) -> int:
-        """The most tokens of the next chunk; `mixed`: sequences decode beside it."""
+        """Returns how many tokens the next chunk may have; `mixed`: sequences decode in the same step."""
         most, seconds = (MIXED_SLICE, MIXED_CHUNK_SECONDS) if mixed else (MAX_SLICE, MAX_CHUNK_SECONDS)
         if not self._backend.drafts:
             return most
@@ -107,9 +114,11 @@ class Scheduler:
         return max(least, int(min(most, seconds / self._token_seconds)))
 
     def _prefill(self, sequence: Sequence, most: int) -> Work:
-        assert sequence.slot is not None  # noqa: S101 only those with a slot run
+        assert sequence.slot is not None  # noqa: S101 only sequences with a slot run
         cached = self._backend.reuse(sequence.slot, sequence.tokens)
-        known = max(sequence.computed, sequence.most_computed)  # what it computed before a preemption is no gain
+        known = max(
+            sequence.computed, sequence.most_computed
+        )  # tokens computed before a preemption do not count as cached
         if sequence.completion == 0:
             sequence.cached += max(0, cached - known)
         sequence.computed = max(sequence.computed, cached)
@@ -132,15 +141,15 @@ class Scheduler:
         return Batch(work, self._steps(running))
 
     def _worth_watching(self, proposals: Tokens[Proposal], index: int, most: int) -> bool:
-        """Whether drafts would be computed if that sequence alone came to have some."""
+        """Whether drafts would be computed if only that sequence had some."""
         nothing = [Proposal((), proposal.acceptance) for proposal in proposals]
         nothing[index] = Proposal(range(most), proposals[index].acceptance)
         return self._speculation.draft_count(nothing) > 0
 
     def _steps(self, running: list[Sequence]) -> int:
-        """How many decode steps one call computes: as many as take MULTI_STEP_SECONDS, and none past the end of any.
+        """Returns how many decode steps one call computes: as many as fit into MULTI_STEP_SECONDS.
 
-        0 where the engine samples from logits.
+        No sequence is computed past its end. The result is 0 if the engine samples from logits.
         """
         if self._backend.max_steps == 1 or not all(sequence.sampled_by_backend for sequence in running):
             return 0
@@ -148,7 +157,7 @@ class Scheduler:
         return min(remaining, self._backend.max_steps, steps_per_call(self._speculation.seconds(len(running))))
 
     def _admit(self, waiting: list[Sequence]) -> None:
-        """Gives slots to waiting sequences, in their order, as long as there are free ones or victims."""
+        """Assigns slots to waiting sequences in their order, while a slot is free or a sequence can be preempted."""
         for sequence in waiting:
             if self._open_slots() >= self._backend.slots:
                 victim = self._victim(sequence.level)
@@ -159,7 +168,7 @@ class Scheduler:
             sequence.slot_tokens = 0
 
     def _victim(self, level: int) -> Sequence | None:
-        """The sequence to preempt for one of that level: of the least urgent the one served longest; None: nobody."""
+        """Returns the sequence to preempt for one of `level`, or None: a least urgent one that had its slot longest."""
         candidates = [
             sequence
             for sequence in self._queue
@@ -188,11 +197,13 @@ class Scheduler:
 
 
 def steps_per_call(seconds: float | None) -> int:
-    """How many decode steps one call may compute where each takes so long; 1 where that is not known."""
+    """Returns how many decode steps one call may compute if each takes `seconds`; 1 if that is not known."""
     return 1 if seconds is None else max(1, min(MAX_STEPS, int(MULTI_STEP_SECONDS / seconds)))
 
 
 def quantum(computed: int) -> int:
-    """Tokens that a sequence may choose before it may be preempted: more for a long one, which costs more to compute
-    again."""
+    """Returns how many tokens a sequence may choose before it may be preempted.
+
+    A long sequence may choose more, because it takes longer to compute it again.
+    """
     return max(QUANTUM, computed // 4)

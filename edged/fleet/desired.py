@@ -174,7 +174,12 @@ class DesiredConfig:
         return self._store(name, Reported("rejected", name, revision, reason, self.in_force.revisions), now)
 
     def store(self) -> None:
-        """Write the layers in force and the report again. Raises OSError."""
+        """Write floors and keys, the layers in force and the report again. Raises OSError."""
+        if self.trust.damage is None and self.trust.record != TrustRecord():
+            trust_store.save(self._trust_path, self.trust.record)
+        self._store_layers()
+
+    def _store_layers(self) -> None:
         self._save(self._layers, self.report)
 
     def digest_of(self, name: str) -> str | None:
@@ -348,13 +353,16 @@ class DesiredConfig:
         pushed = decision.layers.get(name)
         if pushed is None or (decision.changed and decision.reported.phase == "rejected"):
             return decision
-        step = self.trust.with_floor if pushed is self._layers.get(name) else self.trust.applied
+        again = pushed is self._layers.get(name)
+        step = self.trust.with_floor if again else self.trust.applied
         trust = step(self._topic[name], pushed.payload, pushed.layer)
         if trust == self.trust:
             return decision
         try:
             trust_store.save(self._trust_path, trust.record)
         except OSError as error:
+            if again:
+                return decision  # it is in force; its floor is set when it comes the next time
             why = f"the revision floor cannot be stored ({error.strerror}); free disk space and push again"
             return layers.rejected(self._layers, name, pushed.layer.revision, why)
         self.trust = trust
@@ -372,7 +380,7 @@ class DesiredConfig:
         self.report = msgspec.structs.replace(report, at=now)
         self._add_to_history(self.report, pushed)
         try:
-            self.store()
+            self._store_layers()
         except OSError as error:
             return Update(name, self.report, str(error))
         return Update(name, self.report)

@@ -1,4 +1,4 @@
-"""One attempt to connect: a paho client of its own, its loop and callbacks, until the connection ends.
+"""One attempt to connect: a separate paho client, its loop and its callbacks, until the connection ends.
 
 Each attempt gets a new client, so that nothing of an old connection remains in the library's queues.
 """
@@ -34,11 +34,14 @@ MAX_WINDOW = 20
 SHUTTING_DOWN = 0x8B
 TAKEN_OVER = 0x8E
 _UNSUPPORTED_VERSIONS = (0x01, 0x84)  # of MQTT 3.1.1 and of MQTT 5
-# Unspecified, implementation specific, packet identifier in use, quota exceeded: the same message may be taken later.
+# Unspecified, implementation specific, packet identifier in use, quota exceeded: the broker may accept it later.
 _TEMPORARY = frozenset({0x80, 0x83, 0x91, 0x97})
 _RECEIVE_MAXIMUM = 100
-CATCH_UP_SECONDS = 3.0  # for the owner to acknowledge, once the bytes that it holds are too many
-_EXCESS = "the broker sends more than it may before it is acknowledged; check the broker and its limits"
+CATCH_UP_SECONDS = 3.0  # time for the agent to acknowledge, once too many bytes are unacknowledged
+_EXCESS = (
+    "the broker sent more unacknowledged data than this client allows; "
+    "check the broker's in-flight and packet-size limits"
+)
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -56,7 +59,7 @@ class Will(msgspec.Struct, frozen=True):
 
 
 class SessionOptions(msgspec.Struct, frozen=True):
-    """What is the same for all attempts. `persistent`: the broker keeps the session while we are away."""
+    """The options that all attempts share. `persistent`: the broker keeps the session while the device is offline."""
 
     settings: Mqtt
     client_id: str
@@ -66,13 +69,13 @@ class SessionOptions(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """What one attempt learned. `reason` is a sentence for people, empty where nothing is known.
+    """The result of one attempt. `reason` is a sentence for people, empty if the reason is not known.
 
-    `answered`: a CONNACK came, whatever it said; `accepted`: it accepted us. `silent`: none came in time.
-    `up_for`: seconds from the last SUBACK to the end, None where it was never up. `restarted`: we gave it up.
-    `closed_by_broker`: it was up and the other side ended it. `broker_gone`: the broker said that it shuts down, or did
-    not listen just after. `session_present`: it had our session from before, or we did not ask it to keep one.
-    `excess`: it sent more than it may.
+    `answered`: a CONNACK came, with any reason code; `accepted`: with success. `silent`: none came in time.
+    `up_for`: seconds from the last SUBACK to the end, None if there was no SUBACK. `restarted`: `give_up` ended it.
+    `closed_by_broker`: the broker ended it after a SUBACK. `broker_gone`: the broker reported that it shuts down, or
+    did not listen just after. `session_present`: the broker still had the earlier session, or none was requested.
+    `excess`: the broker sent more unacknowledged data than allowed.
     """
 
     version: str
@@ -91,7 +94,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Attempt:
-    """See the module. The constructor assigns; `run` connects and blocks until the end.
+    """See the module. The constructor only stores arguments; `run` connects and blocks until the end.
 
     `run` and paho's callbacks are on one thread, which owns the object. Any other thread may call `publish`,
     `acknowledge`, `give_up` and `disconnect`. `post` and `progress` (called at each turn of the loop) must not block.
@@ -137,7 +140,7 @@ class Attempt:
         content_type: str | None,
         correlation: bytes | None,
     ) -> int | None:
-        """Hand a message to paho; gives the packet id, or None where this attempt is not up."""
+        """Publish a message through paho; returns the packet id, or None if this attempt is not connected."""
         client = self._client
         if client is None or self._up_since is None:
             return None
@@ -152,7 +155,7 @@ class Attempt:
         return info.mid if info.rc == mqtt.MQTT_ERR_SUCCESS else None
 
     def acknowledge(self, message: Arrived) -> None:
-        """Send the PUBACK of a message that came in this attempt."""
+        """Send the PUBACK of a message that arrived in this attempt."""
         client = self._client
         if message.qos > 0:
             self._budget.acknowledge(_held(message))
@@ -160,12 +163,12 @@ class Attempt:
             client.ack(message.mid, message.qos)
 
     def give_up(self, reason: str) -> None:
-        """Let `run` end, for this reason."""
+        """Make `run` end, with this reason."""
         self._reason = reason
         self._restart = True
 
     def disconnect(self) -> None:
-        """Send DISCONNECT, where there is a socket."""
+        """Send DISCONNECT, if there is a socket."""
         client = self._client
         if client is not None:
             client.disconnect()
@@ -173,15 +176,15 @@ class Attempt:
     # ---- the network thread ------------------------------------------------------------------------------------------
 
     def run(self, stopping: threading.Event) -> Ended:
-        """Connect, and serve the connection until it ends or `stopping` is set; gives what was learned."""
+        """Connect, and serve the connection until it ends or `stopping` is set; returns the result."""
         up_for: float | None = None
         self._stopping = stopping
         try:
             self._serve(stopping)
         except (OSError, ValueError, BrokerError) as error:
             self._reason = self._reason or in_words(error)
-        except Exception as error:  # noqa: BLE001  - a callback that raises must not end the only way to the device
-            self._reason = f"a defect in the connection, please report it: {error!r}"
+        except Exception as error:  # noqa: BLE001  - an exception in a callback must not end the network thread
+            self._reason = f"internal error in edged's MQTT connection; please report it: {error!r}"
         finally:
             self._client = None
             if self._up_since is not None:
@@ -244,7 +247,7 @@ class Attempt:
         self._ended_by_peer = code in (mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_NO_CONN) and not self._excess
 
     def _is_overdue(self, now: float, started: float, connacked: float | None) -> bool:
-        """Whether the broker did not answer in time; `_reason` then says which packet."""
+        """Whether the broker did not answer in time; `_reason` then names the packet."""
         if connacked is None and now - started > CONNACK_DEADLINE:
             self._silent = True
             self._reason = "the broker does not answer CONNECT"
@@ -287,7 +290,7 @@ class Attempt:
         self._answered = True
         if reason.is_failure:
             self._version_refused = reason.value in _UNSUPPORTED_VERSIONS
-            self._reason = f"the broker refuses us: {str(reason).lower()}"
+            self._reason = f"the broker refused the connection: {str(reason).lower()}"
             return
         self._accepted = True
         self._session_present = flags.session_present or not self._options.persistent
@@ -322,7 +325,7 @@ class Attempt:
         try:
             topic = message.topic
         except UnicodeDecodeError:
-            topic, unreadable = "one that is no UTF-8", unreadable or "its topic is no UTF-8"
+            topic, unreadable = "(topic is not valid UTF-8)", unreadable or "its topic is not valid UTF-8"
         properties = message.properties
         arrived = Arrived(
             session=self.session,
@@ -344,7 +347,7 @@ class Attempt:
             self._let_catch_up()
 
     def _let_catch_up(self) -> None:
-        """Read no more until enough is acknowledged; give up where that takes too long."""
+        """Stop reading until enough is acknowledged; end the attempt if that takes too long."""
         until = time.monotonic() + CATCH_UP_SECONDS
         while self._budget.exceeded and not self._restart:
             if time.monotonic() > until:
@@ -359,5 +362,5 @@ class Attempt:
 
 
 def _held(message: Arrived) -> int:
-    """Bytes that a message takes while it is held, about."""
+    """About how many bytes a message takes in memory until it is acknowledged."""
     return len(message.topic) + len(message.payload) + len(message.correlation or b"") + 500

@@ -82,7 +82,7 @@ class Connection:
         content_type: str | None = None,
         correlation: bytes | None = None,
     ) -> int | None:
-        """Hand a message to the network thread; gives the packet id, or None where that session is no longer up."""
+        """Hand a message to the network thread; returns the packet id, or None where that session is no longer up."""
         attempt = self._attempt
         if attempt is None or session != attempt.session:
             return None

@@ -17,7 +17,7 @@ DROPS_WITHIN = 60.0  # seconds
 
 
 class TakeOverDetector:
-    """Owned by the network thread. `clock` gives monotonic seconds."""
+    """Owned by the network thread. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

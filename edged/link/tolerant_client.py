@@ -38,7 +38,7 @@ class TolerantClient(mqtt.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._in_packet["have_remaining"] and self._in_packet["remaining_length"] > self.max_packet:
             self.too_large = True
-            raise ConnectionAbortedError("the broker sends a packet above our Maximum Packet Size")
+            raise ConnectionAbortedError("the broker sent a packet above the Maximum Packet Size of this client")
         return super()._sock_recv(bufsize)
 
     def _handle_publish(self) -> MQTTErrorCode:

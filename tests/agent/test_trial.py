@@ -89,11 +89,11 @@ def test_p01_no_prompt_is_lost_while_the_model_changes_and_receipts_name_it(made
     client.publish(f"{made.root}/prompt/me", {"id": "meanwhile", "prompt": "x"})
     assert "fake" == client.final("meanwhile")["receipt"]["model"]
     (made.control / "hold-pull").unlink()
-    for number in range(20):
+    for number in range(10):
         client.publish(f"{made.root}/prompt/me", {"id": f"p{number}", "prompt": "y"})
     (made.control / "go").touch()
     assert "applied" == end(client, 1)["phase"]
-    finals = [client.final(f"p{number}") for number in range(20)] + [client.final("long")]
+    finals = [client.final(f"p{number}") for number in range(10)] + [client.final("long")]
     assert {"stop"} == {final["reason"] for final in finals}
     assert {"fake", "good"} >= {final["receipt"]["model"] for final in finals}
     assert "good" == model_of(client, made, "after")

@@ -87,7 +87,11 @@ def test_pack_a_checkpoint_with_bits_and_group(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
     assert {64} == {group for kind, _, _, group in manifest["tensors"].values() if kind == "q8"}
     scale_only = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "s"), "--scale-only", "--json")
-    assert "q4_byte" == document(scale_only)["quantization"]
+    assert {"q4_byte", "q8_0"} == set(document(scale_only)["quantization"].split(", "))
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert {"embedding", "head"} == {name for name, (kind, *_) in manifest["tensors"].items() if kind == "q8"}
+    small = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "h"), "--head-bits", "4", "--json")
+    assert "q4_byte_min" == document(small)["quantization"]
     refused = edged(tmp_path, "pack", str(tmp_path / "checkpoint"), str(tmp_path / "r"), "--bits", "8", "--scale-only")
     assert (2, True) == (refused.returncode, "--scale-only: goes with --bits 4" in refused.stderr), refused.stderr
 

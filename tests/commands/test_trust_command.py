@@ -72,6 +72,14 @@ def test_keys_by_layers_are_kept_unless_the_owner_wants_them_forgotten(board: Bo
     assert {"ops": OPS.public} == board.config.trust.keys
 
 
+def test_a_layer_in_force_that_comes_again_does_not_bring_forgotten_keys_back(board: Board) -> None:
+    board.signed(1, trust={"keys": {"next": NEXT.public}})
+    reset(board, "--keys")
+    board.restart()
+    board.signed(1, trust={"keys": {"next": NEXT.public}})
+    assert ({"ops"}, 1) == (set(board.config.trust.keys), board.runs)
+
+
 def test_a_running_daemon_must_be_stopped_first(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     board.signed(12)
     lock = lock_folder(board.folder)

@@ -45,7 +45,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("top", "--json"),
         ("rollout", "start"),
         ("model", "load", "x"),
-        ("keys",),
         ("simulate", "layer.yaml"),
         ("forget", "pi"),
     ],

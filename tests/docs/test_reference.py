@@ -362,7 +362,7 @@ def test_every_reason_is_in_the_table_and_no_other() -> None:
 
 def error_codes() -> set[str]:
     found = texts_at(1, "PromptRefused", ".") | texts_at(0, "Failure", ".")
-    found |= texts_at(2, "Refused", ".") | texts_at(2, "refusal", ".") | texts_at(2, "_fail", "agent")
+    found |= texts_at(2, "Refused", ".") | texts_at(2, "refusal", ".") | texts_at(2, "_end_with_error", "agent")
     found |= texts_at(1, "_Refusal", "agent") | texts_at(5, "Refuse", "agent")
     return found - {"expired"}  # a reason without an error
 

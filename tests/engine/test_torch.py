@@ -155,6 +155,19 @@ def test_a_checkpoint_in_8_bits(tiny_checkpoint: Path) -> None:
     assert np.corrcoef(rounded.logits(tokens).ravel(), expected.ravel())[0, 1] > 0.99
 
 
+def test_a_checkpoint_as_a_reference_is_not_rounded(tiny_checkpoint: Path) -> None:
+    """`exact` computes in float32 what transformers computes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    exact = load_model(tiny_checkpoint, "torch", threads=1, exact=True)
+    assert "float32 (from float32)" == exact.info.quantization
+    tokens = [5 + index * 7 % 300 for index in range(100)]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)(torch.tensor([tokens]))
+    assert exact.logits(tokens) == pytest.approx(expected.logits[0].numpy(), abs=1e-4)
+
+
 def test_a_checkpoint_that_lacks_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -178,6 +178,31 @@ def test_p05_a_floor_that_cannot_be_stored_refuses_the_layer(board: Board, monke
     assert "applied" == board.signed(13).phase
 
 
+def test_p05_a_layer_that_cannot_be_stored_is_refused_and_applies_later(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    board.signed(12)
+    with monkeypatch.context() as patch:
+        patch.setattr("edged.fleet.layer_store.save", full)
+        says(board.signed(13, trust={"keys": {"next": NEXT.public}}), "cannot be stored")
+        assert 12 == board.runs
+    assert "applied" == board.signed(13, trust={"keys": {"next": NEXT.public}}).phase
+    assert (13, {"ops", "next"}) == (board.runs, set(board.config.trust.keys))
+
+
+def test_p05_floors_are_written_again_into_a_folder_that_was_replaced(board: Board) -> None:
+    board.signed(12)
+    shutil.rmtree(board.folder)
+    board.folder.mkdir()
+    board.config.store()
+    board.restart()
+    assert 12 == board.runs
+    says(board.signed(11), "below 12")
+
+
 def test_p05_an_empty_payload_does_not_remove_but_a_signed_layer_with_empty_settings_does(board: Board) -> None:
     board.signed(12)
     says(board.push(b""), "an empty payload removes nothing on this device")
@@ -282,6 +307,17 @@ def test_p05_a_repeated_layer_does_not_change_keys_again(tmp_path: Path) -> None
     (board.folder / "layers.json").unlink()
     board.restart()
     assert "applied" == board.push(adding).phase
+    assert {"ops", "next"} == set(board.config.trust.keys)
+
+
+def test_p05_a_repeated_layer_does_not_withdraw_the_key_that_the_owner_put_in_place_of_the_old(tmp_path: Path) -> None:
+    board = Board(tmp_path, keys=(OPS, NEXT))
+    withdrawing = signed(1, key=NEXT, trust={"withdraw": ["ops"]})
+    board.push(withdrawing)
+    board.owner["trust"]["keys"]["ops"] = THIEF.public  # type: ignore[index]
+    (board.folder / "layers.json").unlink()
+    board.restart()
+    assert "applied" == board.push(withdrawing).phase
     assert {"ops", "next"} == set(board.config.trust.keys)
 
 

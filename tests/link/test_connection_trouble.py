@@ -45,7 +45,7 @@ def test_other_refusals_do_not_change_the_version_and_are_told_in_words(
     there = server(*[CONNACK_NOT_AUTHORIZED] * 8)
     made = line(url=there.url)
     for _ in range(5):
-        assert "the broker refuses us: not authorized" == made.next(Down).reason
+        assert "the broker refused the connection: not authorized" == made.next(Down).reason
     assert {5} == set(there.versions)
 
 
@@ -114,7 +114,7 @@ def test_a_topic_that_is_no_utf8_ends_nothing(line: Callable[..., Line], server:
     there = server(CONNACK_OK + bad_topic + good, CONNACK_OK)
     made = line(url=there.url)
     bad = made.next(Arrived)
-    assert ("its topic is no UTF-8", b"") == (bad.unreadable, bad.payload)
+    assert ("its topic is not valid UTF-8", b"") == (bad.unreadable, bad.payload)
     assert b"x" == made.next(Arrived).payload
 
 

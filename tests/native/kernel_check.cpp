@@ -39,45 +39,47 @@ std::vector<float> values(size_t n, float size = 1) {
   return v;
 }
 
+// Small scales as float16, or as bfloat16.
+void fill_scales(uint8_t* at, size_t count, bool brain) {
+  for (size_t i = 0; i < count; i++) {
+    const float x = uniform() * 0.1f;
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    ((uint16_t*)at)[i] = brain ? (uint16_t)(bits >> 16) : float_to_half(x);
+  }
+}
+
 // A packed matrix of random codes with small scales.
 struct Packed {
   std::vector<uint8_t> memory;
   Matrix matrix;
   Packed(Kind kind, int rows, int cols, int group) {
     const size_t header = header_bytes(kind), factors = factor_bytes(kind);
-    const size_t tiles = (rows + 7) / 8, groups = (cols + group - 1) / group,
-                 block = header + (size_t)group * 8 / (is_q4(kind) ? 2 : 1);
-    const size_t bytes =
-        tiles * (is_float(kind) ? 8 * cols * (kind == kF32 ? 4 : 2) : factors + groups * block);
+    const size_t tiles = (rows + 7) / 8, groups = is_float(kind) ? 0 : (cols + group - 1) / group,
+                 block = header + (size_t)group / 32 * part_bytes(kind);
+    const size_t tile_bytes =
+        is_float(kind) ? (size_t)8 * cols * (kind == kF32 ? 4 : 2) : factors + groups * block;
+    const size_t bytes = tiles * tile_bytes;
     memory.resize(bytes + 64);
     uint8_t* data = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
     for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)random_bits();
-    if (is_float(kind)) {
-      for (size_t i = 0; i < tiles * 8 * cols; i++) {
-        const float x = uniform();
-        uint32_t bits;
-        memcpy(&bits, &x, 4);
-        if (kind == kF32) ((float*)data)[i] = x;
-        if (kind == kF16) ((uint16_t*)data)[i] = float_to_half(x);
-        if (kind == kBF16) ((uint16_t*)data)[i] = (uint16_t)(bits >> 16);
-      }
-    } else if (has_factor(kind)) {
-      for (size_t t = 0; t < tiles; t++)
-        for (size_t i = 0; i < 8; i++)
-          ((uint16_t*)(data + t * (factors + groups * block)))[i] = float_to_half(uniform() * 0.1f);
-    } else {
-      for (size_t b = 0; b < tiles * groups; b++)
-        for (size_t i = 0; i < header / 2; i++)
-          ((uint16_t*)(data + b * block))[i] = float_to_half(uniform() * 0.1f);
+    for (size_t t = 0; t < tiles; t++) {
+      uint8_t* tile = data + t * tile_bytes;
+      if (kind == kF32)
+        for (int i = 0; i < 8 * cols; i++) ((float*)tile)[i] = uniform();
+      if (kind == kF16 || kind == kBF16) fill_scales(tile, (size_t)8 * cols, kind == kBF16);
+      if (has_row_factor(kind)) fill_scales(tile, 8, false);
+      for (size_t g = 0; g < groups && !has_row_factor(kind); g++)
+        fill_scales(tile + g * block, header / 2, traits(kind).scales == Scales::kBrain);
     }
     matrix = read_matrix({kind, rows, cols, group, data, bytes}, "random", rows, cols);
   }
 };
 
 struct Rows {
-  std::vector<float> floats, scale, sum;
+  std::vector<float> floats, scale, sum, half_sum;
   std::vector<int8_t> codes;
-  std::vector<int32_t> offset8;
+  std::vector<int32_t> offset8, half_offset8;
   int m, stride;
   Rows(const Kernels& k, const std::vector<float>& x, int m_, int cols) : m(m_), stride(round_up(cols, 128)) {
     const size_t all = (size_t)m * stride;
@@ -86,15 +88,19 @@ struct Rows {
     scale.resize(all / 32);
     sum.resize(all / 32);
     offset8.resize(all / 32);
+    half_sum.resize(all / 16);
+    half_offset8.resize(all / 16);
     for (int i = 0; i < m; i++) {
       const size_t at = (size_t)i * stride;
       memcpy(&floats[at], &x[(size_t)i * cols], (size_t)cols * 4);
-      k.quantize(&x[(size_t)i * cols], cols, stride, &codes[at], &scale[at / 32], &offset8[at / 32],
-                 &sum[at / 32]);
+      k.quantize(&x[(size_t)i * cols], cols, stride,
+                 {&codes[at], &scale[at / 32], &offset8[at / 32], &sum[at / 32], &half_offset8[at / 16],
+                  &half_sum[at / 16]});
     }
   }
   Activations view(int rows) const {
-    return {floats.data(), codes.data(), scale.data(), offset8.data(), sum.data(), rows, stride};
+    return {floats.data(),       codes.data(),    scale.data(), offset8.data(), sum.data(),
+            half_offset8.data(), half_sum.data(), rows,         stride};
   }
 };
 
@@ -119,8 +125,14 @@ bool near(const std::vector<float>& a, const std::vector<float>& b, float tolera
 
 void check_products(const Kernels& k, const Kernels& plain) {
   for (int kind = kF32; kind < kKinds; kind++)
-    for (auto [rows, cols, group] :
-         {std::tuple{5, 32, 32}, {24, 576, 32}, {17, 1100, 32}, {16, 300, 64}, {9, 512, 128}}) {
+    for (auto [rows, cols, group] : {std::tuple{5, 32, 32},
+                                     {24, 576, 32},
+                                     {17, 1100, 32},
+                                     {16, 300, 64},
+                                     {9, 512, 128},
+                                     {5, 256, 256},
+                                     {24, 1280, 256}}) {
+      if (!is_float((Kind)kind) && !has_group((Kind)kind, group)) continue;
       const Packed w((Kind)kind, rows, cols, group);
       const auto x = values((size_t)40 * cols);
       const Rows mine(k, x, 40, cols), theirs(plain, x, 40, cols);

@@ -17,6 +17,7 @@ from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import FORMAT, MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
 from edged.models.formats.tiles import Kind
 from edged.models.packing.pack import pack_path, pack_shape
+from tests.native.gguf_types import write_model
 from tests.native.helpers import open_model, pack_tiny, tiny_checkpoint
 
 TYPES = {
@@ -96,10 +97,10 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
 
 
 def test_other_gguf_types_are_refused_by_name(tmp_path: Path) -> None:
-    """Q5_0 is named in the refusal, and nothing is left behind."""
-    TYPES["Q5_0"] = gguf.GGMLQuantizationType.Q5_0
-    path = write_gguf(tmp_path / "model.gguf", "Q5_0")
-    with pytest.raises(ModelError, match="Q5_0") as refusal:
+    """TQ2_0 is named in the refusal, with what to use in its place, and nothing is left behind."""
+    path = tmp_path / "model.gguf"
+    write_model(path, {"ffn_down": "TQ2_0"})
+    with pytest.raises(ModelError, match=r"TQ2_0.*Q2_K") as refusal:
         pack_path(path, tmp_path / "packed")
     assert "unsupported" == refusal.value.code
     assert [path] == list(tmp_path.iterdir())
@@ -122,11 +123,11 @@ def test_weights_too_large_for_any_scale_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_format_before_are_read(tmp_path: Path) -> None:
-    """Format 4 had fewer kinds and is otherwise the same; an unknown one is refused."""
+    """Formats 4 and 5 had fewer kinds and are otherwise the same; an unknown one is refused."""
     _, folder = pack_tiny(tmp_path, "llama")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert FORMAT == manifest["format"]
-    for number, readable in ((4, True), (3, False), (6, False)):
+    for number, readable in ((5, True), (4, True), (3, False), (7, False)):
         (folder / MANIFEST).write_text(json.dumps({**manifest, "format": number}))
         if readable:
             open_packed(folder)

@@ -23,7 +23,7 @@ MAX_ROWS: Final = 512  # tokens computed in one step
 _LAYER: Final = (
     "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
     "out", "ffn_norm",
-    "gate_up", "down",
+    "gate_up", "gate", "up", "down",
 )  # fmt: skip
 
 

@@ -49,22 +49,28 @@ def open_hub(
     device: str,
     progress: Callable[[str], None],
     available: Callable[[], int],
+    exact: bool,
 ) -> TorchBackend:
-    """Loads a model with transformers. Raises ModelError `unsupported`, `bad_model` or `no_memory`."""
+    """Loads a model with transformers. `exact`: in float32, and nothing is rounded.
+
+    Raises ModelError `unsupported`, `bad_model` or `no_memory`.
+    """
     progress("importing transformers")
     config, source, count = _describe(model)
     trained = int(getattr(config, "max_position_embeddings", 0) or context or 2048)
     context = min(context or trained, trained)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device == "cuda" and not exact else torch.float32
     budget = admit(count * dtype.itemsize, _cache_values(config) * dtype.itemsize * context, available())
     progress("reading the weights")
     network = _load(model, source, dtype).to(device).eval()
     precision = str(dtype).removeprefix("torch.")
     if model.format == "gguf":
         quantization = f"{precision} (from {open_gguf(model.path).quantization()})"
+    elif exact:
+        quantization = f"{precision} (from {_stored(config, precision)})"
     else:
         progress("rounding the weights to 8 bits")
-        quantization = _to_8_bits(network, precision, str(getattr(config, "dtype", None) or precision))
+        quantization = _to_8_bits(network, precision, _stored(config, precision))
     size = sum(_bytes(tensor) for tensor in {id(value): value for value in _tensors(network)}.values())
     vocabulary = int(network.get_output_embeddings().out_features)
     return TorchBackend(HubNetwork(network), quantization, vocabulary, context, budget.slots, size, device)
@@ -118,7 +124,6 @@ def _load(model: LocatedModel, source: dict[str, str], dtype: Any) -> Any:
 
 def _to_8_bits(network: Any, precision: str, stored: str) -> str:
     """Rounds the linear layers in place, but for the head, which is often the embedding. Returns what computes now."""
-    stored = stored.removeprefix("torch.")
     try:
         from optimum.quanto import freeze, qint8, quantization_map, quantize
     except ImportError as error:
@@ -128,6 +133,11 @@ def _to_8_bits(network: Any, precision: str, stored: str) -> str:
     if not quantization_map(network):
         return f"{precision} (from {stored}; no layer can be 8 bits)"
     return f"qint8, head {precision} (from {stored})"
+
+
+def _stored(config: Any, precision: str) -> str:
+    """The type of a checkpoint's weights (`bfloat16`)."""
+    return str(getattr(config, "dtype", None) or precision).removeprefix("torch.")
 
 
 def _cache_values(config: Any) -> int:

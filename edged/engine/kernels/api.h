@@ -11,7 +11,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 7;
+constexpr int32_t kApiVersion = 8;
 constexpr size_t kErrorBytes = 512;
 
 // The shape of a decoder and how it is run.
@@ -33,7 +33,7 @@ struct EdgedTensor {
   size_t bytes;
 };
 
-// Order of the tensors: embedding, head (null: tied), final norm, then for each layer the 13 below.
+// Order of the tensors: embedding, head (null: tied), final norm, then for each layer those below.
 enum EdgedLayerTensor : int32_t {
   kAttentionNorm,
   kQuery,
@@ -48,6 +48,8 @@ enum EdgedLayerTensor : int32_t {
   kFfnNorm,
   kGateUp,  // [2 · ffn rounded up to 32, width]: 32 rows of gate, then 32 of up, and so on; zero rows at the
             // end
+  kSeparateGate,  // gate and up, [ffn rounded up to 32, width] each, where there is no kGateUp: they may have
+  kSeparateUp,    // different kinds
   kDown,
   kLayerTensors
 };

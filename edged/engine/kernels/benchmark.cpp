@@ -40,11 +40,9 @@ void time_matmul(const EdgedTensor& w, const float* x, int m, float* y, int thre
   const Matrix matrix = read_matrix(w, "given", w.rows, w.cols);
   ActivationBuffer input(m, matrix.cols);
   for (int i = 0; i < m; i++) {
-    const size_t at = (size_t)i * input.stride, group = at / kActivationGroup;
-    std::copy(x + (size_t)i * matrix.cols, x + (size_t)(i + 1) * matrix.cols, input.values.as<float>() + at);
-    kernels.quantize(x + (size_t)i * matrix.cols, matrix.cols, input.stride, input.codes.as<int8_t>() + at,
-                     input.scale.as<float>() + group, input.offset8.as<int32_t>() + group,
-                     input.sum.as<float>() + group);
+    const float* row = x + (size_t)i * matrix.cols;
+    std::copy(row, row + matrix.cols, input.values.as<float>() + (size_t)i * input.stride);
+    kernels.quantize(row, matrix.cols, input.stride, input.coded_row(i));
   }
   Threads pool(threads);
   std::vector<std::unique_ptr<Scratch>> scratch;

@@ -16,17 +16,31 @@ ActivationBuffer::ActivationBuffer(int rows, int width) : stride(round_up(width,
   scale = Buffer(all / 32 * 4);
   offset8 = Buffer(all / 32 * 4);
   sum = Buffer(all / 32 * 4);
+  half_offset8 = Buffer(all / 16 * 4);
+  half_sum = Buffer(all / 16 * 4);
 }
 
 Activations ActivationBuffer::view(int m, int from) const {
-  const size_t at = (size_t)from * stride, group = at / kActivationGroup;
-  return {values.as<float>() + at,
-          codes.as<int8_t>() + at,
+  const CodedRow row = coded_row(from);
+  return {values.as<float>() + (size_t)from * stride,
+          row.codes,
+          row.scale,
+          row.offset8,
+          row.sum,
+          row.half_offset8,
+          row.half_sum,
+          m,
+          stride};
+}
+
+CodedRow ActivationBuffer::coded_row(int at, int from) const {
+  const size_t first = (size_t)at * stride + from, group = first / kActivationGroup;
+  return {codes.as<int8_t>() + first,
           scale.as<float>() + group,
           offset8.as<int32_t>() + group,
           sum.as<float>() + group,
-          m,
-          stride};
+          half_offset8.as<int32_t>() + 2 * group,
+          half_sum.as<float>() + 2 * group};
 }
 
 Engine::Engine(Model model, const Kernels& kernels)

@@ -14,13 +14,16 @@ namespace edged {
 
 // Memory for m rows of activations in the form that a matrix product reads.
 struct ActivationBuffer {
-  Buffer values, codes, scale, offset8, sum;
+  Buffer values, codes, scale, offset8, sum, half_offset8, half_sum;
   int stride = 0;
   ActivationBuffer() = default;
   ActivationBuffer(int rows, int width);
   Activations view(int m, int from = 0) const;
+  // Where row `at` is written as int8 from its element `from` on, a multiple of 32.
+  CodedRow coded_row(int at, int from = 0) const;
   size_t bytes() const {
-    return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes();
+    return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes() +
+           half_offset8.bytes() + half_sum.bytes();
   }
 };
 

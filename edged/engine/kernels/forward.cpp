@@ -13,7 +13,7 @@ void Forward::run(int thread) {
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
     engine.shares_.start_layer(i + 1, thread);
-    normalize(layer.attention_norm, layer.qkv[0], thread);
+    normalize(layer.attention_norm, layer.qkv, thread);
     barrier_unless_single_row(thread);
     project(layer, i, thread);
     threads.barrier(thread);
@@ -51,18 +51,13 @@ void Forward::embed(int thread) {
   }
 }
 
-// row (n,) -> row `at` of a product's input, in the form that the matrix `reader` needs.
-void Forward::write_input(const float* row, int n, const Matrix& reader, ActivationBuffer& input, int at) {
-  const size_t offset = (size_t)at * input.stride, group = offset / kActivationGroup;
-  if (is_float(reader.kind))
-    std::copy(row, row + n, input.values.as<float>() + offset);
-  else
-    engine.kernels_.quantize(row, n, input.stride, input.codes.as<int8_t>() + offset,
-                             input.scale.as<float>() + group, input.offset8.as<int32_t>() + group,
-                             input.sum.as<float>() + group);
+// row (n,) -> row `at` of a product's input, in the forms that its matrices read.
+void Forward::write_input(const float* row, int n, InputForms forms, ActivationBuffer& input, int at) {
+  if (forms.floats) std::copy(row, row + n, input.values.as<float>() + (size_t)at * input.stride);
+  if (forms.codes) engine.kernels_.quantize(row, n, input.stride, input.coded_row(at));
 }
 
-void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
+void Forward::normalize(const float* weight, InputForms forms, int thread) {
   const EdgedConfig& c = engine.model_.config;
   float* row = engine.thread_buffers_[thread]->row.data();
   const int all = (int)plan.rows.size();
@@ -70,7 +65,7 @@ void Forward::normalize(const float* weight, const Matrix& reader, int thread) {
   for (int i = rows.begin; i < rows.end; i++) {
     engine.kernels_.rms_norm(engine.x_.as<float>() + (size_t)i * c.width, weight, c.width, c.rms_epsilon,
                              row);
-    write_input(row, c.width, reader, hidden_input(all, thread), i);
+    write_input(row, c.width, forms, hidden_input(all, thread), i);
   }
 }
 
@@ -229,13 +224,18 @@ void Forward::add_product(const Matrix& w, const ActivationBuffer& input, int in
                            (size_t)engine.model_.config.width, true, engine.thread_buffers_[thread]->scratch);
 }
 
-// 32 columns of gate and the same 32 of up are adjacent, so that their product is quantized by the thread
-// that computed both.
+// 32 columns of gate and the same 32 of up are computed by one thread, which quantizes their product. In one
+// matrix they are adjacent; of two matrices, columns of gate come first, then those of up.
 void Forward::gate_up_product(const Layer& layer, int index, int thread) {
   ThreadBuffers& own = *engine.thread_buffers_[thread];
   const int all = (int)plan.rows.size(), at_once = std::min(kRowBlock, all);
-  const int pairs = layer.gate_up.tiles / 8;  // of 32 columns of gate and of up
-  const int strips = strip_count(layer.gate_up, all, pairs, engine.model_.config.threads, engine.kernels_);
+  const bool separate = layer.gate_up.size() == 2;
+  const Matrix& first = layer.gate_up[0];
+  const int pair_tiles = separate ? 4 : 8;  // of a matrix, for 32 columns of gate and of up
+  const int pairs = first.tiles / pair_tiles;
+  int strips = engine.kernels_.strips;
+  for (const Matrix& w : layer.gate_up)
+    strips = std::min(strips, strip_count(w, all, pairs, engine.model_.config.threads, engine.kernels_));
   const int pairs_per_strip = (pairs + strips - 1) / strips;
   const int most = std::max(1, kGateUpFloats / (64 * strips * at_once));
   const SharePolicy policy{1, all > kFewRows ? 0 : kKeptSixteenths, most};
@@ -243,36 +243,48 @@ void Forward::gate_up_product(const Layer& layer, int index, int thread) {
   while (engine.shares_.next(index, kGate, thread, pairs_per_strip, policy, range)) {
     const int count = range.end - range.begin;
     const size_t strip_stride = (size_t)(count + range.units) * 64, stride = strips * strip_stride;
-    const Strips tiles{range.begin * 8, count * 8,     strips,      pairs_per_strip * 8,
-                       strip_stride,    range.reserve, range.units, 8};
+    const size_t gate_stride = separate ? 32 : 64, up_offset = separate ? strip_stride / 2 : 32;
     for (int from = 0; from < all; from += at_once) {
       const int rows = std::min(at_once, all - from);
       const Activations x = hidden_input(all, thread).view(rows, from);
-      const int computed =
-          engine.kernels_.matmul(layer.gate_up, x, tiles, own.gate_up, stride, false, own.scratch) / 8;
+      Strips tiles{range.begin * pair_tiles,
+                   count * pair_tiles,
+                   strips,
+                   pairs_per_strip * pair_tiles,
+                   strip_stride,
+                   range.reserve,
+                   range.units,
+                   pair_tiles};
+      tiles.tiles = engine.kernels_.matmul(first, x, tiles, own.gate_up, stride, false, own.scratch);
+      if (separate) {
+        tiles.reserve = nullptr;  // what it had is in tiles.tiles
+        engine.kernels_.matmul(layer.gate_up[1], x, tiles, own.gate_up + up_offset, stride, false,
+                               own.scratch);
+      }
       for (int strip = 0; strip < strips; strip++)
-        for (int i = 0; i < computed; i++)
-          if (const int pair = strip * pairs_per_strip + range.begin + i; pair < pairs)
-            swiglu(layer, own.gate_up + strip * strip_stride + i * 64, stride, rows, from, pair);
+        for (int i = 0; i < tiles.tiles / pair_tiles; i++)
+          if (const int pair = strip * pairs_per_strip + range.begin + i; pair < pairs) {
+            float* gate = own.gate_up + strip * strip_stride + i * gate_stride;
+            swiglu(layer, gate, gate + up_offset, stride, rows, from, pair);
+          }
     }
   }
 }
 
 // gate (rows,32), up (rows,32) -> silu(gate) · up (rows,32), the input of the down product, for rows from …
 // from + rows of the step.
-void Forward::swiglu(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair) {
+void Forward::swiglu(const Layer& layer, float* gate, const float* up, size_t stride, int rows, int from,
+                     int pair) {
   const Kernels& k = engine.kernels_;
   ActivationBuffer& out = engine.ffn_input_;
   const int width = std::min(32, engine.model_.config.ffn - pair * 32);
   for (int i = 0; i < rows; i++) {
-    float* row = columns + i * stride;
-    k.swiglu(row, row + 32, 32, row);
-    const size_t at = (size_t)(from + i) * out.stride + (size_t)pair * 32, group = at / kActivationGroup;
+    float* row = gate + i * stride;
+    k.swiglu(row, up + i * stride, 32, row);
     if (is_float(layer.down.kind))
-      std::copy(row, row + width, out.values.as<float>() + at);
+      std::copy(row, row + width, out.values.as<float>() + (size_t)(from + i) * out.stride + pair * 32);
     else
-      k.quantize(row, width, 32, out.codes.as<int8_t>() + at, out.scale.as<float>() + group,
-                 out.offset8.as<int32_t>() + group, out.sum.as<float>() + group);
+      k.quantize(row, width, 32, out.coded_row(from + i, pair * 32));
   }
 }
 

@@ -15,6 +15,18 @@ namespace edged {
 // and the others of a layer; and that of the head, as if in a layer of its own.
 enum SharedPhase { kProject, kAttend = kProject + 3, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
 
+// The forms of activations that matrices read: floats, int8 codes, or both.
+struct InputForms {
+  bool floats = false, codes = false;
+  InputForms(const Matrix& reader) { add(reader); }
+  InputForms(const std::vector<Matrix>& readers) {
+    for (const Matrix& reader : readers) add(reader);
+  }
+
+ private:
+  void add(const Matrix& reader) { (is_float(reader.kind) ? floats : codes) = true; }
+};
+
 struct Forward {
   Engine& engine;
   const Plan& plan;
@@ -27,7 +39,7 @@ struct Forward {
   // embedding (v,d)[tokens (m,)] -> x_ (m,d)
   void embed(int thread);
   // RMSNorm: x_ (m,d), weight (d,) -> hidden_input (m,d)
-  void normalize(const float* weight, const Matrix& reader, int thread);
+  void normalize(const float* weight, InputForms forms, int thread);
   // qkv (q+2kv,d) @ hidden_input (m,d) -> projected_ (m,q+2kv)
   void project(const Layer& layer, int index, int thread);
   // RoPE of queries in projected_ (m,q) in place; RoPE of keys (m,kv), with values (m,kv) -> cache
@@ -47,13 +59,13 @@ struct Forward {
   void logits(int thread);
 
   // Parts of phases.
-  void write_input(const float* row, int n, const Matrix& reader, ActivationBuffer& input, int at);
+  void write_input(const float* row, int n, InputForms forms, ActivationBuffer& input, int at);
   void apply_rope(const float* bias, const float* norm, int position, float* x);
   void rope_query(const Layer& layer, int row, int head, float* x);
   void rope_queries(const Layer& layer, const Piece& piece, int thread);
   void write_kv_head(const Layer& layer, int index, int row, int head);
   void attend_piece(const Piece& piece, int index, int thread);
-  void swiglu(const Layer& layer, float* columns, size_t stride, int rows, int from, int pair);
+  void swiglu(const Layer& layer, float* gate, const float* up, size_t stride, int rows, int from, int pair);
   void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;
 
   // One head (head_dim,) of a row's projections; heads of queries come first, then those of keys, then those

@@ -31,9 +31,9 @@ struct Strips {
 
 // A thread's memory for unpacked weights and for sums between blocks of k.
 struct Scratch {
-  alignas(64) uint8_t codes[2][32 * 256];  // 2 tiles × 32 groups × (8 rows × 32 k)
-  alignas(64) float scale[2][32 * 8], minimum[2][32 * 8];
-  alignas(64) float sums[2][kRowBlock][8];  // 2 tiles × rows of activations
+  alignas(64) uint8_t codes[2][32 * 256];                          // 2 tiles × 32 groups × (8 rows × 32 k)
+  alignas(64) float scale[2][2 * 32 * 8], minimum[2][2 * 32 * 8];  // of 16 or 32 k each
+  alignas(64) float sums[2][kRowBlock][8];                         // 2 tiles × rows of activations
 };
 
 // Attention of query rows over one sequence's cache, for one key/value head.
@@ -91,9 +91,8 @@ struct Kernels {
   const char* name;
   // One row: x (n,), weight (n,) -> out (n,) = x / rms(x) * weight.
   void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* out);
-  // One row: x (k,) -> codes (stride,) int8, zero beyond k; scale, offset8, sum (stride / 32,).
-  void (*quantize)(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8,
-                   float* sum);
+  // One row: x (k,) -> codes (stride,) int8, zero beyond k, with their scales and sums.
+  void (*quantize)(const float* x, int k, int stride, const CodedRow& out);
   // W (n,k) @ x (m,k) -> y (m,n) for the tiles of the strips: y[i, strip·y_strip_stride + (tile − begin)·8 …]
   // = or += x[i] · w[strip·tiles_per_strip + tile]ᵀ. Returns the number of tiles computed in each strip, with
   // those from the reserve.

@@ -18,7 +18,7 @@ from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 from edged.models.store.user_cache import user_cache
 
-API_VERSION: Final = 7
+API_VERSION: Final = 8
 ERROR_BYTES: Final = 512
 
 

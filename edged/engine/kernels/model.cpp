@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "isa/half.h"
@@ -35,8 +36,9 @@ bool weights_are_finite(const Matrix& m) {
       if (!std::isfinite(values[i])) return false;
     return true;
   }
-  const unsigned exponent = m.kind == kBF16 ? 0x7f80 : 0x7c00;
-  const bool by_tile = is_float(m.kind) || has_factor(m.kind);
+  const bool brain = m.kind == kBF16 || traits(m.kind).scales == Scales::kBrain;
+  const unsigned exponent = brain ? 0x7f80 : 0x7c00;
+  const bool by_tile = is_float(m.kind) || has_row_factor(m.kind);
   const size_t length = is_float(m.kind) ? m.tile_bytes / 2 : has_minimum(m.kind) && !by_tile ? 16 : 8;
   const size_t blocks = by_tile ? m.tiles : (size_t)m.tiles * m.groups,
                stride = by_tile ? m.tile_bytes : m.block_bytes;
@@ -100,11 +102,14 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
   if (is_float(m.kind)) {
     m.tile_bytes = (size_t)cols * kTileRows * (m.kind == kF32 ? 4 : 2);
   } else {
-    if (tensor.group != 32 && tensor.group != 64 && tensor.group != 128)
-      fail("the tensor " + name + " has groups other than 32, 64 or 128");
+    if (!has_group(m.kind, tensor.group))
+      fail("the tensor " + name + " has groups of " + std::to_string(tensor.group) +
+           ", which its kind does not have");
+    if (has_blocks(m.kind) && cols % kBlockGroup)
+      fail("the tensor " + name + " has columns that are no multiple of 256");
     m.group = tensor.group;
     m.groups = (cols + m.group - 1) / m.group;
-    m.block_bytes = header_bytes(m.kind) + (size_t)m.group * kTileRows / (is_q4(m.kind) ? 2 : 1);
+    m.block_bytes = header_bytes(m.kind) + (size_t)m.group / kActivationGroup * part_bytes(m.kind);
     m.tile_bytes = factor_bytes(m.kind) + m.block_bytes * m.groups;
   }
   if (tensor.bytes / m.tile_bytes < (size_t)m.tiles)
@@ -116,19 +121,22 @@ Matrix read_matrix(const EdgedTensor& tensor, const std::string& name, int rows,
 
 namespace {
 
-// Fuses matrices [rows, cols] that are adjacent in memory into one: a single product has longer streams and
-// one end to balance.
+// Fuses matrices [rows, cols] that are adjacent in memory and stored alike: a single product has longer
+// streams and one end to balance.
 std::vector<Matrix> fuse_adjacent(const std::vector<Matrix>& parts) {
-  Matrix all = parts[0];
+  std::vector<Matrix> fused = {parts[0]};
   for (size_t i = 1; i < parts.size(); i++) {
+    Matrix& last = fused.back();
     const Matrix& part = parts[i];
-    if (part.kind != all.kind || part.group != all.group ||
-        part.data != all.data + all.tiles * all.tile_bytes)
-      return parts;
-    all.rows += part.rows;
-    all.tiles += part.tiles;
+    if (part.kind == last.kind && part.group == last.group &&
+        part.data == last.data + last.tiles * last.tile_bytes) {
+      last.rows += part.rows;
+      last.tiles += part.tiles;
+    } else {
+      fused.push_back(part);
+    }
   }
-  return {all};
+  return fused;
 }
 
 }  // namespace
@@ -158,13 +166,58 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
                                read_matrix(t[kKey], "key" + at, kv, c.width),
                                read_matrix(t[kValue], "value" + at, kv, c.width)});
     layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
-    layer.gate_up = read_matrix(t[kGateUp], "gate and up" + at, 2 * round_up(c.ffn, 32), c.width);
+    const int ffn = round_up(c.ffn, 32);
+    if (t[kGateUp].data)
+      layer.gate_up = {read_matrix(t[kGateUp], "gate and up" + at, 2 * ffn, c.width)};
+    else
+      layer.gate_up = {read_matrix(t[kSeparateGate], "gate" + at, ffn, c.width),
+                       read_matrix(t[kSeparateUp], "up" + at, ffn, c.width)};
     layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);
     model.layers.push_back(layer);
   }
   fill_rope_tables(model);
   return model;
 }
+
+namespace {
+
+struct RowScale {
+  float scale, minimum;
+};
+
+// Row r's scale and minimum of 32 k, or of half of them; in kScaleUnits of the row's factor where there is
+// one.
+RowScale row_scale(Kind kind, const uint8_t* header, const uint8_t* sub_header, int r, int half) {
+  const auto half_at = [header](int i) { return half_to_float(((const uint16_t*)header)[i]); };
+  const bool minimum = has_minimum(kind);
+  const int8_t* bytes = (const int8_t*)sub_header + half * kTileRows + r;
+  switch (traits(kind).scales) {
+    case Scales::kRowBytes: {
+      const auto* own = (const int8_t*)header + r;
+      return {(float)own[0], minimum ? (float)own[kTileRows] * kMinimumUnit : 0.f};
+    }
+    case Scales::kBrain: {
+      const uint32_t bits = (uint32_t)((const uint16_t*)header)[r] << 16;
+      float scale;
+      memcpy(&scale, &bits, 4);
+      return {scale, 0.f};
+    }
+    case Scales::kBlockBytes:
+      return {half_at(r) * (float)bytes[0],
+              minimum ? half_at(kTileRows + r) * (float)bytes[scales_in_32(kind) * kTileRows] : 0.f};
+    case Scales::kBlockNibbles:
+      return {half_at(r) * (float)(bytes[0] & 15), half_at(kTileRows + r) * (float)((uint8_t)bytes[0] >> 4)};
+    default: return {half_at(r), minimum ? half_at(kTileRows + r) : 0.f};
+  }
+}
+
+// The bits of row r, k = i, in a plane of `bits` bits over 32 k.
+int plane_bits(const uint8_t* plane, int bits, int r, int i) {
+  const int in_unit = 32 / bits;  // k of a unit of 32 bytes
+  return plane[i / in_unit * 32 + r * 4 + i % 4] >> (i % in_unit / 4 * bits) & ((1 << bits) - 1);
+}
+
+}  // namespace
 
 void dequantize_row(const Matrix& w, int row, float* out) {
   const uint8_t* tile = w.data + (size_t)(row / kTileRows) * w.tile_bytes;
@@ -180,25 +233,24 @@ void dequantize_row(const Matrix& w, int row, float* out) {
     }
     return;
   }
-  const bool four = is_q4(w.kind), minimum = has_minimum(w.kind), bytes = has_factor(w.kind);
-  const float factor = bytes ? half_to_float(((const uint16_t*)tile)[r]) * kScaleUnit : 1.f;
+  const Traits is = traits(w.kind);
+  const float factor = has_row_factor(w.kind) ? half_to_float(((const uint16_t*)tile)[r]) * kScaleUnit : 1.f;
   tile += factor_bytes(w.kind);
   for (int g = 0; g < w.groups; g++, tile += w.block_bytes) {
-    const auto head = [&](int i) {
-      return bytes ? (float)(int8_t)tile[i] : half_to_float(((const uint16_t*)tile)[i]);
-    };
-    const float scale = head(r), low = minimum ? head(8 + r) * (bytes ? kMinimumUnit : 1) : 0.f;
-    const uint8_t* codes = tile + header_bytes(w.kind);
-    for (int i = 0, k = g * w.group; i < w.group && k < w.cols; i++, k++) {
-      int code;
-      if (four) {
-        code = codes[i / 8 * 32 + r * 4 + i % 4] >> (i % 8 / 4 * 4) & 15;
-        if (is_centred(w.kind)) code -= 8;
-      } else {
-        code = (int8_t)codes[i / 4 * 32 + r * 4 + i % 4];
-      }
-      const float value = minimum ? scale * (float)code + low : scale * (float)code;
-      out[k] = bytes ? value * factor : value;
+    const uint8_t* part = tile + header_bytes(w.kind);
+    for (int k = g * w.group; k < (g + 1) * w.group && k < w.cols; k++) {
+      const int i = k % 32;
+      if (k > g * w.group && i == 0) part += part_bytes(w.kind);
+      const RowScale s = row_scale(w.kind, tile, part, r, i * scales_in_32(w.kind) / 32);
+      const uint8_t* codes = part + sub_header_bytes(w.kind);
+      int code = plane_bits(codes, is.low, r, i);
+      if (is.high) code |= plane_bits(codes + is.low * 32, is.high, r, i) << is.low;
+      if (is.low == 8) code = (int8_t)code;
+      if (is.levels == Levels::kIq4) code = kIq4Levels[code];
+      if (is.levels == Levels::kMxfp4) code = kMxfp4Levels[code];
+      if (is.levels == Levels::kLinear) code -= is.centre;
+      const float value = is.minimum ? s.scale * (float)code + s.minimum : s.scale * (float)code;
+      out[k] = has_row_factor(w.kind) ? value * factor : value;
     }
   }
 }

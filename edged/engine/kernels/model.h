@@ -12,8 +12,9 @@ struct Layer {
   const float *attention_norm, *ffn_norm;
   const float *query_bias, *key_bias, *value_bias;  // null where the family has none
   const float *query_norm, *key_norm;               // null where the family has none
-  std::vector<Matrix> qkv;  // query, key and value; one matrix where they are adjacent and stored alike
-  Matrix out, gate_up, down;
+  std::vector<Matrix> qkv;      // query, key and value; fused where they are adjacent and stored alike
+  std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
+  Matrix out, down;
 };
 
 struct Model {

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from edged.core.errors import ModelError
 from edged.models.formats.gguf_split import join_parts, part_paths
+from edged.models.formats.names import file_type, quantization_name
 
 MAX_KEYS: Final = 10_000
 MAX_TENSORS: Final = 100_000
@@ -33,8 +34,18 @@ _TYPES: Final = {
     1: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
     3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
     30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 _NEWER_TYPES: Final = {40: "NVFP4", 41: "Q1_0", 42: "Q2_0"}  # that a `gguf` package may not know
 _REMOVED_TYPES: Final = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
@@ -116,11 +127,13 @@ class GgufFile:
         return self.metadata.get(key, default)
 
     def quantization(self) -> str:
-        """The type that most weights have, in lower case (`q4_1`)."""
-        weight: dict[str, int] = {}
+        """The file's name for itself and the types of its matrices, in lower case (`q4_1`)."""
+        weights: dict[str, int] = {}
         for tensor in self.tensors.values():
-            weight[tensor.type] = weight.get(tensor.type, 0) + prod(tensor.shape)
-        return max(weight, key=lambda kind: weight[kind]).lower() if weight else "none"
+            if len(tensor.shape) > 1:
+                kind = tensor.type.lower()
+                weights[kind] = weights.get(kind, 0) + prod(tensor.shape)
+        return quantization_name(file_type(self.metadata), weights)
 
     def weight_count(self) -> int:
         """The number of weights in all tensors."""

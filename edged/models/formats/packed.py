@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ import msgspec
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
 from edged.models.formats.shape import FAMILIES, Shape, check_native
-from edged.models.formats.tiles import GROUPS, Kind, packed_bytes
+from edged.models.formats.tiles import Kind, packed_bytes
 
-FORMAT: Final = 5  # written; 4 had fewer kinds
-READABLE: Final = (4, 5)
+FORMAT: Final = 6  # written; 4 and 5 had fewer kinds
+READABLE: Final = (4, 5, 6)
 WEIGHTS: Final = "model.safetensors"
 MANIFEST: Final = "manifest.json"
 GGUF_TOKENIZER: Final = "tokenizer.gguf"
@@ -134,8 +134,11 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int]]:
             yield from ((at + "query_norm", shape.head_dim), (at + "key_norm", shape.head_dim))
 
 
-def matrix_names(shape: Shape, tied: bool) -> Iterator[tuple[str, int, int]]:
-    """Names, rows and columns of all matrices of a model of this shape."""
+def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Iterator[tuple[str, int, int]]:
+    """Names, rows and columns of all matrices of a model of this shape.
+
+    `separate`: the layers whose gate and up are two matrices, since they are stored as different kinds.
+    """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield "embedding", shape.vocabulary, shape.width
     if not tied:
@@ -144,7 +147,10 @@ def matrix_names(shape: Shape, tied: bool) -> Iterator[tuple[str, int, int]]:
     sizes = (*attention, (2 * padded_ffn(shape), shape.width), (shape.width, shape.ffn))
     for layer in range(shape.layers):
         for name, (rows, cols) in zip(LAYER_MATRICES, sizes, strict=True):
-            yield f"layers.{layer}.{name}", rows, cols
+            if name == "gate_up" and layer in separate:
+                yield from ((f"layers.{layer}.{part}", rows // 2, cols) for part in ("gate", "up"))
+            else:
+                yield f"layers.{layer}.{name}", rows, cols
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, Iterable[bytes]]]) -> str:
@@ -247,7 +253,7 @@ def _read_manifest(path: Path) -> Manifest:
     tensors = {}
     for name, (kind, rows, cols, group) in document["tensors"].items():
         info = TensorInfo(Kind[kind.upper()], int(rows), int(cols), int(group))
-        if not (1 <= rows <= 1 << 24 and 1 <= cols <= 1 << 24) or (group not in GROUPS and not info.kind.is_float):
+        if not (1 <= rows <= 1 << 24 and 1 <= cols <= 1 << 24) or group not in info.kind.groups:
             raise ValueError(f"tensor {name} has an absurd shape")
         tensors[name] = info
     texts = [str(document[key]) for key in ("name", "quantization", "source_digest")]
@@ -278,7 +284,9 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], dict[str, 
 
 def _check_tensors(manifest: Manifest, places: Mapping[str, tuple[int, int]]) -> None:
     shape = manifest.shape
-    wanted = {name: (rows, cols) for name, rows, cols in matrix_names(shape, "head" not in manifest.tensors)}
+    separate = {layer for layer in range(shape.layers) if f"layers.{layer}.gate" in manifest.tensors}
+    names = matrix_names(shape, "head" not in manifest.tensors, separate)
+    wanted = {name: (rows, cols) for name, rows, cols in names}
     wanted |= {name: (1, length) for name, length in vector_names(shape)}
     for name, (rows, cols) in wanted.items():
         info = manifest.tensors[name]

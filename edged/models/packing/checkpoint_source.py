@@ -27,6 +27,8 @@ _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), 
 class CheckpointSource:
     """A folder that transformers' `save_pretrained` wrote: `config.json` and safetensors files."""
 
+    file_type = ""
+
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
         self._folder = folder

@@ -12,12 +12,17 @@ from edged.core.errors import ModelError
 from edged.models.formats.gguf import GgufFile
 from edged.models.formats.gguf_metadata import write_metadata
 from edged.models.formats.gguf_shape import native_shape_from_gguf
+from edged.models.formats.names import file_type
 from edged.models.formats.packed import GGUF_TOKENIZER, matrix_names, vector_names
 from edged.models.formats.tiles import Codes, Kind
+from edged.models.packing.gguf_blocks import read_blocks
 from edged.models.packing.source import Array, slabs
 
-_GGUF_KINDS: Final = {
-    "Q4_0": Kind.Q4, "Q4_1": Kind.Q4_MIN, "Q8_0": Kind.Q8, "F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16,
+_FLOATS: Final = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
+QUANTIZED: Final = {  # the GGUF types that are packed without rounding
+    "Q4_0": Kind.Q4, "Q4_1": Kind.Q4_MIN, "Q5_0": Kind.Q5, "Q5_1": Kind.Q5_MIN, "Q8_0": Kind.Q8, "Q2_K": Kind.Q2_K,
+    "Q3_K": Kind.Q3_K, "Q4_K": Kind.Q4_K, "Q5_K": Kind.Q5_K, "Q6_K": Kind.Q6_K, "IQ4_NL": Kind.IQ4_NL,
+    "IQ4_XS": Kind.IQ4_XS, "MXFP4": Kind.MXFP4,
 }  # fmt: skip
 _GGUF_NAMES: Final = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
@@ -32,6 +37,7 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self.name = file.path.name
+        self.file_type = file_type(file.metadata)
         self.shape = native_shape_from_gguf(file)
         self.tied = "output.weight" not in file.tensors
         self._file = file
@@ -55,12 +61,12 @@ class GgufSource:
 
     def kind(self, name: str) -> Kind:
         stored = self._tensor(name)
-        kind = _GGUF_KINDS.get(stored.type)
+        kind = {**_FLOATS, **QUANTIZED}.get(stored.type)
         if kind is None:
             raise ModelError(
                 "unsupported",
-                f"Tensor {stored.name} of {self.name} is stored as {stored.type}; the native engine reads Q4_0, "
-                "Q4_1, Q8_0, F16, BF16 and F32, the torch backend more.",
+                f"Tensor {stored.name} of {self.name} is stored as {stored.type}, which the native engine does not "
+                f"read; take a file quantized as {_instead_of(stored.type)}.",
             )
         return kind
 
@@ -79,9 +85,10 @@ class GgufSource:
 
     def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
         kind, stored, order = self.kind(name), self._rows(name, rows, cols), self._order(name, rows)
+        block = kind.groups[0]
         for part in slabs(rows, cols):
             rows_read = stored[part] if order is None else stored[order[part]]
-            yield _read_blocks(rows_read.reshape(rows_read.shape[0], cols // 32, -1), kind)
+            yield read_blocks(rows_read.reshape(rows_read.shape[0], cols // block, -1), kind)
             self._file.drop_pages()
 
     def write_tokenizer(self, folder: Path) -> None:
@@ -125,12 +132,8 @@ def _gguf_name(name: str) -> str:
     return f"blk.{layer}.{_GGUF_NAMES[part]}.{'bias' if part.endswith('_bias') else 'weight'}"
 
 
-def _read_blocks(blocks: Array, kind: Kind) -> Codes:
-    """ggml's blocks uint8 [rows, groups, bytes]: scale, minimum where there is one, 32 codes (element i below i +
-    16)."""
-    rows = blocks.shape[0]
-    halves = 2 if kind is Kind.Q4_MIN else 1
-    head = np.ascontiguousarray(blocks[:, :, : 2 * halves]).view(np.float16)
-    body = blocks[:, :, 2 * halves :]
-    codes = body.view(np.int8) if kind is Kind.Q8 else np.concatenate([body & 15, body >> 4], axis=2)
-    return Codes(codes.reshape(rows, -1), head[:, :, 0], head[:, :, 1] if halves == 2 else None)
+def _instead_of(kind: str) -> str:
+    """A quantization of about the same size that the kernels compute."""
+    if kind.startswith(("IQ1", "IQ2", "TQ")):
+        return "Q2_K"
+    return "Q3_K_M" if kind.startswith("IQ3") else "Q4_K_M, Q5_K_M, Q6_K or Q8_0"

@@ -1,7 +1,7 @@
 """Packing: a GGUF file, a checkpoint folder or a named shape becomes a packed folder, a few rows of a tensor at a time.
 
-GGUF's Q4_0, Q4_1 and Q8_0 keep their codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in groups.
-The folder appears whole or not at all: it is written under another name and renamed.
+What a GGUF file has quantized keeps its codes and scales exactly. Floats are kept, or quantized to 4 or 8 bits in
+groups. The folder appears whole or not at all: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
 from edged.models.formats.gguf import open_gguf
+from edged.models.formats.names import quantization_name
 from edged.models.formats.packed import (
     MANIFEST,
     WEIGHTS,
@@ -30,7 +31,7 @@ from edged.models.formats.packed import (
     write_manifest,
     write_weights,
 )
-from edged.models.formats.tiles import GROUPS, Codes, Kind, tile_codes, tile_floats
+from edged.models.formats.tiles import GROUPS, Codes, Kind, Scales, tile_codes, tile_floats
 from edged.models.packing.checkpoint_source import CheckpointSource
 from edged.models.packing.gguf_source import GgufSource
 from edged.models.packing.rounding import quantize
@@ -40,7 +41,11 @@ from edged.models.tokenizer.table_writer import write_tables
 from edged.models.tokenizer.texts import read_texts
 
 Progress = Callable[[str], None]
+_Slab = TypeVar("_Slab")
 KEEP: Final = None  # bits: floats stay as they are
+_GGML_NAMES: Final = {
+    Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q5: "q5_0", Kind.Q5_MIN: "q5_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1",
+}  # fmt: skip
 
 
 def open_source(source: str | Path) -> Source:
@@ -57,25 +62,29 @@ def pack(
     *,
     bits: int | None = KEEP,
     group: int = 32,
+    head_bits: int | None = None,
     minimum: bool = True,
     source_digest: str = "",
     progress: Progress = lambda _: None,
 ) -> Manifest:
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
-    `bits`: 4, 8, or None to keep floats as they are. `minimum`: 4-bit groups get a minimum as well as a scale. What a
-    GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
+    `bits`: 4, 8, or None to keep floats as they are. `head_bits`: of head and embedding, which lose most by 4 bits;
+    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. What a GGUF file has quantized keeps its codes in
+    any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
     not finite, too), `no_disk`.
     """
-    if bits not in {KEEP, 4, 8} or group not in GROUPS:
+    if bits not in {KEEP, 4, 8} or head_bits not in {None, 4, 8} or group not in GROUPS:
         raise ModelError(
             "unsupported", f"Weights are packed in 4 or 8 bits and groups of 32, 64 or 128, not {bits} and {group}."
         )
-    kind = {KEEP: None, 4: Kind.Q4_BYTE_MIN if minimum else Kind.Q4_BYTE, 8: Kind.Q8}[bits]
+    kinds = {4: Kind.Q4_BYTE_MIN if minimum else Kind.Q4_BYTE, 8: Kind.Q8}
     infos: dict[str, TensorInfo] = {}
-    for name, rows, cols in matrix_names(source.shape, source.tied):
+    for name, rows, cols in matrix_names(source.shape, source.tied, _separate_layers(source)):
         stored = _kind(source, name)
-        final, its_group = (stored, 32) if kind is None or not stored.is_float else (kind, group)
+        final, its_group = stored, stored.groups[0]
+        if bits is not KEEP and stored.is_float:
+            final, its_group = kinds[(head_bits or 8) if name in {"embedding", "head"} else bits], group
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):
         raise ModelError(
@@ -92,7 +101,9 @@ def pack(
         source.write_tokenizer(work)
         _write_token_tables(work)
         files = {path.name: f"sha256:{file_sha256(path)}" for path in sorted(work.iterdir()) if path.name != WEIGHTS}
-        manifest = Manifest(source.name, _name(infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos)
+        manifest = Manifest(
+            source.name, _name(source, infos), source_digest, {WEIGHTS: digest, **files}, source.shape, infos
+        )
         write_manifest(work / MANIFEST, manifest)
         work.chmod(0o755)  # mkdtemp gives access to its user alone
         work.rename(destination)
@@ -142,12 +153,22 @@ def pack_shape(
     *,
     bits: int = 4,
     group: int = 32,
+    head_bits: int | None = None,
     minimum: bool = False,
     texts: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Packs random weights of a named shape (see `pack` and RandomSource)."""
-    return pack(RandomSource(name, texts), destination, bits=bits, group=group, minimum=minimum, progress=progress)
+    """Packs random weights of a named shape (see `pack` and RandomSource). `head_bits` None: `bits`, as a peer has it
+    in its file of the same shape."""
+    return pack(
+        RandomSource(name, texts),
+        destination,
+        bits=bits,
+        group=group,
+        head_bits=head_bits or bits,
+        minimum=minimum,
+        progress=progress,
+    )
 
 
 def _data(source: Source, infos: dict[str, TensorInfo], progress: Progress) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -166,35 +187,51 @@ def _vector(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:
     yield values.tobytes()
 
 
+def _separate_layers(source: Source) -> set[int]:
+    """The layers whose gate and up are stored as different kinds."""
+
+    def kinds(layer: int) -> set[Kind]:
+        return {source.kind(f"layers.{layer}.{part}") for part in ("gate", "up")}
+
+    return {layer for layer in range(source.shape.layers) if len(kinds(layer)) > 1}
+
+
 def _kind(source: Source, name: str) -> Kind:
-    """How a packed matrix is stored in the source; gate and up must agree."""
-    if not name.endswith(".gate_up"):
-        return source.kind(name)
-    gate, up = (source.kind(name.replace("gate_up", part)) for part in ("gate", "up"))
-    if gate is not up:
-        raise ModelError(
-            "unsupported", f"Gate and up of {source.name} are stored as different kinds; use the torch backend."
-        )
-    return gate
+    """How a packed matrix is stored in the source."""
+    return source.kind(name.replace("gate_up", "gate"))
 
 
 def _floats(source: Source, name: str, info: TensorInfo) -> Iterator[npt.NDArray[Any]]:
-    if not name.endswith(".gate_up"):
-        yield from source.floats(name, info.rows, info.cols)
-        return
-    gate, up = (source.floats(name.replace("gate_up", part), source.shape.ffn, info.cols) for part in ("gate", "up"))
-    for pair in zip(gate, up, strict=True):
-        yield interleave(*pair)
+    for parts in _source_slabs(source.floats, source, name, info):
+        yield _joined(name, *parts)
 
 
 def _codes(source: Source, name: str, info: TensorInfo) -> Iterator[Codes]:
-    if not name.endswith(".gate_up"):
-        yield from source.codes(name, info.rows, info.cols)
-        return
-    gate, up = (source.codes(name.replace("gate_up", part), source.shape.ffn, info.cols) for part in ("gate", "up"))
-    for one, other in zip(gate, up, strict=True):
-        minimum = None if one.minimum is None or other.minimum is None else interleave(one.minimum, other.minimum)
-        yield Codes(interleave(one.codes, other.codes), interleave(one.scale, other.scale), minimum)
+    for parts in _source_slabs(source.codes, source, name, info):
+        arrays = zip(*(codes.arrays() for codes in parts), strict=True)
+        yield Codes(*(None if one[0] is None else _joined(name, *one) for one in arrays))  # type: ignore[arg-type]
+
+
+def _source_slabs(
+    read: Callable[[str, int, int], Iterator[_Slab]], source: Source, name: str, info: TensorInfo
+) -> Iterator[tuple[_Slab, ...]]:
+    """Slabs of a packed matrix as the source has them: of gate and of up where it holds both."""
+    part = name.rsplit(".", 1)[-1]
+    rows = source.shape.ffn if part in {"gate", "up", "gate_up"} else info.rows
+    names = [name.replace("gate_up", half) for half in ("gate", "up")] if part == "gate_up" else [name]
+    yield from zip(*(read(one, rows, info.cols) for one in names), strict=True)
+
+
+def _joined(name: str, *parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The rows of a packed matrix from those of the source."""
+    if name.endswith(".gate_up"):
+        return interleave(*parts)
+    if not name.endswith((".gate", ".up")):
+        return parts[0]
+    rows, cols = parts[0].shape
+    padded = np.zeros((-(-rows // 32) * 32, cols), parts[0].dtype)
+    padded[:rows] = parts[0]
+    return padded
 
 
 def interleave(gate: npt.NDArray[Any], up: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -209,7 +246,7 @@ def _matrix(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:
     stored = _kind(source, name)
     if not stored.is_float:
         for codes in _codes(source, name, info):
-            _check_codes(codes, name, source)
+            _check_codes(codes, info.kind, name, source)
             yield tile_codes(codes, info.kind, info.group)
         return
     for values in _floats(source, name, info):
@@ -219,13 +256,17 @@ def _matrix(source: Source, name: str, info: TensorInfo) -> Iterator[bytes]:
             yield tile_floats(values)
         else:
             codes = quantize(wide, info.kind, info.group)
-            _check_codes(codes, name, source)
+            _check_codes(codes, info.kind, name, source)
             yield tile_codes(codes, info.kind, info.group)
 
 
-def _check_codes(codes: Codes, name: str, source: Source) -> None:
-    _check_finite(codes.scale, name, source)
-    for values in (codes.minimum, codes.factor):
+def _check_codes(codes: Codes, kind: Kind, name: str, source: Source) -> None:
+    if kind.layout.scales is Scales.BRAIN:  # the largest level times the scale must be finite, too
+        with np.errstate(over="ignore"):
+            largest = widen(codes.scale, Kind.BF16) * np.float32(max(kind.layout.levels))
+        _check_finite(largest, name, source)
+        return
+    for values in (codes.scale, codes.minimum, codes.factor, codes.minimum_factor):
         if values is not None:
             _check_finite(values, name, source)
 
@@ -239,12 +280,11 @@ def _check_finite(values: npt.NDArray[Any], name: str, source: Source) -> None:
         )
 
 
-def _name(infos: dict[str, TensorInfo]) -> str:
-    """The kind of most weights: ggml's name (`q4_0`, `q4_1`, `q8_0`, `f32`) where it has one, else ours
-    (`q4_byte_min`)."""
-    weight: dict[Kind, int] = {}
+def _name(source: Source, infos: dict[str, TensorInfo]) -> str:
+    """The kinds of the matrices: ggml's names (`q4_0`, `q4_k`, `f32`) where it has them, else ours (`q4_byte_min`)."""
+    weights: dict[str, int] = {}
     for info in infos.values():
-        weight[info.kind] = weight.get(info.kind, 0) + info.rows * info.cols
-    names = {Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1"}
-    most = max(weight, key=lambda kind: weight[kind])
-    return names.get(most, most.name.lower())
+        if not info.is_vector:
+            name = _GGML_NAMES.get(info.kind, info.kind.name.lower())
+            weights[name] = weights.get(name, 0) + info.rows * info.cols
+    return quantization_name(source.file_type, weights)

@@ -54,6 +54,7 @@ class RandomSource:
     """
 
     tied = True
+    file_type = ""
 
     def __init__(self, name: str, texts: Path | None = None) -> None:
         if name not in _CONFIGS:

@@ -28,6 +28,7 @@ class Source(Protocol):
     """Tensors of one model. Names are those of the packed folder."""
 
     name: str
+    file_type: str  # the source's name for its quantization; may be empty
     shape: Shape
     tied: bool
 
@@ -41,7 +42,7 @@ class Source(Protocol):
         """A matrix as slabs of rows: float32, float16, or bfloat16 as uint16 (`kind` says which)."""
 
     def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
-        """A matrix that is stored in groups of 32, as slabs of rows with its codes and scales."""
+        """A matrix that is stored as codes, as slabs of rows with its codes and scales."""
 
     def write_tokenizer(self, folder: Path) -> None:
         """Writes what the tokenizer and the chat template need into a packed folder."""

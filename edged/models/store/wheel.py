@@ -44,7 +44,7 @@ def take_member(wheel: Path, member: str, size: int, target: Path, progress: Pro
         with zipfile.ZipFile(wheel) as archive:
             entry = archive.getinfo(member)
             if entry.file_size != size or (entry.external_attr >> 16) & 0o170000 not in {0, 0o100000}:
-                raise ValueError("it is no plain file of the expected size")
+                raise ValueError("it is not a plain file of the expected size")
             done = 0
             with archive.open(entry) as source, target.open("wb") as file:
                 while (block := source.read(_BLOCK)) and done <= size:

@@ -55,7 +55,11 @@ class ChatTemplate:
         except PromptRefused:
             raise
         except TooMuchError as error:
-            raise PromptRefused("failed", "template", f"The model's chat template is no use: {error}.") from error
+            raise PromptRefused(
+                "failed",
+                "template",
+                f"The model's chat template was stopped because it exceeded a limit ({error}); use another model.",
+            ) from error
         except Exception as error:  # the template is foreign code: whatever it raises is its refusal
             raise PromptRefused(
                 "invalid", "template", f"The model's chat template refuses these messages: {error}."

@@ -42,6 +42,15 @@ inline F8 load_bf16(const uint16_t* p) {
 inline F8 load_int8(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
 }
+// The low and the high halves of 8 bytes.
+inline F8 load_low_nibbles(const uint8_t* p) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)))};
+}
+inline F8 load_high_nibbles(const uint8_t* p) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  return {_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
+}
 // Sums and maxima over the lanes, always in this order: (0+4, 1+5, …), then (0+2, 1+3), then 0+1.
 inline float sum_lanes(F8 a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -101,8 +110,18 @@ inline W32 load_w(const uint8_t* p) {
   return w;
 }
 inline void store_w(uint8_t* p, W32 w) { _mm256_storeu_si256((__m256i*)p, w); }
-inline W32 low_nibbles(W32 w) { return _mm256_and_si256(w, _mm256_set1_epi8(15)); }
-inline W32 high_nibbles(W32 w) { return _mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15)); }
+// `bits` bits of every byte, moved from bit `from` to bit `to`.
+template <int from, int bits, int to>
+inline W32 field(W32 w) {
+  const __m256i moved = from > to ? _mm256_srli_epi16(w, from > to ? from - to : 0)
+                                  : _mm256_slli_epi16(w, to > from ? to - from : 0);
+  return _mm256_and_si256(moved, _mm256_set1_epi8((char)(((1 << bits) - 1) << to)));
+}
+inline W32 combine(W32 a, W32 b) { return _mm256_or_si256(a, b); }
+// The entries of a table that the codes 0 … 15 select.
+inline W32 look_up(const int8_t (&table)[16], W32 w) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table)), w);
+}
 inline A4 load_a(const int8_t* group, int k) {
   int32_t word;
   memcpy(&word, group + k, 4);
@@ -115,10 +134,10 @@ constexpr int kConvertOnLoadLanes = edged::kMaxLanes;
 constexpr int kSingleLaneVectors = 8;  // of values for a single lane: with 4 its sums wait for each other
 constexpr int kRegisterRows = 4;       // of activations, beside two tiles in registers; 3 to 6 within 5 %
 
-// Dot products of 4-bit codes (0…15) and of 8-bit codes with int8 activations, 8 rows at once, over one group
-// of 32 k.
+// Dot products of codes from 0 on (to 15 … 63) and of 8-bit codes with int8 activations, 8 rows at once.
 #ifdef EDGED_VNNI
-constexpr int kBias8 = 128;  // 8-bit weights are multiplied as unsigned: code + 128
+constexpr int kLargestSum4 = 1 << 30;  // of codes that one lane of Sum4 multiplies with activations of 127
+constexpr int kBias8 = 128;            // 8-bit weights are multiplied as unsigned: code + 128
 inline W32 prepare8(W32 w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 using Sum4 = __m256i;
 using Sum8 = __m256i;
@@ -131,7 +150,8 @@ inline I8 rows8(Sum8 s) { return {s}; }
 #else
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
-// 8 × 2 × 15 × 127 = 30,480 fits an int16 lane: 4-bit sums are widened once a group.
+// 129 × 2 × 127 = 32,766 fits an int16 lane: sums of 4 bits are widened once in 32 k, of more bits earlier.
+constexpr int kLargestSum4 = 129;
 using Sum4 = __m256i;
 using Sum8 = __m256i;
 inline Sum4 start4(int32_t) { return _mm256_setzero_si256(); }

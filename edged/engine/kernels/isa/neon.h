@@ -48,6 +48,13 @@ inline F8 load_int8(const uint8_t* p) {
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
   return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
 }
+// The low and the high halves of 8 bytes.
+inline F8 from_bytes(uint8x8_t bytes) {
+  const uint16x8_t wide = vmovl_u8(bytes);
+  return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide))), vcvtq_f32_u32(vmovl_high_u16(wide))};
+}
+inline F8 load_low_nibbles(const uint8_t* p) { return from_bytes(vand_u8(vld1_u8(p), vdup_n_u8(15))); }
+inline F8 load_high_nibbles(const uint8_t* p) { return from_bytes(vshr_n_u8(vld1_u8(p), 4)); }
 inline float sum_lanes(F8 x) {
   const float32x4_t s = vaddq_f32(x.a, x.b);
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
@@ -83,11 +90,26 @@ inline void store_w(uint8_t* p, W32 w) {
   vst1q_s8((int8_t*)p, w.a);
   vst1q_s8((int8_t*)p + 16, w.b);
 }
-inline W32 low_nibbles(W32 w) { return {vandq_s8(w.a, vdupq_n_s8(15)), vandq_s8(w.b, vdupq_n_s8(15))}; }
-inline int8x16_t high_nibbles(int8x16_t w) {
-  return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w), 4));
+// `bits` bits of every byte, moved from bit `from` to bit `to`.
+template <int from, int bits, int to>
+inline int8x16_t field(int8x16_t w) {
+  uint8x16_t moved = vreinterpretq_u8_s8(w);
+  if constexpr (from > to) moved = vshrq_n_u8(moved, from - to);
+  if constexpr (from < to) moved = vshlq_n_u8(moved, to - from);
+  if constexpr (to != 0 || from + bits != 8)  // else a shift has removed all others
+    moved = vandq_u8(moved, vdupq_n_u8((uint8_t)(((1 << bits) - 1) << to)));
+  return vreinterpretq_s8_u8(moved);
 }
-inline W32 high_nibbles(W32 w) { return {high_nibbles(w.a), high_nibbles(w.b)}; }
+template <int from, int bits, int to>
+inline W32 field(W32 w) {
+  return {field<from, bits, to>(w.a), field<from, bits, to>(w.b)};
+}
+inline W32 combine(W32 x, W32 y) { return {vorrq_s8(x.a, y.a), vorrq_s8(x.b, y.b)}; }
+// The entries of a table that the codes 0 … 15 select.
+inline W32 look_up(const int8_t (&table)[16], W32 w) {
+  const int8x16_t entries = vld1q_s8(table);
+  return {vqtbl1q_s8(entries, vreinterpretq_u8_s8(w.a)), vqtbl1q_s8(entries, vreinterpretq_u8_s8(w.b))};
+}
 
 constexpr int kStrips = 1;  // several streams at once were never measured on Arm
 // Rows of activations beside two tiles' sums: with 4 they leave the 32 registers (llvm-mca, cycles a row,
@@ -114,6 +136,7 @@ inline int32x4_t dot_lane(int32x4_t s, int8x16_t w, A4 a) {
     default: return vdotq_laneq_s32(s, w, a.v, 3);
   }
 }
+constexpr int kLargestSum4 = 1 << 30;  // of codes that one lane of Sum4 multiplies with activations of 127
 using Sum4 = I8;
 using Sum8 = I8;
 inline Sum4 start4(int32_t offset) { return splat_int(offset); }
@@ -129,8 +152,9 @@ inline A4 load_a(const int8_t* group, int k) {
   memcpy(&word, group + k, 4);
   return vreinterpretq_s8_s32(vdupq_n_s32(word));
 }
-// Each register: 2 rows × 4 k products. 8 × 15 × 127 = 15,240 fits int16; 8-bit products are added pairwise
-// into int32 at once.
+// Each register: 2 rows × 4 k products. 258 × 127 = 32,766 fits int16: sums of 4 and 5 bits are widened once
+// in 32 k, those of 6 bits once in 16; 8-bit products are added pairwise into int32 at once.
+constexpr int kLargestSum4 = 258;
 struct Sum4 {
   int16x8_t v[4];
 };

@@ -75,6 +75,17 @@ inline F8 load_int8(const uint8_t* p) {
   EDGED_LANES r.v[i] = (float)(int8_t)p[i];
   return r;
 }
+// The low and the high halves of 8 bytes.
+inline F8 load_low_nibbles(const uint8_t* p) {
+  F8 r;
+  EDGED_LANES r.v[i] = (float)(p[i] & 15);
+  return r;
+}
+inline F8 load_high_nibbles(const uint8_t* p) {
+  F8 r;
+  EDGED_LANES r.v[i] = (float)(p[i] >> 4);
+  return r;
+}
 inline float sum_lanes(F8 a) {
   return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
 }
@@ -146,12 +157,19 @@ inline W32 load_w(const uint8_t* p) {
   return r;
 }
 inline void store_w(uint8_t* p, W32 w) { memcpy(p, w.v, 32); }
-inline W32 low_nibbles(W32 w) {
-  for (auto& x : w.v) x &= 15;
+// `bits` bits of every byte, moved from bit `from` to bit `to`.
+template <int from, int bits, int to>
+inline W32 field(W32 w) {
+  for (auto& x : w.v) x = (uint8_t)((x >> from & ((1 << bits) - 1)) << to);
   return w;
 }
-inline W32 high_nibbles(W32 w) {
-  for (auto& x : w.v) x >>= 4;
+inline W32 combine(W32 a, W32 b) {
+  for (int i = 0; i < 32; i++) a.v[i] |= b.v[i];
+  return a;
+}
+// The entries of a table that the codes 0 … 15 select.
+inline W32 look_up(const int8_t (&table)[16], W32 w) {
+  for (auto& x : w.v) x = (uint8_t)table[x & 15];
   return w;
 }
 inline A4 load_a(const int8_t* group, int k) {
@@ -162,6 +180,7 @@ constexpr int kStrips = 1;              // one stream from memory
 constexpr int kConvertOnLoadLanes = 7;  // attention lanes up to which float16 is converted as it is loaded
 constexpr int kSingleLaneVectors = 4;   // of values for a single lane
 constexpr int kRegisterRows = 4;        // rows of activations beside two tiles' sums in registers
+constexpr int kLargestSum4 = 1 << 30;   // of codes that one lane of Sum4 multiplies
 constexpr int kBias8 = 0;
 inline W32 prepare8(W32 w) { return w; }
 using Sum4 = I8;

@@ -50,7 +50,8 @@ void rms_norm(const float* x, const float* weight, int n, float epsilon, float* 
   for (; i < n; i++) out[i] = x[i] * factor * weight[i];
 }
 
-void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, int32_t* offset8, float* sum) {
+void quantize(const float* x, int k, int stride, const CodedRow& out) {
+  int8_t* codes = out.codes;
   for (int g = 0; g < stride / kActivationGroup; g++, x += 32, codes += 32) {
     float tail[32];
     const float* from = x;
@@ -66,16 +67,21 @@ void quantize(const float* x, int k, int stride, int8_t* codes, float* scale, in
     }
     const float most = max_magnitude(top);  // NaN where a value is NaN: then the scale carries it on
     const F8 inverse = splat(most > 0 ? 127.f / most : 0.f);
-    I8 total = splat_int(0);
+    I8 code[4];
     for (int j = 0; j < 4; j++) {
-      const I8 code = to_int(mul(v[j], inverse));
-      store_int8(codes + j * 8, code);
-      total = add(total, code);
+      code[j] = to_int(mul(v[j], inverse));
+      store_int8(codes + j * 8, code[j]);
     }
-    const int32_t codes_sum = sum_lanes(total);
-    scale[g] = most / 127.f;
-    offset8[g] = (int32_t)(0u - (uint32_t)codes_sum * 8u);
-    sum[g] = scale[g] * (float)codes_sum;
+    out.scale[g] = most / 127.f;
+    uint32_t sum = 0;  // unsigned: what is not finite may overflow
+    for (int half = 0; half < 2; half++) {
+      const auto of_half = (uint32_t)sum_lanes(add(code[2 * half], code[2 * half + 1]));
+      sum += of_half;
+      out.half_offset8[2 * g + half] = (int32_t)(0u - of_half * 8u);
+      out.half_sum[2 * g + half] = out.scale[g] * (float)(int32_t)of_half;
+    }
+    out.offset8[g] = (int32_t)(0u - sum * 8u);
+    out.sum[g] = out.scale[g] * (float)(int32_t)sum;
   }
 }
 

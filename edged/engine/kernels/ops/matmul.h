@@ -9,51 +9,152 @@
 // - many rows: a pair of tiles is unpacked into the first-level cache and visited by all rows, a few at a
 // time.
 #pragma once
+#include <utility>
+
 #include "kernels.h"
 
 namespace {
 using namespace edged;
 
-constexpr int group32_bytes(Kind kind) { return is_q4(kind) ? 128 : 256; }
 // Prefetch distance in bytes of one or two streams: a page, so that the walk to the next one is early, too
 // (4096 decoded 1 to 6 % faster than 1536). Several streams are left to the processor's own prefetchers,
 // which fetch more at a time. Asking for their next lines past the outer caches (prefetchnta) gained 2 to 5 %
 // on AMD and halved the decode on Intel, so it waits until the engine can measure where it runs.
 constexpr int kPrefetchBytes = 4096;
 
+template <class F, int... i>
+inline void unroll(const F& f, std::integer_sequence<int, i...>) {
+  (f(std::integral_constant<int, i>()), ...);
+}
+// f(0), f(1), … f(n − 1) with constants.
+template <int n, class F>
+inline void unroll(const F& f) {
+  unroll(f, std::make_integer_sequence<int, n>());
+}
+#define EDGED_INLINE __attribute__((always_inline))
+
 // 8 rows' factors, by which a tile's sums are multiplied.
 template <Kind kind>
 inline F8 factors(const uint8_t* tile) {
-  return has_factor(kind) ? mul(load_f16((const uint16_t*)tile), splat(kScaleUnit)) : splat(1);
+  return has_row_factor(kind) ? mul(load_f16((const uint16_t*)tile), splat(kScaleUnit)) : splat(1);
 }
 
-// 8 rows' scales of a group, and their minima; in kScaleUnits of the factor where the kind has factors.
-template <Kind kind>
-inline F8 scales(const uint8_t* header) {
-  return has_factor(kind) ? load_int8(header) : load_f16((const uint16_t*)header);
+// 8 rows' scales of 32 k or of half of them, from the block's header and that of the 32 k; and their minima.
+// In kScaleUnits of the factor where the kind has rows' factors.
+template <Kind kind, int half>
+inline F8 scales(const uint8_t* header, const uint8_t* sub_header) {
+  const auto* halves = (const uint16_t*)header;
+  const uint8_t* bytes = sub_header + half * kTileRows;
+  switch (traits(kind).scales) {
+    case Scales::kHalf: return load_f16(halves);
+    case Scales::kBrain: return load_bf16(halves);
+    case Scales::kRowBytes: return load_int8(header);
+    case Scales::kBlockBytes: return mul(load_f16(halves), load_int8(bytes));
+    case Scales::kBlockNibbles: return mul(load_f16(halves), load_low_nibbles(bytes));
+  }
 }
-template <Kind kind>
-inline F8 minima(const uint8_t* header) {
-  const uint8_t* p = header + scale_bytes(kind);
-  return has_factor(kind) ? mul(load_int8(p), splat(kMinimumUnit)) : load_f16((const uint16_t*)p);
+template <Kind kind, int half>
+inline F8 minima(const uint8_t* header, const uint8_t* sub_header) {
+  const auto* halves = (const uint16_t*)header + kTileRows;
+  const uint8_t* bytes = sub_header + half * kTileRows;
+  switch (traits(kind).scales) {
+    case Scales::kHalf: return load_f16(halves);
+    case Scales::kBrain: return load_bf16(halves);
+    case Scales::kRowBytes: return mul(load_int8(header + kTileRows), splat(kMinimumUnit));
+    case Scales::kBlockBytes: return mul(load_f16(halves), load_int8(bytes + scales_in_32(kind) * kTileRows));
+    case Scales::kBlockNibbles: return mul(load_f16(halves), load_high_nibbles(bytes));
+  }
 }
 
-// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for one group of 32 k and 8 rows. The 8 of centred
-// codes is already subtracted: start4 and rows4 both get −8 · Σ x_codes, and the one in which it is cheaper
-// adds it.
+// A table's values as they are multiplied.
+struct Table {
+  int8_t values[16];
+};
+constexpr Table table(Kind kind) {
+  Table t = {};
+  for (int i = 0; i < 16; i++)
+    t.values[i] = traits(kind).levels == Levels::kIq4 ? (int8_t)(kIq4Levels[i] ^ (kBias8 ? -128 : 0))
+                                                      : (int8_t)(kMxfp4Levels[i] + traits(kind).centre);
+  return t;
+}
 template <Kind kind>
+inline constexpr Table kTable = table(kind);
+
+// 4 k each of 8 rows, as they are multiplied.
+struct Pair {
+  W32 first, second;
+};
+// Pair `index` (0 … 3) of the codes of 32 k.
+template <Kind kind, int index>
+inline Pair load_codes(const uint8_t* codes) {
+  constexpr Traits is = traits(kind);
+  if constexpr (is.low == 8) {
+    return {prepare8(load_w(codes + index * 64)), prepare8(load_w(codes + index * 64 + 32))};
+  } else {
+    constexpr int per_unit = 4 / is.low, low_bit = index % per_unit * 2 * is.low;
+    const W32 low = load_w(codes + index / per_unit * 32);
+    Pair pair = {field<low_bit, is.low, 0>(low), field<low_bit + is.low, is.low, 0>(low)};
+    if constexpr (is.high > 0) {
+      constexpr int per_high_unit = 4 / is.high, high_bit = index % per_high_unit * 2 * is.high;
+      const W32 high = load_w(codes + is.low * 32 + index / per_high_unit * 32);
+      pair = {combine(pair.first, field<high_bit, is.high, is.low>(high)),
+              combine(pair.second, field<high_bit + is.high, is.high, is.low>(high))};
+    }
+    if constexpr (is.levels != Levels::kLinear)
+      pair = {look_up(kTable<kind>.values, pair.first), look_up(kTable<kind>.values, pair.second)};
+    return pair;
+  }
+}
+
+// Exact sums of products of codes from 0 on.
+struct SmallCodes {
+  using Sum = Sum4;
+  static Sum start(int32_t offset) { return start4(offset); }
+  static Sum dot(Sum s, W32 w, A4 a) { return dot4(s, w, a); }
+  static I8 rows(Sum s, int32_t offset) { return rows4(s, offset); }
+};
+// The same of int8 codes.
+struct WideCodes {
+  using Sum = Sum8;
+  static Sum start(int32_t) { return no_sum8(); }
+  static Sum dot(Sum s, W32 w, A4 a) { return dot8(s, w, a); }
+  static I8 rows(Sum s, int32_t offset) { return kBias8 ? add(rows8(s), splat_int(offset)) : rows8(s); }
+};
+template <Kind kind>
+using Products = std::conditional_t<is_wide(kind), WideCodes, SmallCodes>;
+
+// Pairs of the codes that share a scale; and as many of them as one sum can hold.
+template <Kind kind>
+inline constexpr int kPairs = 4 / scales_in_32(kind);
+constexpr int pairs_in_sum(Kind kind) {
+  const int most = is_wide(kind) ? 4 : kLargestSum4 / (2 * largest_code(kind)), all = 4 / scales_in_32(kind);
+  return most >= 4 && all == 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
+// −(what was added to codes) · Σ x_codes, over the k that share a scale.
+template <Kind kind, int half>
+inline int32_t offset(const Activations& x, size_t at) {
+  constexpr int added = is_wide(kind) ? kBias8 : traits(kind).centre;
+  if (!added) return 0;
+  return (scales_in_32(kind) == 2 ? x.half_offset8[2 * at + half] : x.offset8[at]) * added / 8;
+}
+
+// acc + scale·x_scale·(codes · x_codes) + minimum·x_sum for 8 rows and the k that share a scale.
+template <Kind kind, int half>
 inline F8 add_group(F8 acc, I8 dot, F8 scale, F8 minimum, const Activations& x, size_t at) {
-  if (!is_q4(kind) && kBias8) dot = add(dot, splat_int(x.offset8[at] * (kBias8 / 8)));
   acc = fma(mul(scale, splat(x.scale[at])), to_float(dot), acc);
-  if (has_minimum(kind)) acc = fma(minimum, splat(x.sum[at]), acc);
+  if (has_minimum(kind))
+    acc = fma(minimum, splat(scales_in_32(kind) == 2 ? x.half_sum[2 * at + half] : x.sum[at]), acc);
   return acc;
 }
 
-// T tiles, `stride` bytes from one to the next, × M rows of activations, weights read once. `group`: 32, or 0
-// for w.group.
+// T tiles, `stride` bytes from one to the next, × M rows of activations, weights read once. `group`: w.group,
+// or 0 where it is known only at run time.
 template <Kind kind, int M, int T, int group>
 inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t stride, const Activations& x, int row,
                          F8 (&acc)[T][M]) {
+  using P = Products<kind>;
+  constexpr int pairs = pairs_in_sum(kind), bytes = code_bytes(kind);
   const int parts = (group ? group : w.group) / kActivationGroup, x_groups = x.stride / kActivationGroup;
   for (int t = 0; t < T; t++)
     for (int m = 0; m < M; m++) acc[t][m] = zero();
@@ -64,55 +165,51 @@ inline void stream_tiles(const Matrix& w, const uint8_t* tile, size_t stride, co
   for (int g = 0; g < w.groups; g++) {
     const uint8_t* header = tile;
     tile += header_bytes(kind);
-    for (int p = 0; p < parts; p++, at++, codes += kActivationGroup, tile += group32_bytes(kind)) {
-      I8 dot[T][M];
-      if (is_q4(kind)) {
-        Sum4 sum[T][M];
-        for (auto& one : sum)
-          for (int m = 0; m < M; m++)
-            one[m] = start4(is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
-#pragma GCC unroll 4
-        for (int l = 0; l < 4; l++) {
-          for (int t = 0; t < T; t++) {
-            const W32 both = load_w(tile + t * stride + l * 32);
-            const W32 low = low_nibbles(both), high = high_nibbles(both);
-            for (int m = 0; m < M; m++) {
-              const int8_t* a = codes + (size_t)m * x.stride;
-              sum[t][m] = dot4(dot4(sum[t][m], low, load_a(a, l * 8)), high, load_a(a, l * 8 + 4));
+    for (int p = 0; p < parts; p++, at++, codes += kActivationGroup, tile += bytes) {
+      const uint8_t* sub_header = tile;
+      tile += sub_header_bytes(kind);
+      unroll<scales_in_32(kind)>([&](auto half) EDGED_INLINE {
+        I8 dot[T][M];
+        unroll<kPairs<kind> / pairs>([&](auto part) EDGED_INLINE {
+          typename P::Sum sum[T][M];
+          const auto start = [&](int m) {
+            return part ? 0 : offset<kind, half>(x, at + (size_t)m * x_groups);
+          };
+          for (auto& one : sum)
+            for (int m = 0; m < M; m++) one[m] = P::start(start(m));
+          unroll<pairs>([&](auto l) EDGED_INLINE {
+            constexpr int pair = half * kPairs<kind> + part * pairs + l;
+            for (int t = 0; t < T; t++) {
+              const Pair code = load_codes<kind, pair>(tile + t * stride);
+              for (int m = 0; m < M; m++) {
+                const int8_t* a = codes + (size_t)m * x.stride;
+                sum[t][m] = P::dot(P::dot(sum[t][m], code.first, load_a(a, pair * 8)), code.second,
+                                   load_a(a, pair * 8 + 4));
+              }
             }
-          }
-        }
-        for (int t = 0; t < T; t++)
+          });
+          for (int t = 0; t < T; t++)
+            for (int m = 0; m < M; m++) {
+              const I8 rows = P::rows(sum[t][m], start(m));
+              dot[t][m] = part ? add(dot[t][m], rows) : rows;
+            }
+        });
+        for (int t = 0; t < T; t++) {
+          const uint8_t *its_header = header + t * stride, *its_sub_header = sub_header + t * stride;
+          const F8 scale = scales<kind, half>(its_header, its_sub_header),
+                   minimum = has_minimum(kind) ? minima<kind, half>(its_header, its_sub_header) : scale;
           for (int m = 0; m < M; m++)
-            dot[t][m] = rows4(sum[t][m], is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
-      } else {
-        Sum8 sum[T][M];
-        for (auto& one : sum)
-          for (int m = 0; m < M; m++) one[m] = no_sum8();
-#pragma GCC unroll 8
-        for (int l = 0; l < 8; l++) {
-          for (int t = 0; t < T; t++) {
-            const W32 code = prepare8(load_w(tile + t * stride + l * 32));
-            for (int m = 0; m < M; m++)
-              sum[t][m] = dot8(sum[t][m], code, load_a(codes + (size_t)m * x.stride, l * 4));
-          }
+            acc[t][m] =
+                add_group<kind, half>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
         }
-        for (int t = 0; t < T; t++)
-          for (int m = 0; m < M; m++) dot[t][m] = rows8(sum[t][m]);
-      }
+      });
       if (T == 1 || T < kStrips)
         for (int t = 0; t < T; t++)
-          for (int line = 0; line < (is_q4(kind) ? 192 : 256); line += 64)
-            prefetch(tile + t * stride + group32_bytes(kind) + kPrefetchBytes + line);
-      for (int t = 0; t < T; t++) {
-        const F8 scale = scales<kind>(header + t * stride),
-                 minimum = has_minimum(kind) ? minima<kind>(header + t * stride) : scale;
-        for (int m = 0; m < M; m++)
-          acc[t][m] = add_group<kind>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
-      }
+          for (int line = 0; line < bytes + 64 && line < 256; line += 64)
+            prefetch(tile + t * stride + bytes + kPrefetchBytes + line);
     }
   }
-  if (has_factor(kind))
+  if (has_row_factor(kind))
     for (int t = 0; t < T; t++)
       for (int m = 0; m < M; m++) acc[t][m] = mul(acc[t][m], factors<kind>(first + t * stride));
 }
@@ -138,8 +235,10 @@ inline void stream_rows(const FewRows& p, int strip, int i, int row) {
       p.w.data + ((size_t)strip * p.strips.tiles_per_strip + p.strips.begin + i) * p.w.tile_bytes;
   F8 acc[T][M];
   const size_t stride = p.strips.tiles_per_strip * p.w.tile_bytes;
-  if (p.w.group == kActivationGroup)
-    stream_tiles<kind, M, T, kActivationGroup>(p.w, tile, stride, p.x, row, acc);
+  if constexpr (has_fixed_group(kind))
+    stream_tiles<kind, M, T, has_blocks(kind) ? kBlockGroup : 32>(p.w, tile, stride, p.x, row, acc);
+  else if (p.w.group == 32)  // a loop over the parts of a group of one part costs 10 % in caches
+    stream_tiles<kind, M, T, 32>(p.w, tile, stride, p.x, row, acc);
   else
     stream_tiles<kind, M, T, 0>(p.w, tile, stride, p.x, row, acc);
   for (int t = 0; t < T; t++)
@@ -189,23 +288,23 @@ template <Kind kind>
 void unpack(const Matrix& w, int tile, int begin, int end, Scratch& s, int t) {
   const int parts = w.group / kActivationGroup;
   uint8_t* out = s.codes[t];
+  float *scale = s.scale[t], *minimum = s.minimum[t];
   for (int g = begin; g < end; g++) {
-    const uint8_t* block =
+    const uint8_t* header =
         w.data + (size_t)tile * w.tile_bytes + factor_bytes(kind) + (size_t)(g / parts) * w.block_bytes;
-    store(s.scale[t] + (g - begin) * 8, scales<kind>(block));
-    if (has_minimum(kind)) store(s.minimum[t] + (g - begin) * 8, minima<kind>(block));
-    const uint8_t* code = block + header_bytes(kind) + g % parts * group32_bytes(kind);
-    for (int l = 0; l < group32_bytes(kind) / 32; l++, code += 32) {
-      const W32 both = load_w(code);
-      if (is_q4(kind)) {
-        store_w(out, low_nibbles(both));
-        store_w(out + 32, high_nibbles(both));
-        out += 64;
-      } else {
-        store_w(out, prepare8(both));
-        out += 32;
-      }
-    }
+    const uint8_t* sub_header = header + header_bytes(kind) + g % parts * part_bytes(kind);
+    unroll<scales_in_32(kind)>([&](auto half) EDGED_INLINE {
+      store(scale, scales<kind, half>(header, sub_header));
+      if (has_minimum(kind)) store(minimum, minima<kind, half>(header, sub_header));
+      scale += kTileRows;
+      minimum += kTileRows;
+    });
+    unroll<4>([&](auto l) EDGED_INLINE {
+      const Pair pair = load_codes<kind, l>(sub_header + sub_header_bytes(kind));
+      store_w(out, pair.first);
+      store_w(out + 32, pair.second);
+      out += 64;
+    });
   }
 }
 
@@ -214,6 +313,8 @@ void unpack(const Matrix& w, int tile, int begin, int end, Scratch& s, int t) {
 template <Kind kind, int T, int M>
 inline void block_tile(const Activations& x, int row, int first, int count, Scratch& s, int sum_row,
                        bool carried) {
+  using P = Products<kind>;
+  constexpr int halves = scales_in_32(kind), units = 2 * pairs_in_sum(kind);
   const int x_groups = x.stride / kActivationGroup;
   F8 acc[T][M];
   for (int t = 0; t < T; t++)
@@ -221,47 +322,39 @@ inline void block_tile(const Activations& x, int row, int first, int count, Scra
   const int8_t* codes = x.codes + (size_t)row * x.stride + first * kActivationGroup;
   size_t at = (size_t)row * x_groups + first;
   for (int g = 0; g < count; g++, at++, codes += kActivationGroup) {
-    const size_t offset = (size_t)g * 256;
-    I8 dot[T][M];
-    if (is_q4(kind)) {
-      Sum4 sum[T][M];
-      for (auto& tile : sum)
-        for (int m = 0; m < M; m++)
-          tile[m] = start4(is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
+    const size_t group = (size_t)g * 256;
+    unroll<halves>([&](auto half) EDGED_INLINE {
+      I8 dot[T][M];
+      unroll<2 * kPairs<kind> / units>([&](auto part) EDGED_INLINE {
+        typename P::Sum sum[T][M];
+        const auto start = [&](int m) { return part ? 0 : offset<kind, half>(x, at + (size_t)m * x_groups); };
+        for (auto& tile : sum)
+          for (int m = 0; m < M; m++) tile[m] = P::start(start(m));
 #pragma GCC unroll 8
-      for (int l = 0; l < 8; l++) {
-        W32 code[T];
-        for (int t = 0; t < T; t++) code[t] = load_w(s.codes[t] + offset + l * 32);
-        for (int m = 0; m < M; m++) {
-          const A4 a = load_a(codes + (size_t)m * x.stride, l * 4);
-          for (int t = 0; t < T; t++) sum[t][m] = dot4(sum[t][m], code[t], a);
+        for (int l = 0; l < units; l++) {
+          const int unit = half * 2 * kPairs<kind> + part * units + l;
+          W32 code[T];
+          for (int t = 0; t < T; t++) code[t] = load_w(s.codes[t] + group + unit * 32);
+          for (int m = 0; m < M; m++) {
+            const A4 a = load_a(codes + (size_t)m * x.stride, unit * 4);
+            for (int t = 0; t < T; t++) sum[t][m] = P::dot(sum[t][m], code[t], a);
+          }
         }
-      }
-      for (int t = 0; t < T; t++)
+        for (int t = 0; t < T; t++)
+          for (int m = 0; m < M; m++) {
+            const I8 rows = P::rows(sum[t][m], start(m));
+            dot[t][m] = part ? add(dot[t][m], rows) : rows;
+          }
+      });
+      for (int t = 0; t < T; t++) {
+        const size_t header = ((size_t)g * halves + half) * kTileRows;
+        const F8 scale = load(s.scale[t] + header),
+                 minimum = has_minimum(kind) ? load(s.minimum[t] + header) : scale;
         for (int m = 0; m < M; m++)
-          dot[t][m] = rows4(sum[t][m], is_centred(kind) ? x.offset8[at + (size_t)m * x_groups] : 0);
-    } else {
-      Sum8 sum[T][M];
-      for (auto& tile : sum)
-        for (auto& one : tile) one = no_sum8();
-#pragma GCC unroll 8
-      for (int l = 0; l < 8; l++) {
-        W32 code[T];
-        for (int t = 0; t < T; t++) code[t] = load_w(s.codes[t] + offset + l * 32);
-        for (int m = 0; m < M; m++) {
-          const A4 a = load_a(codes + (size_t)m * x.stride, l * 4);
-          for (int t = 0; t < T; t++) sum[t][m] = dot8(sum[t][m], code[t], a);
-        }
+          acc[t][m] =
+              add_group<kind, half>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
       }
-      for (int t = 0; t < T; t++)
-        for (int m = 0; m < M; m++) dot[t][m] = rows8(sum[t][m]);
-    }
-    for (int t = 0; t < T; t++) {
-      const F8 scale = load(s.scale[t] + g * 8),
-               minimum = has_minimum(kind) ? load(s.minimum[t] + g * 8) : scale;
-      for (int m = 0; m < M; m++)
-        acc[t][m] = add_group<kind>(acc[t][m], dot[t][m], scale, minimum, x, at + (size_t)m * x_groups);
-    }
+    });
   }
   for (int t = 0; t < T; t++)
     for (int m = 0; m < M; m++) store(s.sums[t][sum_row + m], acc[t][m]);
@@ -285,7 +378,7 @@ void block_rows(const Matrix& w, int tile, const Activations& x, int row, int ro
     for (int m = 0; m < rows; m++) {
       const F8 sum = load(s.sums[t][m]);
       store_result(y + (size_t)(row + m) * y_stride + t * kTileRows,
-                   has_factor(kind) ? mul(sum, factor) : sum, accumulate);
+                   has_row_factor(kind) ? mul(sum, factor) : sum, accumulate);
     }
   }
 }
@@ -350,20 +443,18 @@ int product(const Matrix& w, const Activations& x, const Strips& strips, float* 
   return strips.tiles;
 }
 
+using Product = int (*)(const Matrix&, const Activations&, const Strips&, float*, size_t, bool, Scratch&);
+
+template <int... kinds>
+Product product_of(Kind kind, std::integer_sequence<int, kinds...>) {
+  static constexpr Product products[] = {product<(Kind)kinds>...};
+  return products[kind];
+}
+
 int matmul(const Matrix& w, const Activations& x, const Strips& strips, float* y, size_t y_stride,
            bool accumulate, Scratch& s) {
-  switch (w.kind) {
-    case kF32: return product<kF32>(w, x, strips, y, y_stride, accumulate, s);
-    case kF16: return product<kF16>(w, x, strips, y, y_stride, accumulate, s);
-    case kBF16: return product<kBF16>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ4: return product<kQ4>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ4Min: return product<kQ4Min>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ8: return product<kQ8>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ8Min: return product<kQ8Min>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ4Byte: return product<kQ4Byte>(w, x, strips, y, y_stride, accumulate, s);
-    case kQ4ByteMin: return product<kQ4ByteMin>(w, x, strips, y, y_stride, accumulate, s);
-  }
-  return 0;
+  return product_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, x, strips, y, y_stride, accumulate,
+                                                                       s);
 }
 
 }  // namespace
