@@ -86,8 +86,10 @@ class PushOptions(msgspec.Struct, frozen=True):
 
 Decisions = Mapping[str, list[dict[str, Any]]]
 """The decisions by device, newest first."""
-Document = Callable[[bytes, Decisions], dict[str, Any] | None]
-"""The layer at the broker, and the decisions → settings or a layer to push; None: remove it."""
+Reports = dict[str, dict[str, Any]]
+"""The last report by device."""
+Payload = Callable[[bytes, Reports, Decisions], tuple[bytes, int | None]]
+"""The layer at the broker, reports and decisions → what to push (empty: remove it), and its revision."""
 
 
 def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions) -> int:
@@ -95,18 +97,27 @@ def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions
 
     Raises ConfigError, BrokerError, TimedOut.
     """
-    return _push(settings, target, lambda _current, _decisions: None if path is None else _read(path), options)
+
+    def payload(current: bytes, reports: Reports, _decisions: Decisions) -> tuple[bytes, int | None]:
+        return _payload(path, target, options.key, current, reports)
+
+    return _push(settings, target, payload, options)
 
 
 def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
     """Push the settings that a layer had before, by the devices' history. Raises as `push`."""
-    return _push(settings, target, lambda current, decisions: before(target.layer, current, decisions), options)
+
+    def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
+        document = before(target.layer, current, decisions)
+        return _layer_payload(document, target, options.key, current, reports)
+
+    return _push(settings, target, payload, options)
 
 
-def _push(settings: Mqtt, target: Target, document: Document, options: PushOptions) -> int:
+def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
     with Session(settings, (target.topic, target.reports, target.histories)) as session:
         current, reports, decisions = _retained(session, target)
-        payload, revision = _payload(document(current, decisions), target, options.key, current, reports)
+        payload, revision = make(current, reports, decisions)
         settled = _settled(target, payload, current, reports)
         session.publish(target.topic, payload, retain=True)
         wait = options.wait
@@ -131,11 +142,21 @@ def _push(settings: Mqtt, target: Target, document: Document, options: PushOptio
 
 
 def _payload(
+    path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
+) -> tuple[bytes, int | None]:
+    """The layer of a file (None: its removal) to push, and its revision. Raises ConfigError."""
+    return _layer_payload(
+        None if path is None else _read(path), target, key, current, reports, str(path or "the layer")
+    )
+
+
+def _layer_payload(
     document: dict[str, Any] | None,
     target: Target,
     key: SigningKey | None,
     current: bytes,
     reports: dict[str, dict[str, Any]],
+    name: str = "the layer",
 ) -> tuple[bytes, int | None]:
     """The layer to push, and its revision; without one in the document the next.
 
@@ -153,7 +174,7 @@ def _payload(
         payload = strict_json.dumps(document)
         return payload, parse_layer(payload).revision
     except (BadValue, TypeError, ValueError) as error:
-        raise ConfigError(f"the layer cannot be pushed: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _as_layer(document: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +298,7 @@ def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     document = _read(path)
     with Session(settings, (target.topic, target.reports)) as session:
         current, reports, _ = _retained(session, target)
-    payload, _ = _payload(document, target, None, current, reports)
+    payload, _ = _layer_payload(document, target, None, current, reports)
     devices = sorted(device for device, report in reports.items() if _listens(target, report))
     return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
 

@@ -14,6 +14,7 @@ import pytest
 from edged.core.golden import GoldenResult
 from edged.fleet.desired import DesiredConfig, Postponed, TrialOrder, Update
 from edged.wire.topics import Topics
+from tests.fleet.signing import Key
 
 TOPICS = Topics("home", "pi", ("kitchen",))
 CATALOG = {"gemma": "sha256:" + "a" * 64, "other": "sha256:" + "b" * 64}
@@ -208,3 +209,28 @@ def test_the_history_is_bounded_and_keeps_short_settings(tmp_path: Path) -> None
     assert config.history.decisions == again.history.decisions
     assert [None, 30, *range(29, 11, -1)] == [one.revision for one in again.history.decisions]
     assert [None, None, '{"generation":{"max_tokens":30}}'] == [one.settings for one in again.history.decisions[:3]]
+
+
+def test_p05_the_floor_rises_when_a_trial_is_adopted_and_not_before(tmp_path: Path) -> None:
+    ops = Key("ops", 1)
+    own = {**OWN, "trust": {"keys": {"ops": ops.public}, "require_signature": True}}
+    topic = f"{TOPICS.own}/config"
+
+    def started() -> DesiredConfig:
+        config = DesiredConfig(own, TOPICS, tmp_path / "layers.json", CATALOG)
+        config.load(50.0)
+        return config
+
+    config = started()
+    begun(config, ops.sign(topic, json.loads(layer(5))))
+    assert {} == config.trust.record.floors
+    config.roll_back("it answered Kyoto", (), 3.0)
+    assert {} == started().trust.record.floors
+    begun(config, ops.sign(topic, json.loads(layer(4))))
+    config.commit((), 4.0)
+    for there in (config, started()):
+        assert {topic: 4} == {name: floor.revision for name, floor in there.trust.record.floors.items()}
+        assert ["ops", "ops"] == [one.key for one in there.history.decisions]
+    low = config.apply("device", ops.sign(topic, json.loads(layer(3))), 5.0)
+    assert isinstance(low, Update)
+    assert "rejected" == low.report.phase
