@@ -64,7 +64,7 @@ def device(broker: Broker, tmp_path: Path, client: Client) -> Iterator[Callable[
 
         yield make
     broker.forget_session("edged-test-pi")  # what waits there for this device is not the next test's
-    for topic in ("status", "health", "config", "config/reported"):
+    for topic in ("status", "health", "config", "config/reported", "config/history"):
         client.publish(f"edged/v1/test/device/pi/{topic}", b"", retain=True)
 
 

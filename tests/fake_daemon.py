@@ -11,9 +11,13 @@ import os
 import sys
 from pathlib import Path
 
+from edged.agent import model_pull
 from edged.agent import startup as start
 from edged.config import file as config_file
 from edged.config.schema import build
+
+MODELS = ("smollm2-135m-instruct", "good", "second", "broken", "crash", "wait", "large", "dies-late")
+"""The catalog: what the fake worker does with each stands there; `fake_model_command.py` fetches them."""
 
 if __name__ == "__main__":
     config, control = Path(sys.argv[1]), sys.argv[2]
@@ -24,5 +28,7 @@ if __name__ == "__main__":
         setattr(importlib.import_module(module), name, ast.literal_eval(value))
     values = config_file.load(config, os.environ)
     settings = build(values)
+    model_pull.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_model_command.py")), control)
+    catalog = {name: f"sha256:{index:064x}" for index, name in enumerate(MODELS)}
     command = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), control)
-    sys.exit(start.run(values, settings, settings.identity.device or "pi", ("--config", str(config)), command))
+    sys.exit(start.run(values, settings, settings.identity.device or "pi", ("--config", str(config)), catalog, command))

@@ -4,7 +4,8 @@ A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file o
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
 of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `repaired`
-(broken until there is a file `repaired`).
+(broken until there is a file `repaired`), `large` (no memory while another worker has loaded a model). `good`, `second`
+and `dies-late` are names in receipts; `dies-late` ends at the first prompt that is no golden one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+import msgspec
 
 from edged.core.prompt import Final, ModelInfo, Usage
 from edged.worker import frames
@@ -29,6 +32,7 @@ class FakeWorker:
         self.channel = channel
         self.cancelled: set[str] = set()
         self.lock = threading.Lock()
+        self.source = ""
 
     def send(self, frame: object) -> None:
         with self.lock:
@@ -41,6 +45,8 @@ class FakeWorker:
                 if isinstance(frame, frames.Load):
                     self.load(frame)
                 elif isinstance(frame, frames.Add):
+                    if self.source == "dies-late" and not frame.key.startswith("golden"):
+                        os.kill(os.getpid(), signal.SIGKILL)
                     with (self.control / "received").open("a") as received:
                         received.write(frame.request.turns[-1].content + "\n")
                     threading.Thread(target=self.answer, args=(frame,), daemon=True).start()
@@ -54,10 +60,18 @@ class FakeWorker:
             self.send(frames.NotLoaded("tampered", "the model is broken; remove it"))
         elif order.source == "crash":
             os._exit(3)
+        elif order.source == "large" and (self.control / "loaded").exists():
+            self.send(frames.NotLoaded("no_memory", "The model needs 900 MB but 100 MB are free"))
         else:
+            self.source = order.source
+            (self.control / "loaded").write_text(order.source)
+            agent = os.getppid()
             while order.source == "wait" and not (self.control / "load").exists():
                 time.sleep(0.01)
-            self.send(frames.Loaded(INFO))
+                if os.getppid() != agent:
+                    os._exit(0)
+            named = order.source in {"good", "second", "wait", "large", "dies-late"}
+            self.send(frames.Loaded(msgspec.structs.replace(INFO, name=order.source) if named else INFO))
 
     def misbehave(self, word: str) -> None:
         """Die or hang, if the word says so; the signal may come a moment after the call."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from edged.agent.shutdown import Shutdown
 from edged.agent.supervisor import Supervisor, load_order
 from edged.agent.systemd import Notifier
 from edged.agent.telemetry_thread import TelemetryThread
+from edged.agent.trial_runner import TrialRunner
 from edged.agent.wall_clock import WallClock
 from edged.config.schema import Settings, build
 from edged.device.clock import clock_state
-from edged.fleet.desired import DesiredConfig
+from edged.fleet.desired import NO_CATALOG, DesiredConfig
 from edged.link.attempt import Will
 from edged.link.connection import Connection
 from edged.link.events import Acked
@@ -54,6 +55,7 @@ class Daemon:
         device: str,
         boot: str,
         pull_arguments: tuple[str, ...],
+        catalog: Mapping[str, str] = NO_CATALOG,
         *,
         clock: Callable[[], float] = time.monotonic,
         worker_command: tuple[str, ...] | None = None,
@@ -71,8 +73,8 @@ class Daemon:
         self._mailbox = Mailbox()
         self._notifier = Notifier(os.environ, clock)
         self._journal = Journal(state_dir / "journal.db")
-        self._config = DesiredConfig(own, topics, state_dir / "layers.json")
-        self._config.load()
+        self._config = DesiredConfig(own, topics, state_dir / "layers.json", catalog)
+        self._config.load(self._wall())
         settings = self._config.in_force.settings
         self._telemetry = TelemetryThread(state_dir, settings.telemetry.interval, self._mailbox.post)
         order = load_order(settings.model, state_dir / "models")
@@ -102,7 +104,18 @@ class Daemon:
         self._reporter = Reporter(topics, self._outbound, self._health_documents, boot, clock, self._wall)
         self._files = FileFindings(self._journal, state_dir, base.mqtt.password_file, self._reporter.event)
         self._config_updates = ConfigUpdates(
-            self._config, topics.reported, self._outbound, self._reporter, self._use_settings, self._wall
+            self._config, topics, self._outbound, self._reporter, self._use_settings, self._wall
+        )
+        self._trials = TrialRunner(
+            self._config,
+            self._config_updates,
+            self._supervisor,
+            self._queue,
+            pull_arguments,
+            state_dir / "models",
+            self._mailbox.post,
+            clock,
+            self._wall,
         )
         self._shutdown = Shutdown(self._queue, self._reporter, self._notifier, clock)
         self._admission = Admission(
@@ -136,6 +149,7 @@ class Daemon:
             queue=self._queue,
             supervisor=self._supervisor,
             config_updates=self._config_updates,
+            trials=self._trials,
             reporter=self._reporter,
             health=self._health,
             link=self._link,
@@ -173,7 +187,13 @@ class Daemon:
 
     def _wait(self) -> list[Event]:
         """The events that wait in the mailbox; none when something is due first."""
-        due = [self._supervisor.next_tick(), self._queue.next_deadline(), self._clock() + 1.0, self._shutdown.deadline]
+        due = [
+            self._supervisor.next_tick(),
+            self._trials.next_tick(),
+            self._queue.next_deadline(),
+            self._clock() + 1.0,
+            self._shutdown.deadline,
+        ]
         timeout = max(0.0, min(moment for moment in due if moment is not None) - self._clock())
         return self._mailbox.get(timeout)
 
@@ -183,6 +203,7 @@ class Daemon:
         stalled, self._turn_at = now - self._turn_at > _STALL, now
         self._queue.tick()
         self._dispatcher.apply(self._supervisor.tick(stalled=stalled))
+        self._dispatcher.apply(self._trials.tick())
         if not stalled:
             self._link.check_progress()
         self._link.acknowledge()
@@ -201,6 +222,7 @@ class Daemon:
 
     def _stop(self) -> None:
         self._telemetry.stop()
+        self._trials.stop()
         self._supervisor.stop()
         self._reporter.set_status("offline")
         self._flush()

@@ -15,15 +15,17 @@ from edged.agent.admission import Admission
 from edged.agent.broker_link import BrokerLink
 from edged.agent.config_updates import ConfigUpdates
 from edged.agent.events import Event, StopRequested
+from edged.agent.expectation_check import ExpectationChecked
 from edged.agent.health_source import HealthSource
 from edged.agent.journal_maintenance import JournalMaintenance
-from edged.agent.model_pull import PullEnded
+from edged.agent.model_pull import PullEnded, PullProgress
 from edged.agent.model_state import EnteredSafe, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.reporter import Reporter
 from edged.agent.shutdown import Shutdown
 from edged.agent.supervisor import Supervisor
 from edged.agent.telemetry_thread import TelemetryThread
+from edged.agent.trial_runner import TrialRunner
 from edged.agent.wall_clock import WallClock
 from edged.core.prompt import ModelInfo
 from edged.core.reading import Reading
@@ -32,6 +34,8 @@ from edged.link.outbound import Outbound
 from edged.link.publication import Publication
 from edged.wire.topics import Inbound, Topics
 from edged.worker.client import WorkerEvent
+
+OtherEvent = Up | Down | Acked | Reading | WorkerEvent | PullEnded | PullProgress | ExpectationChecked | StopRequested
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Dispatcher:
     queue: PromptQueue
     supervisor: Supervisor
     config_updates: ConfigUpdates
+    trials: TrialRunner
     reporter: Reporter
     health: HealthSource
     link: BrokerLink
@@ -101,7 +106,7 @@ class Dispatcher:
                 case Inbound("command", requester):
                     answer = self.admission.process_command(requester, message)
                 case Inbound("config", layer):
-                    self.config_updates.process_push(layer, message.payload)
+                    self.apply(self.trials.process_push(layer, message.payload))
                 case Inbound("status", _) if message.payload == b"offline" and self.reporter.status != "offline":
                     self.reporter.publish_status()  # the will of an earlier connection came late
         self.link.processed(message, answer)
@@ -118,12 +123,10 @@ class Dispatcher:
 
     # ---- other events -----------------------------------------------------------------------------------------------
 
-    def _process_event(self, event: Up | Down | Acked | Reading | WorkerEvent | PullEnded | StopRequested) -> None:
+    def _process_event(self, event: OtherEvent) -> None:
         match event:
-            case WorkerEvent():
-                self.apply(self.supervisor.process_worker(event))
-            case PullEnded():
-                self.apply(self.supervisor.process_pull(event))
+            case WorkerEvent() | PullEnded() | PullProgress() | ExpectationChecked():
+                self._process_child(event)
             case Acked():
                 self._process_acked(event)
             case Up():
@@ -134,6 +137,20 @@ class Dispatcher:
                 self._process_reading(event)
             case StopRequested():
                 self.shutdown.begin()
+
+    def _process_child(self, event: WorkerEvent | PullEnded | PullProgress | ExpectationChecked) -> None:
+        """News of a child process: of the trial, else of the supervisor."""
+        match event:
+            case ExpectationChecked():
+                self.apply(self.trials.process_checked(event))
+            case WorkerEvent():
+                outcomes = self.trials.process_worker(event)
+                self.apply(self.supervisor.process_worker(event) if outcomes is None else outcomes)
+            case PullEnded():
+                outcomes = self.trials.process_pull(event)
+                self.apply(self.supervisor.process_pull(event) if outcomes is None else outcomes)
+            case PullProgress():
+                self.apply(self.trials.process_pull(event) or ())
 
     def _process_acked(self, event: Acked) -> None:
         self.link.process_acked(event)
@@ -147,8 +164,10 @@ class Dispatcher:
         self.log.info("connected", mqtt=event.version, refused=list(event.refused) or None)
         self.reporter.connected()
         self.config_updates.publish_report()
+        self.config_updates.publish_history()
         self.health.update()
         self.maintenance.resend()
+        self.apply(self.trials.link_changed(up=True))
 
     def _process_down(self, event: Down) -> None:
         self.link.process_down(event)
@@ -156,6 +175,7 @@ class Dispatcher:
         self.log.warning("not connected", reason=event.reason, retry_in_s=round(event.retry_in, 1))
         if event.taken_over:
             self.reporter.event("name_taken", event.reason)
+        self.apply(self.trials.link_changed(up=False))
 
     def _process_reading(self, reading: Reading) -> None:
         self.wall.set_synchronized(reading.clock_synced)
@@ -176,15 +196,18 @@ class Dispatcher:
                 case ModelReady(info=info):
                     self._publish_model_state()
                     self._model_ready(info)
+                    self.apply(self.trials.model_settled())
                 case EnteredSafe(failure=failure):
                     self.log.error("no usable model", code=failure.code, reason=failure.message)
                     self.queue.refuse_all(failure.message)
                     self._publish_model_state()
+                    self.apply(self.trials.model_settled())
                 case WorkerLost(how=how):
                     self.log.warning("the worker process ended", how=how, prompts=self.queue.submitted)
                     self.reporter.event("worker_died", f"the worker process {how}; it is started again")
                     self.queue.worker_exited(how)
                     self._publish_model_state()
+                    self.apply(self.trials.worker_lost(how))
 
     def _model_ready(self, info: ModelInfo) -> None:
         self.log.info("model loaded", model=info.name, computes=info.quantization, backend=info.backend)

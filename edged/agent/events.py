@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edged.agent.model_pull import PullEnded
+from edged.agent.expectation_check import ExpectationChecked
+from edged.agent.model_pull import PullEnded, PullProgress
 from edged.core.reading import Reading
 from edged.link.events import Acked, Arrived, Down, Up
 from edged.worker.client import WorkerEvent
@@ -14,4 +15,6 @@ class StopRequested(msgspec.Struct, frozen=True):
     """SIGTERM or SIGINT arrived."""
 
 
-Event = Up | Down | Arrived | Acked | Reading | WorkerEvent | PullEnded | StopRequested
+Event = (
+    Up | Down | Arrived | Acked | Reading | WorkerEvent | PullEnded | PullProgress | ExpectationChecked | StopRequested
+)

@@ -82,6 +82,8 @@ class PromptQueue:
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of prompts that ended are dropped at the top
         self._levels_at = clock()
         self._draining = False
+        self._held = False
+        self._taken_back: set[int] = set()  # cancelled by `hold`: the worker still sends one last frame about each
         self._throttled: bool | None = None
         self.speed = MeasuredSpeed()
         self.finished = 0
@@ -203,7 +205,7 @@ class PromptQueue:
 
     def submit_waiting(self) -> None:
         """Submit to the worker what it should have: prompts that crashed one alone, else the next in order."""
-        if not self._worker.ready or self._draining:
+        if not self._worker.ready or self._draining or self._held:
             return
         now = self._clock()
         if self._crashed:
@@ -282,6 +284,36 @@ class PromptQueue:
                 self._worker.send(frames.Cancel(str(prompt.seq)))
                 self._mark_not_submitted(prompt)
 
+    def hold(self) -> None:
+        """Submit nothing until `release`: what the worker has not begun waits again, the rest runs on."""
+        self._held = True
+        for prompt in list(self._submitted.values()):
+            if not prompt.computing and prompt.stopping is None:
+                self._worker.send(frames.Cancel(str(prompt.seq)))
+                self._taken_back.add(prompt.seq)
+                self._return_to_order(prompt)
+
+    def release(self) -> None:
+        """Submit again."""
+        self._held = False
+        self.submit_waiting()
+
+    def worker_replaced(self) -> None:
+        """The worker was ended on purpose: what it had waits again from the beginning, and counts no crash."""
+        self._taken_back.clear()
+        for prompt in list(self._submitted.values()):
+            if prompt.stopping is not None:
+                self._end_with_answer(prompt, prompt.stopping, Usage(), None)
+            else:
+                self._return_to_order(prompt)
+
+    def _return_to_order(self, prompt: OpenPrompt) -> None:
+        self._mark_not_submitted(prompt)
+        prompt.reset()
+        self._order.put_back(prompt.seq, self._clock())
+        if prompt.crashes:
+            self._crashed[prompt.seq] = None
+
     def refuse_all(self, message: str) -> None:
         """End every open prompt as `unavailable`: there is no usable model."""
         for prompt in list(self._prompts.values()):
@@ -293,7 +325,12 @@ class PromptQueue:
     def process_frame(self, frame: frames.AboutPrompt) -> None:
         """Process a frame about a prompt; one about a prompt that the worker does not have is ignored."""
         key = frame.key
-        prompt = self._prompts.get(int(key)) if key.isdecimal() and len(key) < 20 else None
+        seq = int(key) if key.isdecimal() and len(key) < 20 else -1
+        if seq in self._taken_back:  # of the submission that `hold` took back
+            if isinstance(frame, (frames.Finished, frames.Refused)):
+                self._taken_back.discard(seq)
+            return
+        prompt = self._prompts.get(seq)
         if prompt is None or not prompt.submitted:
             return
         match frame:
@@ -323,6 +360,7 @@ class PromptQueue:
 
     def worker_exited(self, how: str) -> None:
         """Count the crash for the prompts that it was computing; each is retried once, and ended after the second."""
+        self._taken_back.clear()
         computing = [p for p in self._submitted.values() if p.computing]
         if computing:
             with suppress(sqlite3.Error):  # counted in memory at least
@@ -335,11 +373,7 @@ class PromptQueue:
             elif prompt.crashes > CRASHES_ALLOWED:
                 self._end_as_poisoned(prompt, how)
             else:
-                self._mark_not_submitted(prompt)
-                prompt.reset()
-                self._order.put_back(prompt.seq, self._clock())
-                if prompt.crashes:
-                    self._crashed[prompt.seq] = None
+                self._return_to_order(prompt)
 
     def _end_as_poisoned(self, prompt: OpenPrompt, how: str) -> None:
         """End a prompt whose computation ended the worker twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ def run(
     settings: Settings,
     device: str,
     pull_arguments: tuple[str, ...],
+    catalog: Mapping[str, str],
     worker: tuple[str, ...] | None = None,
 ) -> int:
-    """Run the daemon; returns the exit code. `worker` is another worker's command (tests).
+    """Run the daemon; returns the exit code. `catalog`: the models that a layer may name, each with its digest.
+
+    `worker` is another worker's command (tests).
 
     Raises ConfigError or EdgedError where it cannot start.
     """
@@ -30,7 +34,7 @@ def run(
     state_dir = Path(settings.state_dir)
     lock = lock_folder(state_dir)
     try:
-        return Daemon(own, device, _boot_id(), pull_arguments, worker_command=worker).run()
+        return Daemon(own, device, _boot_id(), pull_arguments, catalog, worker_command=worker).run()
     except sqlite3.Error as error:
         raise EdgedError(
             f"the journal in {state_dir} cannot be written ({error}); free disk space or repair the disk"

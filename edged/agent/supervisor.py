@@ -61,10 +61,12 @@ class Supervisor:
         command: tuple[str, ...] | None = None,
     ) -> None:
         self._order = order
+        self._pull_arguments = pull_arguments
         self._post = post
         self._clock = clock
         self._command = command
-        self._pull = ModelPull(order.source, pull_arguments, post)
+        self._pull = ModelPull(order.source, pull_arguments, post, digest=order.digest)
+        self._suspended = False
         self._client: WorkerClient | None = None
         self._generation = 0
         self._ready = False
@@ -129,11 +131,57 @@ class Supervisor:
         if self._client is not None and self._ready:
             self._client.send(frame)
 
+    # ---- another model ----------------------------------------------------------------------------------------------
+
+    @property
+    def order(self) -> frames.Load:
+        """What the worker loads, also after its end."""
+        return self._order
+
+    def new_client(self) -> WorkerClient:
+        """A worker beside this one, not started; its generation is its own."""
+        self._generation += 1
+        return WorkerClient(self._generation, self._post, self._command)
+
+    def suspend(self) -> None:
+        """End the worker, and start none until `resume`, `take_over` or `use`. The state stays what it was."""
+        self._suspended = True
+        self._restart_at = None
+        self._drop_client()
+        self._pull.stop()
+
+    def resume(self) -> list[Outcome]:
+        """Start the worker again after `suspend`."""
+        return self.use(self._order) if self._suspended else []
+
+    def take_over(self, client: WorkerClient, order: frames.Load, info: ModelInfo) -> list[Outcome]:
+        """A worker that was loaded beside this one serves from now on; this one ends."""
+        self.suspend()
+        self._set_order(order)
+        self._client = client
+        self._started_at = self._last_frame_at = self._last_ping_at = self._clock()
+        return self._loaded(info)
+
+    def use(self, order: frames.Load) -> list[Outcome]:
+        """End the worker, and start one that loads this."""
+        self.suspend()
+        self._set_order(order)
+        return self._launch()
+
+    def _set_order(self, order: frames.Load) -> None:
+        self._suspended, self._exits, self._retries, self._hung, self._fetched = False, 0, 0, False, False
+        if order != self._order:
+            self._order = order
+            name = f"model-{self._generation}"
+            self._pull = ModelPull(order.source, self._pull_arguments, self._post, name=name, digest=order.digest)
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
     def next_tick(self) -> float:
         """The monotonic time at which `tick` has something to do."""
         if self._restart_at is not None:
             return self._restart_at
-        if not self._ready:
+        if not self._ready or self._suspended:
             return self._clock() + 1.0
         return min(self._last_ping_at + PING_EVERY, self._last_frame_at + HANG_DEADLINE)
 
@@ -189,7 +237,7 @@ class Supervisor:
 
     def process_pull(self, event: PullEnded) -> list[Outcome]:
         """The pull ended."""
-        if self._stopping or not self._pull.ended(event):
+        if self._stopping or not self._pull.ended(event) or self._suspended:
             return []
         if event.failure is not None:
             return self._enter_safe(event.failure)

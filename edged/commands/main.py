@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="validate the config and print the effective values")
     check.add_argument("--json", action="store_true", help="print one JSON document")
+    check.add_argument("--plan", type=Path, metavar="FILE", help="print the steps to these settings, or this layer")
     check.set_defaults(module="check")
 
     generate = commands.add_parser("generate", help="answer one prompt without a broker")
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     verbs = model.add_subparsers(dest="verb", required=True, metavar="VERB")
     pull = verbs.add_parser("pull", help="fetch a model, verify it and store it")
     pull.add_argument("source", metavar="NAME|hf:…|URL|FILE")
+    pull.add_argument("--digest", metavar="sha256:…", help="refuse a model that has another digest")
+    pull.add_argument("--progress", action="store_true", help="print progress as JSON lines on stderr")
     pull.set_defaults(module="model")
     listing = verbs.add_parser("list", help="list the models in the store, and the catalog")
     listing.set_defaults(module="model")

@@ -15,6 +15,7 @@ from rich.table import Table
 from edged.command_line import reason, utf8
 from edged.commands.configured import configured, store_folder
 from edged.commands.progress import progress_bar
+from edged.config import checks
 from edged.config.schema import Settings
 from edged.core.errors import EdgedError, ModelError
 from edged.core.model_source import REMOTE, source_kind
@@ -27,6 +28,7 @@ from edged.models.store.packed_cache import forget, packed_model
 from edged.models.store.pull import pull
 from edged.models.store.store import Store, StoredModel
 
+_DIGEST = "sha256: and 64 hex digits"
 _FIGURES = {"size", "memory", "context"}
 _WIDE = 120  # columns of a terminal
 _Row = tuple[CatalogEntry, StoredModel | None]
@@ -37,7 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     _, settings, _ = configured(arguments)
     root = store_folder(settings)
     if arguments.verb == "pull":
-        return model_pull(arguments.source, settings, arguments.json)
+        digest = arguments.digest and checks.text(pattern=checks.DIGEST, like=_DIGEST)("--digest", arguments.digest)
+        return model_pull(
+            arguments.source, settings, arguments.json, digest=digest, progress_as_json=arguments.progress
+        )
     if arguments.verb == "list":
         return model_list(root, arguments.json)
     if arguments.verb == "show":
@@ -45,11 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     return model_remove(arguments.name, root, arguments.json)
 
 
-def model_pull(source: str, settings: Settings, as_json: bool) -> int:
+def model_pull(
+    source: str, settings: Settings, as_json: bool, *, digest: str | None = None, progress_as_json: bool = False
+) -> int:
     """`edged model pull`: fetch and verify a model, and pack it if the native engine can run it. Raises ModelError."""
     root = store_folder(settings)
-    with progress_bar() as progress:
-        model = _pulled(source, root, progress)
+    with progress_bar(as_json=progress_as_json) as progress:
+        model = _pulled(source, root, progress, digest)
         _pack(model, root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
@@ -58,7 +65,7 @@ def model_pull(source: str, settings: Settings, as_json: bool) -> int:
     return 0
 
 
-def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
+def _pulled(source: str, root: Path, progress: Progress, digest: str | None = None) -> StoredModel:
     """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
     if source_kind(source) in REMOTE:
         utf8("the source", source)
@@ -68,7 +75,7 @@ def _pulled(source: str, root: Path, progress: Progress) -> StoredModel:
         why = f"{root} cannot be written ({error.strerror}); run this as its owner, or set EDGED_STATE_DIR"
         raise ModelError("no_disk", why) from None
     try:
-        return pull(source, Store(root), progress)
+        return pull(source, Store(root), progress, digest)
     except OSError as error:
         why = f"{source} cannot be pulled ({reason(error, source)}); check that this user may read it and write {root}"
         raise ModelError("unreachable", why) from None

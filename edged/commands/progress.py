@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from typing import Any
 from edged.models.store.download import Progress
 
 _LINE_EVERY = 5.0  # seconds between two log lines of one piece of work
+_JSON_EVERY = 0.5  # seconds between two JSON lines
 _STEP_EVERY = 10.0  # seconds between two log lines of `StepLine`
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress bar where stderr is a terminal, elsewhere a log line every few seconds."""
+def progress_bar(*, as_json: bool = False) -> Iterator[Progress]:
+    """A progress bar where stderr is a terminal, elsewhere a log line every few seconds; `as_json`: for a program."""
+    if as_json:
+        yield _json_lines()
+        return
     if not sys.stderr.isatty():
         yield _log_lines()
         return
@@ -40,6 +45,19 @@ def progress_bar() -> Iterator[Progress]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield show
+
+
+def _json_lines() -> Progress:
+    printed_at = 0.0
+
+    def show(done: int, total: int | None, what: str) -> None:
+        nonlocal printed_at
+        now = time.monotonic()
+        if now - printed_at >= _JSON_EVERY or done == total:
+            printed_at = now
+            print(json.dumps({"done": done, "total": total, "what": what}), file=sys.stderr, flush=True)
+
+    return show
 
 
 def _log_lines() -> Progress:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edged.config import checks
+from edged.config.golden import check_golden
 from edged.core.errors import BadValue
 
 Keys = Mapping[str, "checks.Check | Keys"]
@@ -145,12 +146,13 @@ FLEET: dict[str, Keys] = {
         "level": checks.one_of("debug", "info", "warning", "error"),
         "format": checks.one_of("auto", "console", "json"),
     },
+    "trial": {"probation": checks.duration(0.1, DAY)},
 }
 """Sections that the local file and a fleet's layers may set."""
 
 _TOP: dict[str, checks.Check] = {
     "state_dir": _path,
-    "golden": checks.not_yet("judge a config by golden prompts", allowed=[]),
+    "golden": check_golden,
 }
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from edged.config import checks
+from edged.config import checks, golden
 from edged.core.errors import BadValue
+from edged.core.golden import Golden
 from edged.core.prompt import Sampling
 
 
@@ -115,6 +116,12 @@ class Log(msgspec.Struct, frozen=True):
     format: str = "auto"
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """How a new model is tried. `probation`: seconds that it must serve before it stays."""
+
+    probation: float = 60.0
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set, as it is in force."""
 
@@ -127,6 +134,8 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     log: Log = Log()
+    golden: tuple[Golden, ...] = ()
+    trial: Trial = Trial()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +164,8 @@ def build(checked: Mapping[str, Any]) -> Settings:
         limits=_limits(section("limits")),
         telemetry=Telemetry(**section("telemetry")),
         log=Log(**section("log")),
+        golden=checked.get("golden", ()),
+        trial=Trial(**section("trial")),
     )
     _agree(settings)
     return settings
@@ -179,6 +190,8 @@ def show(settings: Settings) -> dict[str, Any]:
     plain["limits"]["prompt_bytes"] = checks.show_size(settings.limits.prompt_bytes)
     plain["limits"]["remember"] = checks.show_duration(settings.limits.remember)
     plain["telemetry"]["interval"] = checks.show_duration(settings.telemetry.interval)
+    plain["trial"]["probation"] = checks.show_duration(settings.trial.probation)
+    plain["golden"] = [golden.show(entry) for entry in settings.golden]
     if settings.model.threads is None:
         plain["model"]["threads"] = "auto"
     shown: dict[str, Any] = _without_none(plain)

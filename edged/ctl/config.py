@@ -1,9 +1,10 @@
-"""`edgectl config push` and `get`: layers of the desired config, and what the devices report."""
+"""`edgectl config push`, `undo` and `get`: layers of the desired config, and what the devices report."""
 
 from __future__ import annotations
 
 import json
-import time
+import sys
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
+from edged.ctl.config_history import before, decisions_of, show_diff
+from edged.ctl.config_reports import UNSETTLED, Asked, Steps, await_reports, golden_lines, report_of
 from edged.ctl.keys import SigningKey
-from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import signatures, strict_json
 from edged.wire.layers import parse_layer
@@ -54,6 +56,11 @@ class Target(msgspec.Struct, frozen=True):
         """The reported topics of the devices that have this layer."""
         return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
 
+    @property
+    def histories(self) -> str:
+        """The topics of the decisions of these devices."""
+        return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/history"
+
 
 def read_layer(source: str, path: Path) -> dict[str, Any]:
     """A layer or bare settings as JSON or YAML text. Raises ConfigError."""
@@ -68,43 +75,96 @@ def read_layer(source: str, path: Path) -> dict[str, Any]:
     return document
 
 
-def push(settings: Mqtt, target: Target, path: Path | None, key: SigningKey | None, wait: float, as_json: bool) -> int:
+class PushOptions(msgspec.Struct, frozen=True):
+    """`key`: signs the layer. `wait`: seconds for the reports. `watch`: until each device has applied or refused it."""
+
+    key: SigningKey | None
+    wait: float
+    watch: bool
+    as_json: bool
+
+
+Decisions = Mapping[str, list[dict[str, Any]]]
+"""The decisions by device, newest first."""
+Reports = dict[str, dict[str, Any]]
+"""The last report by device."""
+Payload = Callable[[bytes, Reports, Decisions], tuple[bytes, int | None]]
+"""The layer at the broker, reports and decisions → what to push (empty: remove it), and its revision."""
+
+
+def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions) -> int:
     """Push a layer (`path` None: remove it), signed where there is a key, and show the reports.
 
     Raises ConfigError, BrokerError, TimedOut.
     """
-    with Session(settings, (target.topic, target.reports)) as session:
-        current, before = _retained(session, target)
-        payload, revision = _payload(path, target, key, current, before)
-        settled = _settled(target, payload, current, before)
+
+    def payload(current: bytes, reports: Reports, _decisions: Decisions) -> tuple[bytes, int | None]:
+        return _payload(path, target, options.key, current, reports)
+
+    return _push(settings, target, payload, options)
+
+
+def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
+    """Push the settings that a layer had before, by the devices' history. Raises as `push`."""
+
+    def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
+        document = before(target.layer, current, decisions)
+        return _layer_payload(document, target, options.key, current, reports)
+
+    return _push(settings, target, payload, options)
+
+
+def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
+    with Session(settings, (target.topic, target.reports, target.histories)) as session:
+        current, reports, decisions = _retained(session, target)
+        payload, revision = make(current, reports, decisions)
+        settled = _settled(target, payload, current, reports)
         session.publish(target.topic, payload, retain=True)
+        wait = options.wait
         # A device may hold other content under the same revision and report that: at once where the broker has the
         # layer already, else (the broker has lost it) like after any other push.
         silent = set(settled) if current else set()
-        if silent and silent >= set(before):
+        if silent and silent >= set(reports):
             silent, wait = set(), min(wait, CONFLICT_WITHIN)
-        answers = settled | _await_reports(session, target, revision, set(before), silent, wait)
-    if as_json:
+        show = Steps(sys.stderr) if options.watch and not options.as_json else None
+        asked = Asked(target.layer, revision, frozenset(reports), frozenset(silent), watch=options.watch)
+        answers = settled | await_reports(session, asked, wait, show)
+    if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
     if not answers:
         raise TimedOut("no device has answered yet; devices that are offline get it when they connect")
-    return 1 if any(answer["phase"] == "rejected" for answer in answers.values()) else 0
+    phases = {answer.get("phase") for answer in answers.values()}
+    if options.watch and phases & UNSETTLED:
+        raise TimedOut("the trial has not ended yet; follow it with edgectl config get, or wait longer with --wait")
+    return 1 if phases & {"rejected", "rolled_back"} else 0
 
 
 def _payload(
     path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
 ) -> tuple[bytes, int | None]:
-    """The layer to push, and its revision; without one in the file the next.
+    """The layer of a file (None: its removal) to push, and its revision. Raises ConfigError."""
+    return _layer_payload(
+        None if path is None else _read(path), target, key, current, reports, str(path or "the layer")
+    )
+
+
+def _layer_payload(
+    document: dict[str, Any] | None,
+    target: Target,
+    key: SigningKey | None,
+    current: bytes,
+    reports: dict[str, dict[str, Any]],
+    name: str = "the layer",
+) -> tuple[bytes, int | None]:
+    """The layer to push, and its revision; without one in the document the next.
 
     A removal is an empty payload; a signed one is a layer with empty settings.
     """
-    if path is None and key is None:
+    if document is None and key is None:
         return b"", None
-    document = {"settings": {}} if path is None else _read(path)
-    if not document.keys() & {"settings", "revision", "trust"}:
-        document = {"settings": document}
+    document = _as_layer(document or {})
     if "revision" not in document:
         following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
         document = {"revision": following, "settings": {}, **document}
@@ -114,7 +174,12 @@ def _payload(
         payload = strict_json.dumps(document)
         return payload, parse_layer(payload).revision
     except (BadValue, TypeError, ValueError) as error:
-        raise ConfigError(f"{path or 'the layer'}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _as_layer(document: dict[str, Any]) -> dict[str, Any]:
+    """Bare settings as a layer without a revision."""
+    return document if document.keys() & {"settings", "revision", "trust"} else {"settings": document}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -152,18 +217,22 @@ def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[
     return max(following, _next_revision(current)) if own else following
 
 
-def _retained(session: Session, target: Target) -> tuple[bytes, dict[str, dict[str, Any]]]:
-    """What is retained at the broker: the layer's payload, and the reports by device."""
-    payload, reports = b"", {}
+def _retained(
+    session: Session, target: Target
+) -> tuple[bytes, dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """What is retained at the broker: the layer's payload, the reports and the decisions by device."""
+    payload, reports, decisions = b"", {}, {}
     try:
         for message in session.messages(RETAINED_WITHIN):
             if message.topic == target.topic:
                 payload = message.payload
-            elif (report := _report(message)) is not None:
+            elif (report := report_of(message)) is not None:
                 reports[message.topic.split("/")[4]] = report
+            elif (past := decisions_of(message)) is not None:
+                decisions[message.topic.split("/")[4]] = past
     except TimedOut:
         pass
-    return payload, reports
+    return payload, reports, decisions
 
 
 def _settled(
@@ -178,7 +247,14 @@ def _settled(
         "revision": parse_layer(payload).revision,
         "reason": "this revision was in force already",
     }
-    return {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
+    refused = {
+        device: report
+        for device, report in before.items()
+        if current
+        and (report.get("phase"), report.get("layer"), report.get("revision"))
+        == ("rolled_back", answer["layer"], answer["revision"])
+    }
+    return refused | {device: {**report, **answer} for device, report in before.items() if _has(report, answer)}
 
 
 def _same(payload: bytes, current: bytes) -> bool:
@@ -195,45 +271,19 @@ def _has(report: dict[str, Any], answer: dict[str, Any]) -> bool:
     return isinstance(in_force, dict) and in_force.get(answer["layer"]) == answer["revision"] and not failed
 
 
-def _await_reports(
-    session: Session, target: Target, revision: int | None, known: set[str], silent: set[str], wait: float
-) -> dict[str, dict[str, Any]]:
-    """New reports about this layer, until every known device has sent one, except those in `silent`."""
-    answers: dict[str, dict[str, Any]] = {}
-    until = time.monotonic() + wait
-    while (left := until - time.monotonic()) > 0 and not (known and known <= silent | set(answers)):
-        try:
-            for message in session.messages(left):
-                report = _report(message)
-                if report is not None and report.get("layer") == target.layer and report.get("revision") == revision:
-                    answers[message.topic.split("/")[4]] = report
-                if known and known <= silent | set(answers):
-                    break
-        except TimedOut:
-            break
-    return answers
-
-
-def _report(message: Arrived) -> dict[str, Any] | None:
-    if not message.topic.endswith("/config/reported") or not message.payload:
-        return None
-    try:
-        document = json.loads(message.payload)
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _show(target: Target, revision: int | None, answers: dict[str, dict[str, Any]]) -> None:
     console = Console(highlight=False)
     what = "removed" if revision is None else f"revision {revision} pushed"
     console.print(f"{target.layer}: {what} ({target.topic})")
     table = Table("device", "phase", "reason", "in force", box=None, header_style="bold")
     for device, answer in sorted(answers.items()):
-        colour = "green" if answer["phase"] == "applied" else "red"
+        colour = {"applied": "green", "trial": "yellow", "waiting": "yellow"}.get(str(answer["phase"]), "red")
         table.add_row(device, f"[{colour}]{answer['phase']}[/]", escape(str(answer.get("reason"))), _in_force(answer))
     if answers:
         console.print(table)
+    for device, answer in sorted(answers.items()):
+        for line in golden_lines(answer):
+            console.print(f"{device}: {line}", markup=False)
 
 
 def _in_force(report: dict[str, Any]) -> str:
@@ -241,6 +291,21 @@ def _in_force(report: dict[str, Any]) -> str:
     if not isinstance(revisions, dict):
         return "unknown"
     return " ".join(f"{layer}:{revision}" for layer, revision in revisions.items()) or "own file"
+
+
+def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
+    """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
+    document = _read(path)
+    with Session(settings, (target.topic, target.reports)) as session:
+        current, reports, _ = _retained(session, target)
+    payload, _ = _layer_payload(document, target, None, current, reports)
+    devices = sorted(device for device, report in reports.items() if _listens(target, report))
+    return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
+
+
+def _listens(target: Target, report: dict[str, Any]) -> bool:
+    """Whether a device is known to have this layer; of a group only those that have reported it are known."""
+    return target.group is None or target.layer in (report.get("in_force") or {})
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
@@ -252,7 +317,7 @@ def get(settings: Mqtt, fleet: str, as_json: bool) -> int:
     with Session(settings, topics) as session:
         try:
             for message in session.messages(RETAINED_WITHIN):
-                if (report := _report(message)) is not None:
+                if (report := report_of(message)) is not None:
                     reports[message.topic.split("/")[4]] = report
                 elif message.payload and not message.topic.endswith("/reported"):
                     layers[message.topic[len(root) + 1 :].removesuffix("/config")] = _plain(message.payload)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edged import __version__
 from edged.command_line import (
@@ -34,11 +34,13 @@ from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.link.session import TimedOut, default_requester
 from edged.wire.topics import REQUESTER
 
+if TYPE_CHECKING:
+    from edged.ctl.config import PushOptions, Target
+
+WATCH_FOR = 3600.0  # seconds that a trial is followed
 MAX_WAIT = 1_000_000  # seconds; a queue's timeout overflows at 292 years
 RESERVED = {
     ("top",): "show devices as they change",
-    ("config", "diff"): "compare layers",
-    ("config", "history"): "show earlier decisions",
     ("rollout",): "roll a layer out in steps",
     ("model",): "manage the models of devices",
     ("simulate",): "show what a layer would change",
@@ -96,21 +98,32 @@ def _add_config(commands: Any) -> None:
     push = verbs.add_parser("push", help="push a layer of settings to the fleet, a group or a device")
     push.add_argument("file", type=Path, nargs="?", metavar="FILE", help="settings, or a whole layer, as YAML or JSON")
     push.add_argument("--remove", action="store_true", help="remove the layer instead")
-    target = push.add_mutually_exclusive_group()
-    target.add_argument("--group", help="the layer of this group")
-    target.add_argument("--device", help="the layer of this device")
-    push.add_argument("--key", type=Path, metavar="FILE", help="sign the layer with this private key")
-    push.add_argument(
-        "--wait",
-        type=_seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help="wait at most this long for the devices' reports (default: 10)",
-    )
     push.set_defaults(run=_push)
+    undo = verbs.add_parser("undo", help="push the settings that a layer had before, from the devices' history")
+    undo.set_defaults(run=_undo)
+    for verb in (push, undo):
+        verb.add_argument(
+            "--wait",
+            type=_seconds,
+            default=None,
+            metavar="SECONDS",
+            help="wait so long for the devices' reports (default: 10; with --watch 3600)",
+        )
+        verb.add_argument("--key", type=Path, metavar="FILE", help="sign the layer with this private key")
+        verb.add_argument("--watch", action="store_true", help="follow the trial of a model to its end")
+    diff = verbs.add_parser("diff", help="show what a push would change, and where")
+    diff.add_argument("file", type=Path, metavar="FILE", help="settings, or a whole layer, as YAML or JSON")
+    diff.set_defaults(run=_diff)
+    for verb in (push, undo, diff):
+        target = verb.add_mutually_exclusive_group()
+        target.add_argument("--group", help="the layer of this group")
+        target.add_argument("--device", help="the layer of this device")
+    history = verbs.add_parser("history", help="print the devices' last decisions about layers")
+    history.add_argument("--device", help="of this device alone")
+    history.set_defaults(run=_history)
     get = verbs.add_parser("get", help="print the layers at the broker and the devices' reports")
     get.set_defaults(run=_get)
-    for verb in (push, get):
+    for verb in (push, undo, diff, history, get):
         _add_connection(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -224,18 +237,58 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from edged.ctl.config import Target, push
-    from edged.ctl.keys import load
+    from edged.ctl.config import push
 
     if (arguments.file is None) != arguments.remove:
         raise ConfigError("give a FILE to push, or --remove to remove the layer")
-    for option in ("group", "device"):
-        if (name := getattr(arguments, option)) is not None:
-            checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{option}", name)
+    settings, target = _target(arguments)
+    return push(settings.mqtt, target, arguments.file, _options(arguments))
+
+
+def _undo(arguments: argparse.Namespace) -> int:
+    from edged.ctl.config import undo
+
+    settings, target = _target(arguments)
+    return undo(settings.mqtt, target, _options(arguments))
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from edged.ctl.config import diff
+
+    settings, target = _target(arguments)
+    return diff(settings.mqtt, target, arguments.file, arguments.json)
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from edged.ctl.config_history import show_history
+
+    _check_name(arguments, "device")
     settings = settings_of(arguments)
-    target = Target(settings.identity.fleet, arguments.group, arguments.device)
+    return show_history(settings.mqtt, settings.identity.fleet, arguments.device, arguments.json)
+
+
+def _target(arguments: argparse.Namespace) -> tuple[Settings, Target]:
+    from edged.ctl.config import Target
+
+    for option in ("group", "device"):
+        _check_name(arguments, option)
+    settings = settings_of(arguments)
+    return settings, Target(settings.identity.fleet, arguments.group, arguments.device)
+
+
+def _check_name(arguments: argparse.Namespace, option: str) -> None:
+    if (name := getattr(arguments, option)) is not None:
+        checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -")(f"--{option}", name)
+
+
+def _options(arguments: argparse.Namespace) -> PushOptions:
+    from edged.ctl.config import PushOptions
+    from edged.ctl.keys import load
+
     key = None if arguments.key is None else load(arguments.key)
-    return push(settings.mqtt, target, arguments.file, key, arguments.wait, arguments.json)
+    default = WATCH_FOR if arguments.watch else 10.0
+    wait = default if arguments.wait is None else arguments.wait
+    return PushOptions(key, wait, arguments.watch, arguments.json)
 
 
 def _get(arguments: argparse.Namespace) -> int:

@@ -1,18 +1,18 @@
-"""The decision about a push: a pure function from (owner's model, layers in force, push) to (layers, report).
+"""The decision about a push: a pure function from (catalog, layers in force, push) to (layers, report).
 
 Every layer is judged by itself, so the order in which layers arrive never decides which of them are in force.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from edged.config import checks
-from edged.config.schema import Model, Settings, build, merge
+from edged.config.schema import Settings, build, merge
 from edged.core.errors import BadValue
+from edged.fleet.plan import check_model
 from edged.wire.layers import BadLayer, Layer, Reported, parse_layer
 
 
@@ -44,13 +44,13 @@ def anyone(_payload: bytes, _layer: Layer | None) -> None:
 
 
 def decide(
-    owner_model: Model, layers: Layers, reported: Reported, name: str, payload: bytes, accept: Accept = anyone
+    catalog: Collection[str], layers: Layers, reported: Reported, name: str, payload: bytes, accept: Accept = anyone
 ) -> Decision:
-    """Judge the push `payload` to layer `name`. `layers` are in force; `owner_model` is the one of the owner's file."""
+    """Judge the push `payload` to layer `name`. `layers` are in force; `catalog` has the models that it may name."""
     if payload and name in layers and layers[name].payload == payload:
         return _again(layers, reported, name)
     try:
-        pushed = parse(owner_model, payload) if payload else None
+        pushed = parse(catalog, payload) if payload else None
         accept(payload, None if pushed is None else pushed.layer)
     except BadLayer as error:
         return rejected(layers, name, error.revision, str(error))
@@ -68,30 +68,28 @@ def rejected(layers: Layers, name: str, revision: int | None, reason: str) -> De
     return Decision(layers, Reported("rejected", name, revision, reason, revisions(layers)), changed=True)
 
 
-def parse(owner_model: Model, payload: bytes) -> PushedLayer:
-    """Parse a payload once. Raises BadLayer, also where the layer would change the model."""
+def parse(catalog: Collection[str], payload: bytes) -> PushedLayer:
+    """Parse a payload once. Raises BadLayer, also for a model that a layer may not name."""
     layer = parse_layer(payload)
-    for key, value in layer.settings.get("model", {}).items():
-        if getattr(owner_model, key) != value:
-            sentence = (
-                f"would change the model ({checks.shown(value)}); this version does not change the model by a push yet"
-            )
-            raise BadLayer(f"model.{key}", sentence, layer.revision)
+    try:
+        check_model(layer.settings, catalog)
+    except BadValue as error:
+        raise BadLayer(error.path, error.sentence, layer.revision) from None
     return PushedLayer(payload, layer)
 
 
 def parse_stored(
-    owner_model: Model,
+    catalog: Collection[str],
     payloads: Mapping[str, bytes],
     order: Sequence[str],
     accept: Callable[[str, PushedLayer], None] = lambda _name, _pushed: None,
 ) -> dict[str, PushedLayer]:
-    """Those of the stored layers that this version and this owner's file still accept, in `order`."""
+    """Those of the stored layers that this version and this owner still accept, in `order`."""
     valid = {}
     for name in order:
         try:
             if name in payloads:
-                pushed = parse(owner_model, payloads[name])
+                pushed = parse(catalog, payloads[name])
                 accept(name, pushed)
                 valid[name] = pushed
         except BadValue:
@@ -109,8 +107,17 @@ def effective(owner: Mapping[str, Any], layers: Layers, order: Sequence[str]) ->
     merged: dict[str, Any] = dict(owner)
     for name in order:
         if name in layers:
-            merged = merge(merged, layers[name].layer.settings)
+            merged = _over(merged, layers[name].layer.settings)
     return build(merged)
+
+
+def _over(below: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over those below. A digest belongs to its source: another source does not keep it."""
+    model = settings.get("model", {})
+    if "source" in model and "digest" not in model:
+        kept = {key: value for key, value in below.get("model", {}).items() if key != "digest"}
+        below = {**below, "model": kept}
+    return merge(below, settings)
 
 
 def _again(layers: Layers, reported: Reported, name: str) -> Decision:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -11,11 +12,13 @@ from edged import __version__
 from edged.config import checks
 from edged.config.keys import MAX_KEYS, base64_of, check_layer, key_name, trust_keys
 from edged.core.errors import BadValue
+from edged.core.golden import GoldenResult
 from edged.wire import strict_json
 from edged.wire.prompts import timestamp
 from edged.wire.replies import rfc3339
 
 MAX_BYTES = 262_144
+MAX_KEPT_SETTINGS = 4_096  # characters of the settings that the history keeps of one layer
 Phase = Literal["applied", "trial", "rolled_back", "rejected", "waiting"]
 
 
@@ -58,7 +61,8 @@ class BadLayer(BadValue):
 class Reported(msgspec.Struct, frozen=True):
     """What became of the last push (`layer` None: there was none), and the revisions in force by layer.
 
-    `at` is the Unix time of the decision, 0 before it has one.
+    `at` is the Unix time of the decision, 0 before it has one. While a trial runs: its `step`, the share of that which
+    is done, and the Unix time `since` when it runs. `golden`: how the golden prompts were answered.
     """
 
     phase: Phase
@@ -67,6 +71,24 @@ class Reported(msgspec.Struct, frozen=True):
     reason: str
     in_force: Mapping[str, int]
     at: float = 0.0
+    step: str | None = None
+    done: float = 0.0
+    since: float = 0.0
+    golden: tuple[GoldenResult, ...] = ()
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """One decision of the history. `key`: who signed the push. `settings` of an applied layer, as JSON text, where they
+    are short enough to be kept; None for a layer that was removed.
+    """
+
+    phase: Phase
+    layer: str | None
+    revision: int | None
+    reason: str
+    at: float
+    key: str | None = None
+    settings: str | None = None
 
 
 def _signature(path: str, value: object) -> Signature:
@@ -119,14 +141,40 @@ def _readable_revision(document: dict[str, Any]) -> int | None:
 
 def reported(state: Reported, now: float) -> bytes:
     """The reported document."""
-    return strict_json.dumps(
-        {
-            "phase": state.phase,
-            "layer": state.layer,
-            "revision": state.revision,
-            "reason": state.reason,
-            "in_force": dict(state.in_force),
-            "version": __version__,
-            "ts": rfc3339(state.at or now),
-        }
-    )
+    document: dict[str, Any] = {"phase": state.phase, "layer": state.layer, "revision": state.revision}
+    if state.phase == "trial":
+        document |= {"step": state.step, "done": round(state.done, 3), "since": rfc3339(state.since)}
+    document |= {
+        "reason": state.reason,
+        "in_force": dict(state.in_force),
+        "version": __version__,
+        "ts": rfc3339(state.at or now),
+    }
+    if state.golden:
+        document["golden"] = [msgspec.to_builtins(result) for result in state.golden]
+    return strict_json.dumps(document)
+
+
+def settings_text(payload: bytes) -> str | None:
+    """The `settings` of a valid layer as compact JSON text, as pushed; None where they are too long."""
+    if not payload:
+        return None
+    text = strict_json.dumps(strict_json.loads(payload)["settings"]).decode()
+    return text if len(text) <= MAX_KEPT_SETTINGS else None
+
+
+def history(decisions: Sequence[Decided], now: float) -> bytes:
+    """The history document: the last decisions, newest first."""
+    return strict_json.dumps({"decisions": [_decided(one) for one in decisions], "ts": rfc3339(now)})
+
+
+def _decided(one: Decided) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "phase": one.phase,
+        "layer": one.layer,
+        "revision": one.revision,
+        "reason": one.reason,
+        "key": one.key,
+        "ts": rfc3339(one.at),
+    }
+    return document if one.settings is None else {**document, "settings": json.loads(one.settings)}

@@ -34,6 +34,7 @@ class Topics:
         self.telemetry = f"{self.own}/telemetry"
         self.event = f"{self.own}/event"
         self.reported = f"{self.own}/config/reported"
+        self.history = f"{self.own}/config/history"
         self.prompts = f"{self.own}/prompt/+"
         self.cancels = f"{self.own}/cancel/+"
         self.commands = f"{self.own}/command/+"

@@ -188,7 +188,7 @@ def mutated(good: dict[str, Any]) -> list[bytes]:
         bad.append(json.dumps({**good, "settings": {"log": {"level": value}}}).encode())
         bad.append(json.dumps({**good, "settings": {"model": {"context": value}}}).encode())
     for key in ("identity", "mqtt", "trust", "state_dir", "generaton", "Generation", "", "\u202e", "golden", "a" * 300):
-        values: list[Any] = [{}, {"fleet": "x"}, "x", 1, [{"prompt": "x"}]]
+        values: list[Any] = [{}, {"fleet": "x"}, "x", 1, [{"prompt": "x", "within": "0s"}]]
         bad += [json.dumps({**good, "settings": {key: value}}).encode() for value in values]
     for extra in ("expires_at", "rollout", "signature", "revison", "Settings", "x"):
         bad += [json.dumps({**good, extra: value}).encode() for value in (1, "x", {}, [], True)]

@@ -84,7 +84,7 @@ def test_the_device_wins_over_its_group_over_the_fleet_and_a_removal_restores(ma
         ({"mqtt": {"url": "mqtt://evil"}}, "mqtt: is the owner's"),
         ({"identity": {"device": "x"}}, "identity: is the owner's"),
         ({"generation": {"max_tokns": 3}}, 'generation.max_tokns: unknown key (did you mean "max_tokens"?)'),
-        ({"model": {"source": "other"}}, "this version does not change the model by a push yet"),
+        ({"model": {"source": "nowhere"}}, "'nowhere' is not in this device's catalog"),
     ],
 )
 def test_p04_a_bad_layer_is_rejected_by_name_and_what_runs_goes_on(

@@ -373,3 +373,52 @@ def test_the_receipt_names_the_config_that_the_prompt_was_accepted_under(bench: 
     bench.arrive(message({"id": "b", "prompt": "x"}))
     bench.finished(2)
     assert [f["receipt"]["config"] for f in bench.replies.finals] == [{"fleet": 7}, {"fleet": 8}]
+
+
+# ---- another worker takes over --------------------------------------------------------------------------------------
+
+
+def test_p01_while_the_queue_is_held_what_runs_ends_and_nothing_new_is_submitted(bench: Bench) -> None:
+    first, second = bench.accept("a"), bench.accept("b")
+    bench.started(first)
+    bench.queue.hold()
+    bench.accept("c")
+    assert ([str(second)], 1) == (bench.worker.cancelled, bench.queue.submitted)
+    bench.finished(first, "x")
+    assert 0 == bench.queue.submitted
+    bench.queue.release()
+    assert ["a", "b", "b", "c"] == [
+        bench.queue._prompts[int(k)].job.id if k != str(first) else "a" for k in bench.worker.added
+    ]
+
+
+def test_p01_the_end_of_a_submission_that_was_taken_back_does_not_end_the_next_one(bench: Bench) -> None:
+    """The same worker goes on, since the trial was withdrawn: its answer to the cancel comes late."""
+    seq = bench.accept("a")
+    bench.queue.hold()
+    bench.queue.release()
+    bench.finished(seq, "", "cancelled")
+    assert [] == bench.replies.finals
+    bench.started(seq)
+    bench.finished(seq, "whole")
+    assert [("stop", "whole")] == [(f["reason"], f["text"]) for f in bench.replies.finals]
+
+
+def test_p11_a_worker_that_is_replaced_counts_as_no_crash(bench: Bench) -> None:
+    seq = bench.accept("a")
+    for _ in range(5):
+        bench.started(seq)
+        bench.queue.hold()
+        bench.queue.worker_replaced()
+        bench.queue.release()
+    bench.started(seq)
+    bench.finished(seq, "whole")
+    assert ["stop"] == [final["reason"] for final in bench.replies.finals]
+
+
+def test_a_prompt_that_is_being_cancelled_ends_so_when_the_worker_is_replaced(bench: Bench) -> None:
+    seq = bench.accept("a")
+    bench.started(seq)
+    bench.queue.cancel("me", "a")
+    bench.queue.worker_replaced()
+    assert ["cancelled"] == [final["reason"] for final in bench.replies.finals]

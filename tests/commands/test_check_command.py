@@ -134,3 +134,30 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert 0 == ended.value.code
     assert f"edged {__version__}\n" == capsys.readouterr().out
+
+
+def test_a_plan_prints_the_steps_to_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, f"identity: {{device: pi}}\nstate_dir: {tmp_path}/state\nmodel: {{source: /m.gguf}}\n")
+    layer = tmp_path / "layer.yaml"
+    for text, steps in (
+        ("model: {source: smollm2-135m-instruct}", ["fetch", "verify", "load", "judge", "probation", "adopt"]),
+        ("model: {context: 64}", ["load", "judge", "probation", "adopt"]),
+        (f"model: {{source: 'sha256:{'a' * 64}'}}", ["verify", "load", "judge", "probation", "adopt"]),
+        ("generation: {max_tokens: 3}", ["apply"]),
+        ("{}", []),
+    ):
+        layer.write_text(text)
+        assert 0 == main(["check", "--config", file, "--plan", str(layer), "--json"])
+        assert steps == [step["step"] for step in json.loads(capsys.readouterr().out)["steps"]]
+    assert 0 == main(["check", "--config", file, "--plan", str(layer)])
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["model: {source: /etc/passwd}", "mqtt: {url: x}", "[1]", "a: b: c"])
+def test_a_plan_of_what_no_layer_may_say_is_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text(text)
+    assert 2 == main(["check", "--config", written(tmp_path, ""), "--plan", str(layer)])
+    assert str(layer) in capsys.readouterr().err

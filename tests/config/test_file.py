@@ -54,7 +54,7 @@ def test_values_are_checked_and_converted() -> None:
             "model:\n  keep_alive: 5m\n",
             "edged.yaml:2: model.keep_alive: this version does not unload an idle model yet",
         ),
-        ("golden: [{prompt: x}]\n", "edged.yaml:1: golden: this version does not judge a config by golden prompts yet"),
+        ("golden: [{prompt: x, within: 0s}]\n", "edged.yaml:1: golden[0].within: must be between 100ms and 1h"),
         ("trust: {keys: {ops: x}}\n", "edged.yaml:1: trust.keys.ops: must be an Ed25519 public key"),
         ('generation: {system: "\\uD800"}\n', "edged.yaml:1: generation.system: must be text, not half a character"),
         ("limits: {queue: 0x" + "F" * 6000 + "}\n", "edged.yaml:1: limits.queue: must be between 1 and 100000"),

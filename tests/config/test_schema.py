@@ -122,6 +122,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("limits", "max_tokens", [1], [0]),
         ("limits", "remember", ["1s", "24h", "365d"], ["0s", 86400, "366d"]),
         ("telemetry", "interval", ["100ms", "10s", "1d"], ["0s", "50ms", 10, "2d"]),
+        ("trial", "probation", ["100ms", "60s", "1d"], ["99ms", "0s", 60, "25h"]),
         ("log", "level", ["debug", "info", "warning", "error"], ["trace", "INFO"]),
         ("log", "format", ["auto", "console", "json"], ["xml"]),
         (
@@ -206,7 +207,9 @@ def test_every_settable_key_is_in_the_table_above() -> None:
         ({"generation": []}, "generation: must be a mapping"),
         ({"generation": {"seed": None}}, "generation.seed: must not be null"),
         ([], "must be a mapping"),
-        ({"golden": [{"prompt": "x"}]}, "golden: this version does not judge a config by golden prompts yet"),
+        ({"golden": {"prompt": "x"}}, "golden: must be a list"),
+        ({"golden": [{"prompt": "x", "expects": "y"}]}, 'golden[0].expects: unknown key (did you mean "expect"?)'),
+        ({"trial": {"probation": "0s"}}, "trial.probation: must be between 100ms and 1d"),
         ({"mqtt": {"cert": "/c", "url": "mqtts://h"}}, "mqtt.cert: needs mqtt.key beside it"),
         ({"mqtt": {"ca": "/ca"}}, "mqtt.ca: certificates need a URL that starts with mqtts://"),
     ],
@@ -247,6 +250,14 @@ def test_shown_settings_are_a_file_that_means_the_same() -> None:
         "limits": {"prompt_bytes": "1MiB", "remember": "90s"},
         "telemetry": {"interval": "100ms"},
         "model": {"threads": 2},
+        "golden": [
+            {"prompt": "p", "system": "s", "expect": "a", "within": "1500ms", "max_tokens": 5},
+            {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}], "max_tokens": 128},
+            {"prompt": "q", "expect": {"regex": "a+"}, "min_tokens_per_second": 1.5, "max_tokens": 128},
+            {"prompt": "r", "expect": {"schema": {"type": "integer"}}, "max_tokens": 128},
+            {"prompt": "t", "expect": ["a", "b"], "max_tokens": 128},
+        ],
+        "trial": {"probation": "5m"},
     }
     for document in ({}, changed):
         settings = s.build(keys.check_file(document))

@@ -43,8 +43,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [
         ("top",),
         ("top", "--json"),
-        ("config", "diff", "a.yaml"),
-        ("config", "history", "--device", "pi"),
         ("rollout", "start"),
         ("model", "load", "x"),
         ("simulate", "layer.yaml"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from edged.ctl.main import main
 from edged.ctl.prompt import Printer
@@ -31,7 +32,7 @@ def ctl_device(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with running(made):
         watcher.status("online", 30)
         yield made
-    for topic in ("status", "health", "config", "config/reported"):
+    for topic in ("status", "health", "config", "config/reported", "config/history"):
         watcher.publish(f"edged/v1/{FLEET}/device/pi/{topic}", b"", retain=True)
     watcher.publish(f"edged/v1/{FLEET}/config", b"", retain=True)
     watcher.close()
@@ -239,6 +240,71 @@ def test_push_of_a_layer_that_the_device_rejects_is_exit_1(
     assert 1 == edgectl("config", "push", str(layer))
     assert "rejected" in capsys.readouterr().out
     assert 0 == edgectl("config", "push", "--remove")
+
+
+def pushed_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "layer.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_p04_a_trial_is_watched_to_its_end_and_undone(
+    edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = "trial: {probation: 200ms}\n"
+    path = pushed_file(tmp_path, quick + "generation: {max_tokens: 7}\n")
+    assert 0 == edgectl("config", "push", path, "--device", "pi")
+    path = pushed_file(tmp_path, quick + "model: {source: good}\ngolden: [{prompt: 'say:Tokyo', expect: tokyo}]\n")
+    assert 0 == edgectl("config", "push", path, "--device", "pi", "--watch")
+    said = capsys.readouterr()
+    assert ["pi: fetch", "pi: verify", "pi: load", "pi: judge", "pi: probation"] == said.err.splitlines()
+    assert "applied" in said.out
+    assert "pi: golden: held: 'say:Tokyo' -> 'Tokyo '" in said.out
+    path = pushed_file(tmp_path, quick + "model: {source: good, context: 99}\ngolden: [{prompt: x, expect: y}]\n")
+    assert 1 == edgectl("config", "push", path, "--device", "pi", "--watch", "--json")
+    report = json.loads(capsys.readouterr().out)["devices"]["pi"]
+    assert ("rolled_back", {"device": 2}) == (report["phase"], report["in_force"])
+    assert 'was answered "x", which does not contain "y"' in report["reason"]
+    path = pushed_file(tmp_path, json.dumps({"revision": 3, "settings": yaml.safe_load(Path(path).read_text())}))
+    assert 1 == edgectl("config", "push", path, "--device", "pi", "--watch", "--wait", "5")
+    capsys.readouterr()
+    assert 0 == edgectl("config", "history", "--json")
+    decisions = json.loads(capsys.readouterr().out)["devices"]["pi"]
+    assert [("rolled_back", 3), ("applied", 2), ("applied", 1)] == [(d["phase"], d["revision"]) for d in decisions[:3]]
+    assert 0 == edgectl("config", "history")
+    assert "rolled_back" in capsys.readouterr().out
+    for revision, model in ((4, "good"), (5, None)):  # back to what was in force, then to what was before that
+        assert 0 == edgectl("config", "undo", "--device", "pi", "--watch", "--json")
+        assert {"device": revision} == json.loads(capsys.readouterr().out)["devices"]["pi"]["in_force"]
+        edgectl("config", "get", "--json")
+        layer = json.loads(capsys.readouterr().out)["layers"]["device/pi"]
+        assert (revision, model) == (layer["revision"], layer["settings"].get("model", {}).get("source"))
+    assert 0 == edgectl("config", "push", "--remove", "--device", "pi")
+
+
+def test_a_diff_names_what_a_push_would_change_and_where(
+    edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pushed_file(tmp_path, "generation: {max_tokens: 7}\n")
+    assert 0 == edgectl("config", "push", path, "--device", "pi")
+    capsys.readouterr()
+    assert 0 == edgectl("config", "diff", path, "--device", "pi")
+    assert "nothing would change" in capsys.readouterr().out
+    path = pushed_file(tmp_path, "generation: {max_tokens: 8}\nmodel: {source: good}\n")
+    assert 0 == edgectl("config", "diff", path, "--device", "pi", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert [("generation.max_tokens", 7, 8), ("model.source", None, "good")] == [
+        (change["key"], change["before"], change["after"]) for change in document["changes"]
+    ]
+    assert (True, ["pi"]) == (document["trial"], document["devices"])
+    assert 0 == edgectl("config", "diff", path, "--device", "pi")
+    assert "device: is tried on pi" in capsys.readouterr().out
+    assert 0 == edgectl("config", "push", "--remove", "--device", "pi")
+
+
+def test_an_undo_without_a_history_is_exit_2(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 2 == edgectl("config", "undo", "--group", "nobody")
+    assert "the history of the layer group:nobody has no other settings" in capsys.readouterr().err
 
 
 class Screen:

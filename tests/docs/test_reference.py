@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from edged.commands import main as edged_main
+from edged.config.file import parse
 from edged.config.keys import known_keys
 from edged.config.schema import build
+from edged.core.golden import GoldenResult
 from edged.core.health import Finding, health_of
 from edged.core.prompt import Failure, ModelInfo, Reason, Usage
 from edged.core.reading import Reading
@@ -173,10 +175,12 @@ def test_defaults_are_those_of_the_code() -> None:
     assert expected == actual
 
 
-@pytest.mark.parametrize(("key", "default"), [("golden", [])])
-def test_a_reserved_setting_takes_its_documented_default_alone(key: str, default: object) -> None:
-    assert default == yaml.safe_load(documented_settings()[key].strip("`"))
-    assert default == known_keys()[key](key, default)
+@pytest.mark.parametrize("path", ["reference/configuration.md", "how-to/change-the-model.md"])
+def test_every_example_of_settings_is_accepted(path: str) -> None:
+    found = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / path).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    for text in found:
+        parse(text, path)
 
 
 # ---- cli.md ---------------------------------------------------------------------------------------------------------
@@ -227,7 +231,7 @@ def test_reserved_commands_are_in_cli() -> None:
 
 def test_every_example_is_json_of_a_known_kind() -> None:
     kinds = {name for name, text in EXAMPLE.findall(page("mqtt.md")) if list(values_of(text))}
-    known = {"prompt", "reply", "cancel", "health", "telemetry", "event", "layer", "reported"}
+    known = {"prompt", "reply", "cancel", "health", "telemetry", "event", "layer", "reported", "history"}
     assert known == kinds
 
 
@@ -256,7 +260,7 @@ def test_every_signature_of_an_example_is_that_of_the_key_and_topic_beside_it() 
 def test_examples_have_no_key_that_the_tables_lack() -> None:
     text = page("mqtt.md")
     known = words(text)
-    for kind, title in (("reply", "Replies"), ("health", "Health"), ("event", "Event"), ("reported", "Reported")):
+    for kind, title in (("reply", "Replies"), ("health", "Health"), ("event", "Event"), ("reported", "Config layers")):
         for example in examples(kind):
             missing = [key for key in leaves(example) if not documented(key, words(section(text, title)) | known)]
             assert [] == missing, kind
@@ -338,9 +342,13 @@ def full_reading() -> Reading:
 
 
 def test_every_key_of_the_reported_state_and_of_a_layer_is_in_the_tables() -> None:
-    written = layers.reported(layers.Reported("applied", None, None, "", {}), 0.0)
+    result = GoldenResult("p", "a", True, 1.0, 2.0)
+    written = layers.reported(layers.Reported("trial", None, None, "", {}, golden=(result,)), 0.0)
+    decided = layers.history([layers.Decided("applied", None, None, "", 0.0, settings="{}")], 0.0)
     text = section(page("mqtt.md"), "Config layers")
-    assert {*json.loads(written), *layers._LAYER_KEYS} <= words(text)
+    keys = {*json.loads(written), *leaves(json.loads(written)["golden"], "golden"), *layers._LAYER_KEYS}
+    assert keys <= words(text)
+    assert {*json.loads(decided)["decisions"][0]} <= {word.rpartition(".")[2] for word in words(text)}
     assert set(get_args(layers.Phase)) <= words(text)
 
 
@@ -369,7 +377,7 @@ def test_every_event_code_of_the_source_is_in_the_table() -> None:
     known = {code for cells in table for code in WORD.findall(cells[0])}
     plain = texts_at(0, "event", "agent") | texts_at(0, "_report", "agent")
     built = {f"finding_{kind}" for kind in ("began", "ended", "worse", "better")}
-    built |= {"config_applied", "config_rejected"}  # the phases that this version knows
+    built |= {"config_applied", "config_rejected", "config_rolled_back"}
     assert plain | built == known
 
 

@@ -18,7 +18,7 @@ from edged.wire.layers import Layer, Reported
 
 ORDER = ("fleet", "group:a", "group:b", "device")
 OWN: dict[str, Any] = {"generation": {"max_tokens": 100, "stop": ("own",)}}
-MODEL = build(OWN).model
+CATALOG = ("smollm2-135m-instruct", "gemma-3-270m")
 
 Push = tuple[str, bytes]
 
@@ -32,7 +32,7 @@ def after(pushes: list[Push]) -> tuple[Layers, Reported]:
     kept: Layers = {}
     reported = NOTHING_PUSHED
     for name, payload in pushes:
-        decision = fleet.decide(MODEL, kept, reported, name, payload)
+        decision = fleet.decide(CATALOG, kept, reported, name, payload)
         kept, reported = decision.layers, decision.reported
     return kept, reported
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_parsed_is_rejected_without_a_revision() -> None:
 @pytest.mark.parametrize("repeat", [layer(1, seed=1), b' {"settings": {"generation": {"seed": 1}}, "revision": 1}'])
 def test_the_same_revision_and_content_again_is_nothing_to_do(repeat: bytes) -> None:
     kept, reported = after([("fleet", layer(1, seed=1))])
-    decision = fleet.decide(MODEL, kept, reported, "fleet", repeat)
+    decision = fleet.decide(CATALOG, kept, reported, "fleet", repeat)
     assert not decision.changed
     assert (decision.layers, decision.reported) == (kept, reported)
 
@@ -116,25 +116,39 @@ def test_an_empty_payload_removes_a_layer_and_restores_what_is_below() -> None:
     assert fleet.effective(OWN, kept, ORDER) == build(OWN)
 
 
+DIGEST = "sha256:" + "a" * 64
+
+
 @pytest.mark.parametrize(
-    ("model", "phase"),
+    ("model", "said"),
     [
-        ({"source": "other"}, "rejected"),
-        ({"context": 4096}, "rejected"),
-        ({"threads": 2}, "rejected"),
-        ({"context": 2048}, "applied"),
-        ({"source": "smollm2-135m-instruct", "bits": "auto", "threads": "auto"}, "applied"),
-        ({}, "applied"),
+        ({"source": "gemma-3-270m", "context": 4096, "threads": 2, "bits": "4"}, None),
+        ({"source": DIGEST}, None),
+        ({"source": "hf:owner/name/file.gguf", "digest": DIGEST}, None),
+        ({"context": 4096}, None),
+        ({"source": "hf:owner/name"}, "model.digest: is required beside 'hf:owner/name'"),
+        ({"source": "gemma-3"}, "model.source: 'gemma-3' is not in this device's catalog (did you mean"),
+        ({"source": "sha256:abc"}, "model.source: must be sha256: and 64 hex digits"),
+        ({"source": "/etc/shadow"}, "model.source: '/etc/shadow' can only be named in the device's own file"),
+        ({"source": "a.gguf"}, "model.source: 'a.gguf' can only be named in the device's own file"),
+        ({"source": "https://x/y.gguf", "digest": DIGEST}, "model.source: 'https://x/y.gguf' can only be named"),
     ],
 )
-def test_a_layer_that_would_change_the_model_is_rejected_as_not_yet_built(model: dict[str, Any], phase: str) -> None:
+def test_p04_a_layer_names_the_catalog_a_digest_or_the_hub_with_a_digest(
+    model: dict[str, Any], said: str | None
+) -> None:
     payload = json.dumps({"revision": 5, "settings": {"model": model}}).encode()
     kept, reported = after([("device", payload)])
-    assert reported.phase == phase
-    assert fleet.effective(OWN, kept, ORDER).model == build(OWN).model
-    if phase == "rejected":
-        assert "this version does not change the model by a push yet" in reported.reason
-        assert reported.reason.startswith("model.")
+    assert ("rejected" if said else "applied", 5) == (reported.phase, reported.revision)
+    assert reported.reason.startswith(said or "")
+    assert bool(said) == (kept == {})
+
+
+def test_another_source_does_not_keep_the_digest_of_the_one_below() -> None:
+    own = {"model": {"source": "/m.gguf", "digest": DIGEST, "context": 64}}
+    kept, _ = after([("device", b'{"revision":1,"settings":{"model":{"source":"gemma-3-270m"}}}')])
+    model = fleet.effective(own, kept, ORDER).model
+    assert ("gemma-3-270m", None, 64) == (model.source, model.digest, model.context)
 
 
 PAYLOADS = st.sampled_from(
@@ -187,7 +201,7 @@ def test_kept_layers_that_this_file_or_version_does_not_accept_are_dropped_at_st
         "group:a": b'{"revision":3,"settings":{"model":{"source":"other"}}}',
         "device": b"{torn",
     }
-    valid = fleet.parse_stored(MODEL, kept, ORDER)
+    valid = fleet.parse_stored(CATALOG, kept, ORDER)
     assert {"fleet": layer(1, seed=1)} == {name: pushed.payload for name, pushed in valid.items()}
 
 

@@ -80,7 +80,7 @@ def test_a_layer_has_a_revision_and_checked_settings() -> None:
         ({"revision": 4, "settings": {}, "trust": {"withdraw": "a"}}, 4, "trust.withdraw: must be a list"),
         ({"revision": 4, "settings": {}, "trust": {"keys": {"a": KEY}, "withdraw": ["a"]}}, 4, "trust: adds and"),
         ({"revision": 4, "settings": {}, "golden": []}, 4, "golden: unknown key"),
-        ({"revision": 4, "settings": {"golden": [{"prompt": "x"}]}}, 4, "golden: this version does not"),
+        ({"revision": 4, "settings": {"golden": [{}]}}, 4, "golden[0]: needs prompt or messages"),
     ],
 )
 def test_p05_a_bad_layer_is_refused_with_its_revision_and_the_key(

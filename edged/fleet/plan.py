@@ -1,0 +1,83 @@
+"""The steps from the settings in force to others: a pure function. What needs no trial is applied in place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from edged.config import checks
+from edged.config.schema import Settings
+from edged.core.errors import BadValue
+from edged.core.model_source import REMOTE, source_kind
+
+StepName = Literal["fetch", "verify", "load", "judge", "probation", "adopt", "apply"]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step. `what` is a sentence for a person."""
+
+    name: StepName
+    what: str
+
+
+Plan = tuple[Step, ...]
+_IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial")
+
+
+def needs_trial(current: Settings, target: Settings) -> bool:
+    """Whether the way to `target` is a trial: the model, or how it is loaded, differs."""
+    return current.model != target.model
+
+
+def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> Plan:
+    """The steps from `current` to `target`, in order; empty where nothing differs.
+
+    `catalog` has the names of models that can be fetched.
+    """
+    if needs_trial(current, target):
+        return _trial(current, target, catalog)
+    sections = [name for name in _IN_PLACE if getattr(current, name) != getattr(target, name)]
+    return (Step("apply", f"apply in place: {', '.join(sections)}"),) if sections else ()
+
+
+def _trial(current: Settings, target: Settings, catalog: Collection[str]) -> Plan:
+    model, steps = target.model, []
+    if (model.source, model.digest) != (current.model.source, current.model.digest):
+        kind = source_kind(model.source)
+        if fetched := kind in REMOTE or model.source in catalog:
+            steps.append(Step("fetch", f"fetch {model.source}, unless it is in the store"))
+        if fetched or kind == "digest":  # the worker verifies others when it loads them
+            steps.append(Step("verify", f"verify the bytes of {model.source}"))
+    prompts = len(target.golden)
+    judged = f"{prompts} golden prompt{'s' * (prompts != 1)}" if prompts else "a built-in prompt, by a whole answer"
+    return (
+        *steps,
+        Step("load", f"load it with a context of {model.context} tokens, beside the old model if memory allows"),
+        Step("judge", f"judge it by {judged}"),
+        Step("probation", f"let it serve for {checks.show_duration(target.trial.probation)}"),
+        Step("adopt", "adopt the settings; else the old ones stay in force"),
+    )
+
+
+def check_model(settings: Mapping[str, Any], catalog: Collection[str]) -> None:
+    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store. Raises BadValue."""
+    model = settings.get("model", {})
+    source = model.get("source")
+    if source is None:
+        return
+    match source_kind(source):
+        case "hub" if "digest" not in model:
+            raise BadValue("model.digest", f"is required beside {checks.shown(source)}: give the SHA-256 of the model")
+        case "name" if source not in catalog:
+            known = f"{checks.nearest(source, catalog)}; a layer names one of {', '.join(sorted(catalog))}"
+            raise BadValue("model.source", f"{checks.shown(source)} is not in this device's catalog{known}")
+        case "digest" if not checks.DIGEST.match(source):
+            raise BadValue("model.source", f"must be sha256: and 64 hex digits, not {checks.shown(source)}")
+        case "path" | "address":
+            raise BadValue(
+                "model.source",
+                f"{checks.shown(source)} can only be named in the device's own file; a layer names the catalog, "
+                "hf: with a digest, or sha256:… of a model in the store",
+            )
