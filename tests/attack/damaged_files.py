@@ -66,7 +66,7 @@ def _prepare(context: Context, watch: Requester, device: Device) -> Path:
         watch.seen_within(lambda _, half=half: watch.reasons(f"done{half}").get("stop") == 10, 20)  # type: ignore[misc]
         for number in range(half * OPEN // 2, (half + 1) * OPEN // 2):
             watch.send(f"m{number % 10}", {"id": f"open{number}", "prompt": text(number), "stream": number % 2 == 0})
-        watch.send("me", {"id": f"last{half}", "prompt": "say:fine"})
+        watch.send("me", {"id": f"last{half}", "prompt": "say:fine", "priority": 0})  # before those that wait
         watch.final(f"last{half}")
         watch.clear()
         device.kill()
