@@ -1,4 +1,4 @@
-"""Which files a worker needs for the model that it is told to load, and no others."""
+"""Which files a worker needs for the model that it must load, and no others."""
 
 from __future__ import annotations
 

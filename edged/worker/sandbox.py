@@ -69,7 +69,7 @@ _ONLY_X86: Final = (133, 172, 173)  # mknod, iopl, ioperm
 
 @dataclass(frozen=True)
 class _Processor:
-    """How a processor's system calls are told apart: the audit architecture, seccomp's number, those denied."""
+    """How a processor's system calls are distinguished: the audit architecture, seccomp's number, those denied."""
 
     audit: int
     seccomp: int
