@@ -25,7 +25,7 @@ from edged.core.prompt import DEFAULT_PRIORITY, LEVELS_PER_PRIORITY
 # Requesters who take turns stay within it.
 QUOTA: Final = 2048
 CREDIT: Final = 131_072  # tokens that a requester may be behind the others after a pause: 7 doublings
-FEW_OPEN: Final = 2  # prompts of a requester who asks now and then
+FEW_OPEN: Final = 1  # open prompts of a requester who asks now and then
 MANY_OPEN_PENALTY: Final = 3  # levels for a requester who has more open: computed when no other waits
 MAX_LEVEL: Final = 40
 AGEING_SECONDS: Final = 8.0  # of waiting take one level of the penalties away
@@ -184,10 +184,12 @@ class FairQueue:
     def to_displace(self, requester: str) -> int | None:
         """The waiting prompt that should give its place in a full queue to a new one of this requester, if any.
 
-        The last one of the requester that has most prompts open, where that is at least two more than this one has.
+        The last one of the requester that has most prompts open, where that is at least two more than this one has, or
+        where this one has none and that one several.
         """
         most = self._most_open
-        while most >= self.open_of(requester) + 2:
+        own = self.open_of(requester)
+        while most >= own + 2 or (own < FEW_OPEN < most):
             for name in self._by_open.get(most, {}):
                 last = self._last_waiting(self._requesters[name])
                 if last is not None:

@@ -132,10 +132,10 @@ def test_what_was_put_back_is_served_at_its_old_place_and_not_charged_twice() ->
     queue.add(0, "a", 5, 5000, 0.0)
     queue.add(1, "a", 5, 10, 0.0)
     queue.add(2, "b", 5, 300, 0.0)
-    assert 0 == queue.take_next(0.0)
+    queue.start(0, 0.0)
     queue.put_back(0, 0.0)
-    assert (3, 10) == (queue.waiting, queue.level(0, 0.0))
-    assert [0, 2, 1] == served(queue, 3)
+    assert (3, 13) == (queue.waiting, queue.level(0, 0.0))  # its two prompts are open, none was charged
+    assert [2, 0, 1] == served(queue, 3)  # who has one open comes first
 
 
 def test_what_a_prompt_took_in_fact_is_what_counts() -> None:
