@@ -80,7 +80,7 @@ class Conditions(msgspec.Struct, frozen=True):
     `unavailable`: why no prompt is accepted now; None: prompts are accepted. `at`: Unix time.
 
     About the requester: `own_open` is how many prompts it has open, `rate_spent` whether it used up its prompts per
-    minute, `may_displace` whether a full queue should remove a prompt of a requester with at least two more open.
+    minute, `may_displace` whether a full queue should remove a prompt of a requester with more open.
     """
 
     settings: Settings

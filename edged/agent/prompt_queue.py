@@ -153,7 +153,7 @@ class PromptQueue:
         self._update_levels()
 
     def displace(self, seq: int) -> None:
-        """End a waiting prompt as `busy`: the queue is full, and another requester has at least two fewer open."""
+        """End a waiting prompt as `busy`: the queue is full, and another requester has fewer open."""
         message = (
             "the queue was full and this requester had the most open prompts; its newest waiting prompt was removed to "
             "make room for another requester; send it again after retry_after_ms"
