@@ -186,6 +186,18 @@ def test_a_packed_model_maps_its_tokenizer(tiny_gguf: Path, tmp_path: Path) -> N
     assert read_texts(tiny_gguf).codec.encode("the capital", False) == model.codec.encode("the capital", False)
 
 
+def test_tables_of_another_version_are_not_used(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed folder of an older version has its tokenizer read again, as this version reads it."""
+    with monkeypatch.context() as older:
+        older.setattr("edged.models.tokenizer.table_writer.VERSION", 0)
+        pack_path(tiny_gguf, tmp_path / "packed")
+    model = load_model(tmp_path / "packed", store_root=tmp_path)
+    assert isinstance(model.codec.splitter, LibrarySplitter)
+    assert read_texts(tiny_gguf).codec.stops == model.codec.stops
+
+
 def test_damaged_tables_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:
     pack_path(tiny_gguf, tmp_path / "packed")
     path = tmp_path / "packed" / TABLES

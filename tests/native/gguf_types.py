@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -50,6 +51,36 @@ def random_blocks(kind: str, rows: int, cols: int, seed: int = 0, size: float | 
         exponents = random.integers(0, 253, len(blocks)) if size is None else 128 + np.rint(np.log2(size / 6))
         blocks[:, 0] = exponents
     return blocks.reshape(rows, -1)
+
+
+def fill_with_blocks(model: Any, kind: str) -> Callable[[np.ndarray], tuple[str, np.ndarray] | None]:
+    """Gives a transformers model matrices that random blocks of a type stand for, about as large as they were.
+
+    Rows that are no whole blocks get Q8_0; vectors and matrices of few rows, such as routers, stay. Returns what finds
+    the type and the blocks of a tensor whose rows are some of these, in any order.
+    """
+    import torch
+
+    rows_found: dict[bytes, tuple[str, np.ndarray]] = {}
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            cols = parameter.shape[-1]
+            if parameter.ndim < 2 or parameter.shape[-2] < 32 or cols % 32:
+                continue
+            own = kind if cols % block_of(kind) == 0 else "Q8_0"
+            blocks = random_blocks(own, parameter.numel() // cols, cols, seed, float(parameter.std()))
+            values = values_of(blocks, own)
+            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+            rows_found |= {row.tobytes(): (own, stored) for row, stored in zip(values, blocks, strict=True)}
+
+    def find(values: np.ndarray) -> tuple[str, np.ndarray] | None:
+        rows = [rows_found.get(row.tobytes()) for row in values.reshape(-1, values.shape[-1])]
+        known = [row for row in rows if row]
+        if values.ndim < 2 or len(known) < len(rows):
+            return None
+        return known[0][0], np.stack([blocks for _, blocks in known]).reshape(*values.shape[:-1], -1)
+
+    return find
 
 
 def values_of(blocks: np.ndarray, kind: str) -> np.ndarray:

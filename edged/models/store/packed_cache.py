@@ -1,6 +1,6 @@
 """Packed folders that edged makes by itself when a model is first used, and removes with the model.
 
-    {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>
+    {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>.<version of the token tables>
     {models}/packed/.<32 hex digits>.lock      locked by the process that makes or removes folders of that model
 
 beside the store, or in the user's cache folder where the store cannot be written.
@@ -26,6 +26,7 @@ from edged.models.formats.packed import FORMAT, PackedModel, is_packed, open_pac
 from edged.models.packing.pack import open_source, pack
 from edged.models.store.locate import LocatedModel
 from edged.models.store.user_cache import user_cache
+from edged.models.tokenizer.tables import VERSION
 
 CHECKPOINT_BITS: Final = 4  # what `bits: auto` makes of a checkpoint
 FOLDER: Final = "packed"
@@ -49,7 +50,7 @@ def packed_model(
     checkpoint = model.format == "checkpoint"
     if not checkpoint and bits != "auto":
         raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
-    name = f"{_stem(model.digest)}-{bits}-v{FORMAT}"
+    name = f"{_stem(model.digest)}-{bits}-v{FORMAT}.{VERSION}"
     for place in _places(models):
         if kept := _kept(place / name, model.digest, models):
             return kept
@@ -139,7 +140,8 @@ def _deny_others(path: Path) -> None:
 
 
 def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
-    """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
+    """Removes a damaged folder `name`, those of other formats and versions, and the work folders of packers that
+    were killed.
 
     Raises OSError where `name` stays. Call it with the lock held: then no other process uses those folders.
     """
