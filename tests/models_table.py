@@ -125,7 +125,7 @@ def measure(entry: str) -> dict[str, float]:
 def _wide(changes: Mapping[str, Any]) -> dict[str, Any]:
     """The same figures with heads of the same size and rows of 256 weights."""
     heads = WIDE * changes.get("num_attention_heads", 4) // changes.get("hidden_size", 64)
-    sizes = {"hidden_size": WIDE, "intermediate_size": WIDE, "vocab_size": 224}
+    sizes = {"hidden_size": WIDE, "intermediate_size": WIDE, "vocab_size": 224, "initializer_range": 0.03}
     return {**changes, **sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
 
 
