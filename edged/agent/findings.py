@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edged.agent.model_state import ModelFailure
+from edged.agent.model_state import Fallback, ModelFailure
 from edged.core.health import Finding
 
 
@@ -17,6 +17,7 @@ def agent_findings(
     known: Sequence[Finding],
     *,
     broker_excess: bool = False,
+    fallback: Fallback | None = None,
 ) -> tuple[Finding, ...]:
     """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
     since = {finding.code: finding.since for finding in known}
@@ -24,6 +25,12 @@ def agent_findings(
     if failure is not None:
         code = f"model_{failure.code}"
         found.append(Finding(code, since.get(code, now), None, None, failure.message, "failing"))
+    if fallback is not None:
+        advice = (
+            f"the model {fallback.wanted.source} cannot be loaded ({fallback.failure.message}); the last good model "
+            "serves instead; put that right and restart edged, or push another model"
+        )
+        found.append(Finding("model_fallback", since.get("model_fallback", now), None, None, advice))
     if refused_topics:
         advice = f"the broker refuses the subscription to {refused_topics[0]}; allow it in the broker's access list"
         code = "subscription_refused"

@@ -54,6 +54,7 @@ class HealthSource:
             self.wall(),
             self.reporter.findings,
             broker_excess=self.link.excess,
+            fallback=self.supervisor.fallback,
         )
         files = self.files.findings(self.wall(), self.reporter.findings)
         return self.telemetry.findings + own + files

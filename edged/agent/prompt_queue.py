@@ -45,6 +45,10 @@ class Worker(Protocol):
     def ready(self) -> bool:
         """Whether a worker runs that accepts prompts."""
 
+    @property
+    def load_left(self) -> float:
+        """Seconds until a worker accepts prompts, as far as known; 0 where one does."""
+
     def send(self, frame: frames.ToWorker) -> None:
         """Hand a frame to the worker."""
 
@@ -196,12 +200,14 @@ class PromptQueue:
         return characters / 4 + (most if self.speed.tokens is None else min(most, 2 * self.speed.tokens))
 
     def _eta_ms(self, prompt: OpenPrompt, ahead: int) -> int | None:
-        """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones."""
+        """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones, and from
+        the last load where the model must be loaded first.
+        """
         speed, tokens = self.speed.tokens_per_second, self.speed.tokens
         if not speed or tokens is None:
             return None
         own = min(tokens, prompt.job.request.sampling.max_tokens)
-        return int(((ahead + len(self._submitted)) * tokens + own) / speed * 1000)
+        return int((self._worker.load_left + ((ahead + len(self._submitted)) * tokens + own) / speed) * 1000)
 
     def submit_waiting(self) -> None:
         """Submit to the worker what it should have: prompts that crashed one alone, else the next in order."""

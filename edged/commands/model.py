@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edged.command_line import reason, utf8
 from edged.commands.configured import configured, store_folder
+from edged.commands.model_prune import store_with_room
 from edged.commands.progress import progress_bar
 from edged.config import checks
 from edged.config.schema import Settings
@@ -36,12 +37,17 @@ _Row = tuple[CatalogEntry, StoredModel | None]
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the given verb. Raises EdgedError."""
-    _, settings, _ = configured(arguments)
+    values, settings, device = configured(arguments)
     root = store_folder(settings)
     if arguments.verb == "pull":
         digest = arguments.digest and checks.text(pattern=checks.DIGEST, like=_DIGEST)("--digest", arguments.digest)
         return model_pull(
-            arguments.source, settings, arguments.json, digest=digest, progress_as_json=arguments.progress
+            arguments.source,
+            settings,
+            store_with_room(values, settings, device),
+            arguments.json,
+            digest=digest,
+            progress_as_json=arguments.progress,
         )
     if arguments.verb == "list":
         return model_list(root, arguments.json)
@@ -51,13 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def model_pull(
-    source: str, settings: Settings, as_json: bool, *, digest: str | None = None, progress_as_json: bool = False
+    source: str,
+    settings: Settings,
+    store: Store,
+    as_json: bool,
+    *,
+    digest: str | None = None,
+    progress_as_json: bool = False,
 ) -> int:
     """`edged model pull`: fetch and verify a model, and pack it if the native engine can run it. Raises ModelError."""
-    root = store_folder(settings)
     with progress_bar(as_json=progress_as_json) as progress:
-        model = _pulled(source, root, progress, digest)
-        _pack(model, root, settings, progress)
+        model = _pulled(source, store, progress, digest)
+        _pack(model, store.root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
     else:
@@ -65,17 +76,18 @@ def model_pull(
     return 0
 
 
-def _pulled(source: str, root: Path, progress: Progress, digest: str | None = None) -> StoredModel:
-    """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
+def _pulled(source: str, store: Store, progress: Progress, digest: str | None = None) -> StoredModel:
+    """A model brought into the store. Raises ModelError, also for what the system refuses; BadValue."""
     if source_kind(source) in REMOTE:
         utf8("the source", source)
+    root = store.root
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = f"{root} cannot be written ({error.strerror}); run this as its owner, or set EDGED_STATE_DIR"
         raise ModelError("no_disk", why) from None
     try:
-        return pull(source, Store(root), progress, digest)
+        return pull(source, store, progress, digest)
     except OSError as error:
         why = f"{source} cannot be pulled ({reason(error, source)}); check that this user may read it and write {root}"
         raise ModelError("unreachable", why) from None
@@ -215,7 +227,7 @@ def fetch_missing(source: str, root: Path) -> None:
     entry = catalog().get(source)
     if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.key if entry else source) is None:
         with progress_bar() as progress:
-            _pulled(source, root, progress)
+            _pulled(source, Store(root), progress)
 
 
 def _native_engine_runs() -> bool:

@@ -131,7 +131,7 @@ FLEET: dict[str, Keys] = {
         "backend": checks.one_of("auto", "native", "torch"),
         "context": checks.integer(16, 1_048_576),
         "threads": checks.integer_or("auto", 1, 1024),
-        "keep_alive": checks.not_yet("unload an idle model", allowed="forever"),
+        "keep_alive": checks.duration_or("forever", 0, 365 * DAY),
     },
     "generation": {**SAMPLING, "system": checks.text(high=65536)},
     "limits": {
@@ -147,6 +147,7 @@ FLEET: dict[str, Keys] = {
         "format": checks.one_of("auto", "console", "json"),
     },
     "trial": {"probation": checks.duration(0.1, DAY)},
+    "models": {"keep": checks.integer(1, 1000)},
 }
 """Sections that the local file and a fleet's layers may set."""
 

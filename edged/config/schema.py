@@ -43,7 +43,8 @@ class Trust(msgspec.Struct, frozen=True):
 
 class Model(msgspec.Struct, frozen=True):
     """Which model is loaded and how. `threads` None (`auto`): with the native engine every core that this process may
-    run on, with torch the physical cores.
+    run on, with torch the physical cores. `keep_alive`: seconds without a prompt after which the model is unloaded;
+    None (`forever`): never.
     """
 
     source: str = "smollm2-135m-instruct"
@@ -52,7 +53,7 @@ class Model(msgspec.Struct, frozen=True):
     backend: str = "auto"
     context: int = 2048
     threads: int | None = None
-    keep_alive: str = "forever"
+    keep_alive: float | None = None
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -122,6 +123,12 @@ class Trial(msgspec.Struct, frozen=True):
     probation: float = 60.0
 
 
+class Models(msgspec.Struct, frozen=True):
+    """The store. `keep`: how many models stay in it after a change of the model."""
+
+    keep: int = 3
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set, as it is in force."""
 
@@ -136,6 +143,7 @@ class Settings(msgspec.Struct, frozen=True):
     log: Log = Log()
     golden: tuple[Golden, ...] = ()
     trial: Trial = Trial()
+    models: Models = Models()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +174,7 @@ def build(checked: Mapping[str, Any]) -> Settings:
         log=Log(**section("log")),
         golden=checked.get("golden", ()),
         trial=Trial(**section("trial")),
+        models=Models(**section("models")),
     )
     _agree(settings)
     return settings
@@ -194,6 +203,8 @@ def show(settings: Settings) -> dict[str, Any]:
     plain["golden"] = [golden.show(entry) for entry in settings.golden]
     if settings.model.threads is None:
         plain["model"]["threads"] = "auto"
+    keep_alive = settings.model.keep_alive
+    plain["model"]["keep_alive"] = "forever" if keep_alive is None else checks.show_duration(keep_alive)
     shown: dict[str, Any] = _without_none(plain)
     return shown
 

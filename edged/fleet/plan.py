@@ -23,12 +23,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 Plan = tuple[Step, ...]
-_IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial")
+_IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial", "models")
 
 
 def needs_trial(current: Settings, target: Settings) -> bool:
     """Whether the way to `target` is a trial: the model, or how it is loaded, differs."""
-    return current.model != target.model
+    return msgspec.structs.replace(current.model, keep_alive=None) != msgspec.structs.replace(
+        target.model, keep_alive=None
+    )
 
 
 def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> Plan:
@@ -39,6 +41,8 @@ def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> 
     if needs_trial(current, target):
         return _trial(current, target, catalog)
     sections = [name for name in _IN_PLACE if getattr(current, name) != getattr(target, name)]
+    if current.model != target.model:
+        sections.insert(0, "model.keep_alive")
     return (Step("apply", f"apply in place: {', '.join(sections)}"),) if sections else ()
 
 

@@ -34,7 +34,10 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` the step of a load."""
+    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` the step of a load.
+
+    `loaded`: a worker has it in memory. `instead_of`: the source in force, where that cannot be loaded.
+    """
 
     state: str
     source: str
@@ -43,6 +46,8 @@ class ModelState(msgspec.Struct, frozen=True):
     error_code: str | None = None
     error_message: str | None = None
     restarts: int = 0
+    loaded: bool = False
+    instead_of: str | None = None
 
 
 class LinkState(msgspec.Struct, frozen=True):
@@ -129,7 +134,14 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _model(model: ModelState) -> dict[str, Any]:
-    document: dict[str, Any] = {"state": model.state, "source": model.source, "restarts": model.restarts}
+    document: dict[str, Any] = {
+        "state": model.state,
+        "source": model.source,
+        "loaded": model.loaded,
+        "restarts": model.restarts,
+    }
+    if model.instead_of is not None:
+        document["instead_of"] = model.instead_of
     if model.info is not None:
         document |= {
             "name": model.info.name,

@@ -27,7 +27,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert "mqtt://127.0.0.1:1883" == settings.mqtt.url
     assert "auto" == settings.mqtt.version
     assert "/var/lib/edged" == settings.state_dir
-    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever") == settings.model
+    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, None) == settings.model
+    assert 3 == settings.models.keep
     assert 256 == settings.generation.max_tokens
     assert 0.7 == settings.generation.temperature
     assert s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400) == settings.limits
@@ -63,6 +64,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         "telemetry": {"interval": "10s"},
         "log": {"level": "info", "format": "auto"},
         "golden": [],
+        "models": {"keep": 3},
     }
     settings = s.build(keys.check_file(document))
     assert "Be brief." == settings.generation.system
@@ -107,7 +109,8 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("model", "backend", ["auto", "native", "torch"], ["onnx"]),
         ("model", "context", [16, 8192], [0, 15, -1, 2.5, "2048", 2_000_000]),
         ("model", "threads", ["auto", 1, 8], [0, -1, "two", 1.5, True]),
-        ("model", "keep_alive", ["forever"], ["5m", "10s", 0]),
+        ("model", "keep_alive", ["forever", "0s", "10s", "5m", "365d"], ["never", "10", 0, 60, "366d", "-1s", None]),
+        ("models", "keep", [1, 3, 1000], [0, -1, 1001, "3", True]),
         ("generation", "max_tokens", [1, 1024], [0, -1, 1.5, True, "5", 2**60]),
         ("generation", "temperature", [0, 0.7, 5], [-0.1, 5.1, "0.7", False]),
         ("generation", "top_k", [0, 40], [-1, 0.5]),

@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from edged.models.tokenizer.tables import VERSION
 
 CHECKPOINT_BITS: Final = 4  # what `bits: auto` makes of a checkpoint
 FOLDER: Final = "packed"
+_STEM_DIGITS: Final = 32
 
 
 def packed_model(
@@ -93,6 +94,27 @@ def forget(models: Path, digest: str) -> None:
                     for old in place.glob(pattern):
                         with suppress(OSError):
                             _remove(old)
+
+
+def forget_others(models: Path, digests: Iterable[str]) -> list[str]:
+    """Removes what is kept beside the store and was packed from none of these models; gives the folders' names.
+
+    What a process is packing now is left alone. Folders of the user's cache may serve others, so they stay.
+    """
+    place, kept, removed = models / FOLDER, {_stem(digest) for digest in digests}, []
+    for folder in [*place.glob("[0-9a-f]*-*"), *place.glob(".*-*.part")]:
+        stem = folder.name.lstrip(".").partition("-")[0]
+        if stem in kept or len(stem) != _STEM_DIGITS:
+            continue
+        with suppress(OSError), _locked(place, stem, wait=False):
+            _remove(folder)
+            removed.append(folder.name)
+    return removed
+
+
+def packed_bytes(models: Path, digest: str) -> int:
+    """The bytes that the packed forms of a model use beside the store."""
+    return sum(path.lstat().st_size for path in (models / FOLDER).glob(f"{_stem(digest)}-*/*") if not path.is_symlink())
 
 
 def _verified(folder: Path) -> PackedModel:
@@ -164,19 +186,23 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _locked(place: Path, digest: str, progress: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Holds the lock of one model's folders in `place`; waits for another process that has it."""
+def _locked(
+    place: Path, digest: str, progress: Callable[[str], None] = lambda _: None, *, wait: bool = True
+) -> Iterator[None]:
+    """Holds the lock of one model's folders in `place`; waits for another process that has it, or raises OSError."""
     with (place / f".{_stem(digest)}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             progress("waiting for another process that packs the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _stem(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:32]
+    return digest.removeprefix("sha256:")[:_STEM_DIGITS]
 
 
 def _places(models: Path) -> Iterator[Path]:
