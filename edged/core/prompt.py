@@ -64,6 +64,10 @@ Format = JsonSchema | Choice | Regex
 class Request(msgspec.Struct, frozen=True):
     """What an engine is asked to do: chat turns (the chat template is applied) or, with `raw`, a text as it is.
 
+    `continue_last`: the last turn, the assistant's, goes on. `arrived`: Unix time, for templates that write the date.
+    `unset`: sampling keys that neither the prompt nor the config sets; a model's own values replace those of
+    `sampling` there.
+
     `format` None: free text; else the output obeys it or the prompt fails, and `sampling.stop` must be empty.
     `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
     `logprobs`: the final carries the log probability of each chosen token (no key of a prompt asks for it).
@@ -75,6 +79,9 @@ class Request(msgspec.Struct, frozen=True):
     priority: int = DEFAULT_PRIORITY
     format: Format | None = None
     logprobs: bool = False
+    continue_last: bool = False
+    arrived: float | None = None
+    unset: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):

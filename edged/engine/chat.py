@@ -30,4 +30,5 @@ class PromptEncoder:
             )
         guard = choose_guard(turn.content for turn in request.turns)
         turns = [Turn(turn.role, self._codec.guarded(turn.content, guard)) for turn in request.turns]
-        return self._codec.encode_chat(self._template.render(turns), guard)
+        rendered = self._template.render(turns, continue_last=request.continue_last, arrived=request.arrived)
+        return self._codec.encode_chat(rendered, guard)
