@@ -40,6 +40,10 @@ class Sampling(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
 
+MODEL_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Sampling keys for which a model may have its own values."""
+
+
 class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
     """The output is one JSON value that obeys this schema, given as JSON text."""
 
@@ -132,7 +136,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     `digest` is `sha256:` and 64 hex digits. `context` is the number of tokens a sequence may have, `slots` how many
     sequences are computed at a time. `fallback` says why the native engine does not compute this, where that was not
-    asked for.
+    asked for. `template`: the chat template in use, `model` for its own, a built-in one's name, `file`, "" for none;
+    `template_problem` says why one is not used. `sampling`: the model's own values, by the prompts' keys.
     """
 
     name: str
@@ -144,3 +149,6 @@ class ModelInfo(msgspec.Struct, frozen=True):
     slots: int
     weights_bytes: int
     fallback: str = ""
+    template: str = ""
+    template_problem: str = ""
+    sampling: dict[str, float] = {}

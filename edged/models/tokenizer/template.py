@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any, Final
 
 from jinja2 import Template
 
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
-from edged.models.tokenizer.codec import choose_guard
 from edged.models.tokenizer.template_budget import Budget, RaisedError, TooMuchError, size_of
 from edged.models.tokenizer.template_sandbox import CountingSandbox
 
@@ -42,7 +42,9 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
-        self._names = dict(names)
+        # GGUF files have other names for two of them.
+        aliases = {"unk_token": "unknown_token", "pad_token": "padding_token"}
+        self._names = {name: names[other] for name, other in aliases.items() if other in names} | dict(names)
         self._now = now
         self._at: datetime | None = None
         self._sandbox = CountingSandbox()
@@ -107,14 +109,15 @@ class ChatTemplate:
         """The text up to where the last turn's text ends; blanks before that are dropped where the template does."""
         last = messages[-1] if messages else {}
         if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
-            raise PromptRefused("invalid", "continue", "Only a last turn of the assistant with text can be continued.")
-        mark = choose_guard(str(message.get("content")) for message in messages)
+            raise PromptRefused("invalid", "template", "Only a last turn of the assistant with text can be continued.")
+        texts = "".join(str(message.get("content")) for message in messages)
+        mark = next(mark for number in count() if (mark := f"CONTINUED{number}HERE") not in texts)
         marked = [*messages[:-1], {**last, "content": f"{last['content']}{mark} "}]
         rendered = self._rendered(template, marked, given)
         end = rendered.rfind(mark)
         if end < 0:
-            raise PromptRefused("invalid", "continue", "The model's chat template leaves the last turn's text out.")
-        return rendered[:end] if rendered[end + 1 : end + 2] == " " else rendered[:end].rstrip()
+            raise PromptRefused("invalid", "template", "The model's chat template leaves the last turn's text out.")
+        return rendered[:end] if rendered.startswith(f"{mark} ", end) else rendered[:end].rstrip()
 
     def _rendered(self, template: Template, messages: list[dict[str, Any]], given: Mapping[str, Any]) -> str:
         size = size_of(messages) + size_of(given)
