@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,11 @@ from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 
 _RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
+
+# The table's columns and the field of a decision in each.
+_COLUMNS: Final = {
+    "when": "ts", "layer": "layer", "revision": "revision", "phase": "phase", "signed by": "key", "reason": "reason",
+}  # fmt: skip
 
 Decisions = Mapping[str, list[dict[str, Any]]]
 """The decisions by device, newest first."""
@@ -65,10 +70,10 @@ def show_history(settings: Mqtt, fleet: str, device: str | None, as_json: bool) 
     if as_json:
         print(json.dumps({"devices": found}, ensure_ascii=False))
         return 0
-    table = Table("device", "when", "layer", "revision", "phase", "reason", box=None, header_style="bold")
+    table = Table("device", *_COLUMNS, box=None, header_style="bold")
     for name, decisions in sorted(found.items()):
         for one in decisions:
-            cells = (one.get("ts"), one.get("layer"), one.get("revision"), one.get("phase"), one.get("reason"))
+            cells = (one.get(_COLUMNS[column]) for column in _COLUMNS)
             table.add_row(name, *("–" if cell is None else _plain_text(cell) for cell in cells))
     console = Console(highlight=False)
     if found:

@@ -41,6 +41,10 @@ class Peer:
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
+        self.system = llama_cpp.llama_print_system_info().decode()
+        # With AMX compiled in, llama.cpp crashes in its repacked buffers; without AMX they make it faster and stay on.
+        self.extra_buffers = "AMX_INT8 = 1" not in self.system
+        model_params.use_extra_bufts = self.extra_buffers
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
@@ -57,9 +61,9 @@ class Peer:
         self.ids = [random.randrange(self.vocabulary) for _ in range(4096)]  # noqa: S311 any tokens serve
 
     def about(self) -> dict[str, Any]:
-        info = self.lib.llama_print_system_info().decode()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"name": f"llama-cpp-python {self.lib.__version__}", "system": info, "peak_bytes": peak}
+        system = self.system.strip() + ("" if self.extra_buffers else " | use_extra_bufts off (AMX)")
+        return {"name": f"llama-cpp-python {self.lib.__version__}", "system": system, "peak_bytes": peak}
 
     def clear(self) -> None:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)

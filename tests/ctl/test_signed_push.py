@@ -32,7 +32,12 @@ def edgectl(
 
 
 def test_p05_an_operator_signs_pushes_rotates_and_removes(
-    edgectl: Callable[..., tuple[int, Any]], device: Callable[..., Device], client: Client, tmp_path: Path
+    edgectl: Callable[..., tuple[int, Any]],
+    device: Callable[..., Device],
+    client: Client,
+    broker: Broker,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (_, ops), (_, following) = edgectl("keys", "new", "ops"), edgectl("keys", "new", "next")
     made = device({"trust": {"keys": {"ops": ops["public"]}, "require_signature": True}})
@@ -67,3 +72,8 @@ def test_p05_an_operator_signs_pushes_rotates_and_removes(
     assert (0, 4) == (code, tokens())
     code, answer = push("", "--remove", "--key", following["file"])
     assert (0, "applied", 6) == (code, answer["phase"], tokens())
+    _, history = edgectl("config", "history")
+    keys = [decision["key"] for decision in history["devices"]["pi"]]
+    assert ["next", "next", None, None, "next", "ops", "ops", None] == keys  # an unknown key signs nothing
+    assert 0 == main(["config", "history", "--url", broker.url, "--fleet", "test"])
+    assert "signed by" in capsys.readouterr().out
