@@ -211,7 +211,7 @@ def _again(known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Repeat | 
 def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, now: Conditions) -> Job:
     generation, limits = now.settings.generation, now.settings.limits
     turns = prompt.turns
-    if generation.system is not None and turns[0].role != "system":
+    if generation.system is not None and turns and turns[0].role != "system":
         turns = (Turn("system", generation.system), *turns)
     # A format defines where the output ends: the device's default stop texts are for free text.
     overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
@@ -219,7 +219,16 @@ def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, 
     priority = prompt.priority
     if priority is None:
         priority = max(DEFAULT_PRIORITY, limits.per_requester.of(requester).priority)
-    request = Request(turns=turns, sampling=sampling, priority=priority, format=prompt.format)
+    request = Request(
+        turns=turns,
+        raw=prompt.raw,
+        sampling=sampling,
+        priority=priority,
+        format=prompt.format,
+        continue_last=prompt.continue_last,
+        arrived=now.at,
+        unset=generation.unset_by(overrides),
+    )
     stream = prompt.stream if prompt.stream is not None else message.response_topic is None
     expires = _earliest_deadline(prompt, message, now.at)
     return Job(requester, prompt.id, request, stream, to, now.at, expires, dict(now.revisions))
@@ -242,6 +251,9 @@ def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions
         return refusal
     if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
         why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
+        return _Refusal("invalid", "bad_request", why)
+    if prompt.raw is not None and not limits.raw:
+        why = "raw: needs limits.raw: true in the device's own file; send the prompt without raw, or ask its owner"
         return _Refusal("invalid", "bad_request", why)
     if job.expires is not None and job.expires <= job.arrived:
         return _Refusal("expired", "expired", "the deadline had passed when the prompt arrived")

@@ -1,4 +1,4 @@
-"""Findings about the agent itself: no usable model, topics that the broker refuses, a journal that fails."""
+"""Findings about the agent itself: no usable model or template, refused topics, a journal that fails."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def agent_findings(
     *,
     broker_excess: bool = False,
     fallback: Fallback | None = None,
+    template_problem: str = "",
 ) -> tuple[Finding, ...]:
     """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
     since = {finding.code: finding.since for finding in known}
@@ -42,6 +43,9 @@ def agent_findings(
     if broker_excess:
         advice = "the broker sent too much unacknowledged data; check its in-flight and packet-size limits"
         found.append(Finding("broker_excess", since.get("broker_excess", now), None, None, advice))
+    if template_problem:
+        code = "template_unusable"
+        found.append(Finding(code, since.get(code, now), None, None, template_problem))
     if journal_error is not None:
         advice = (
             f"prompts and answers cannot be stored ({journal_error}); free space on the disk of state_dir, or repair it"

@@ -55,6 +55,7 @@ class HealthSource:
             self.reporter.findings,
             broker_excess=self.link.excess,
             fallback=self.supervisor.fallback,
+            template_problem=self.supervisor.info.template_problem if self.supervisor.info else "",
         )
         files = self.files.findings(self.wall(), self.reporter.findings)
         return self.telemetry.findings + own + files

@@ -44,6 +44,7 @@ def load_order(model: settings.Model, models: Path) -> frames.Load:
         source=model.source,
         digest=model.digest,
         bits=model.bits,
+        template=model.template,
         backend=model.backend,
         context=model.context,
         threads=model.threads,

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
-    generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    generate.add_argument("--temperature", type=float, metavar="T", help="0: greedy (default: the model's own, or 0.7)")
     generate.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
     generate.add_argument("--backend", choices=BACKENDS, default="auto", help=BACKEND_HELP)
     generate.add_argument("--raw", action="store_true", help="apply no chat template")

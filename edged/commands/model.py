@@ -22,6 +22,7 @@ from edged.core.errors import EdgedError, ModelError
 from edged.core.model_source import REMOTE, source_kind
 from edged.engine.backends.native_open import kernels_here
 from edged.engine.memory import available_bytes
+from edged.models.own_sampling import own_sampling
 from edged.models.store.catalog import CACHE_TOKENS, SPARE_MEMORY, CatalogEntry, catalog
 from edged.models.store.download import Progress
 from edged.models.store.locate import LocatedModel
@@ -175,14 +176,16 @@ def model_show(name: str, root: Path, as_json: bool) -> int:
     store = Store(root)
     model = _kept(store, name)
     whole = store.digest_matches(model)
-    document = {**_document(model), "whole": whole}
+    sampling = own_sampling(model.name, model.digest, model.path)
+    document = {**_document(model), "sampling": sampling, "whole": whole}
     fix = f"edged model remove {model.name}, then edged model pull {model.name}"
     why = f"the bytes of {model.name} do not match its digest; run: {fix}"
     if as_json:
         error = {} if whole else {"error": {"code": "tampered", "message": why}}
         print(json.dumps({**document, **error}, ensure_ascii=False))
     else:
-        for key, value in document.items():
+        settings = ", ".join(f"{key} {value:g}" for key, value in sampling.items())
+        for key, value in {**document, "sampling": settings or "none of its own"}.items():
             print(f"{key:<11} {value}")
     if not whole:
         raise EdgedError(why)  # not a ModelError: with --json that would print a second document

@@ -40,6 +40,10 @@ class Sampling(msgspec.Struct, frozen=True):
     stop: tuple[str, ...] = ()
 
 
+MODEL_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Sampling keys for which a model may have its own values."""
+
+
 class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
     """The output is one JSON value that obeys this schema, given as JSON text."""
 
@@ -64,6 +68,10 @@ Format = JsonSchema | Choice | Regex
 class Request(msgspec.Struct, frozen=True):
     """What an engine is asked to do: chat turns (the chat template is applied) or, with `raw`, a text as it is.
 
+    `continue_last`: the last turn, the assistant's, goes on. `arrived`: Unix time, for templates that write the date.
+    `unset`: sampling keys that neither the prompt nor the config sets; a model's own values replace those of
+    `sampling` there.
+
     `format` None: free text; else the output obeys it or the prompt fails, and `sampling.stop` must be empty.
     `priority` 0 (first) to 9: sequences of a better priority are served before others, those of the same take turns.
     `logprobs`: the final carries the log probability of each chosen token (no key of a prompt asks for it).
@@ -75,6 +83,9 @@ class Request(msgspec.Struct, frozen=True):
     priority: int = DEFAULT_PRIORITY
     format: Format | None = None
     logprobs: bool = False
+    continue_last: bool = False
+    arrived: float | None = None
+    unset: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -125,7 +136,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
     `digest` is `sha256:` and 64 hex digits. `context` is the number of tokens a sequence may have, `slots` how many
     sequences are computed at a time. `fallback` says why the native engine does not compute this, where that was not
-    asked for.
+    asked for. `template`: the chat template in use, `model` for its own, a built-in one's name, `file`, "" for none;
+    `template_problem` says why one is not used. `sampling`: the model's own values, by the prompts' keys.
     """
 
     name: str
@@ -137,3 +149,6 @@ class ModelInfo(msgspec.Struct, frozen=True):
     slots: int
     weights_bytes: int
     fallback: str = ""
+    template: str = ""
+    template_problem: str = ""
+    sampling: dict[str, float] = {}

@@ -9,11 +9,12 @@ from edged.models.tokenizer.template import ChatTemplate
 
 
 class PromptEncoder:
-    """Turns requests into tokens. `template` is None for a model without a chat template."""
+    """Turns requests into tokens. `template` None: only raw texts are accepted; `problem` says why, if it is known."""
 
-    def __init__(self, codec: TextCodec, template: ChatTemplate | None) -> None:
+    def __init__(self, codec: TextCodec, template: ChatTemplate | None, problem: str = "") -> None:
         self._codec = codec
         self._template = template
+        self._problem = problem or "This model has no chat template"
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens. In chat turns, texts that read like control tokens stay texts; `raw` may use them.
@@ -26,8 +27,9 @@ class PromptEncoder:
             return self._codec.begun(self._codec.encode(request.raw, specials=True))
         if self._template is None:
             raise PromptRefused(
-                "invalid", "template", "This model has no chat template; use one made for chat, or generate with --raw."
+                "invalid", "template", f"{self._problem}; send a raw prompt, set model.template or use another model."
             )
         guard = choose_guard(turn.content for turn in request.turns)
         turns = [Turn(turn.role, self._codec.guarded(turn.content, guard)) for turn in request.turns]
-        return self._codec.encode_chat(self._template.render(turns), guard)
+        rendered = self._template.render(turns, continue_last=request.continue_last, arrived=request.arrived)
+        return self._codec.encode_chat(rendered, guard)

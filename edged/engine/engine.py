@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 
+import msgspec
+
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Chunk, Failure, Final, Format, ModelInfo, Reason, Request, Sampling, Started
 from edged.engine.backends.base import Backend, ComputeError, Logits
@@ -77,6 +79,7 @@ class Engine:
         """
         if key in self._sequences:
             raise PromptRefused("invalid", "key", f"A prompt {key} is being answered already; use another id.")
+        request = self._with_own_sampling(request)
         check_sampling(request.sampling)
         prompt = self.encode(request)
         if not prompt:
@@ -97,6 +100,15 @@ class Engine:
         if level is not None:
             sequence.level = level
         self._scheduler.add(sequence)
+
+    def _with_own_sampling(self, request: Request) -> Request:
+        """The request with the model's own sampling where nobody set any."""
+        own = {name: self.info.sampling[name] for name in request.unset if name in self.info.sampling}
+        if not own:
+            return request
+        if "top_k" in own:
+            own["top_k"] = int(own["top_k"])
+        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **own))
 
     def cancel(self, key: str) -> None:
         """Ends a sequence with its text so far; its final comes out of the next step. An unknown key is ignored."""

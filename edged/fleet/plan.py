@@ -9,6 +9,7 @@ import msgspec
 
 from edged.config import checks
 from edged.config.schema import Settings
+from edged.core.chat_templates import is_file
 from edged.core.errors import BadValue
 from edged.core.model_source import REMOTE, source_kind
 
@@ -66,8 +67,12 @@ def _trial(current: Settings, target: Settings, catalog: Collection[str]) -> Pla
 
 
 def check_model(settings: Mapping[str, Any], catalog: Collection[str]) -> None:
-    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store. Raises BadValue."""
+    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store; as its template none
+    in a file. Raises BadValue.
+    """
     model = settings.get("model", {})
+    if is_file(model.get("template", "")):
+        raise BadValue("model.template", "a file can only be named in the device's own file; name a built-in template")
     source = model.get("source")
     if source is None:
         return

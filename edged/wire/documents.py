@@ -150,6 +150,8 @@ def _model(model: ModelState) -> dict[str, Any]:
             "quantization": model.info.quantization,
             "backend": model.info.backend,
             "context": model.info.context,
+            "template": model.info.template or None,
+            "sampling": model.info.sampling,
         }
         if model.info.fallback:
             document["fallback"] = model.info.fallback

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -26,7 +26,8 @@ _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A prompt as it was sent. `sampling` holds only what the prompt sets itself.
+    """A prompt as it was sent. `sampling` holds only what the prompt sets itself. `raw`: a text for no template, in
+    place of `turns`. `continue_last`: the last turn is continued.
 
     `stream` None: not given, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is Unix time.
     """
@@ -35,6 +36,8 @@ class Prompt(msgspec.Struct, frozen=True):
     named: bool
     turns: tuple[Turn, ...]
     sampling: dict[str, Any]
+    raw: str | None = None
+    continue_last: bool = False
     format: Format | None = None
     stream: bool | None = None
     priority: int | None = None
@@ -150,6 +153,8 @@ _PROMPT_KEYS: dict[str, checks.Check] = {
     "prompt": _not_blank,
     "messages": _turns,
     "system": _any_text,
+    "raw": checks.boolean,
+    "continue": checks.boolean,
     **SAMPLING,
     "stream": checks.boolean,
     "priority": checks.integer(0, 9),
@@ -168,6 +173,11 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         found = "both are there" if "prompt" in checked else "neither is there"
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
     turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
+    raw, continued = checked.get("raw", False), checked.get("continue", False)
+    if raw:
+        _check_raw(checked)
+    if continued and turns[-1].role != "assistant":
+        raise BadValue("continue", "needs messages whose last one is the assistant's, which is continued")
     if "format" in checked and checked.get("stop"):
         raise BadValue("stop", "cannot be combined with format, which determines where the output ends; leave one out")
     if "system" in checked:
@@ -175,7 +185,9 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
     return Prompt(
         id=checked.get("id") or make_id(),
         named="id" in checked,
-        turns=turns,
+        turns=() if raw else turns,
+        raw=checked["prompt"] if raw else None,
+        continue_last=continued,
         sampling={key: checked[key] for key in SAMPLING if key in checked},
         format=checked.get("format"),
         stream=checked.get("stream"),
@@ -183,6 +195,13 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         deadline_ms=checked.get("deadline_ms"),
         expires_at=checked.get("expires_at"),
     )
+
+
+def _check_raw(checked: Mapping[str, Any]) -> None:
+    """Raises BadValue for keys that only a chat template can use."""
+    for key in ("messages", "system", "continue"):
+        if checked.get(key):
+            raise BadValue("raw", f"applies no chat template, so there can be no {key} beside it; leave one out")
 
 
 def _first_id(payload: bytes) -> str | None:

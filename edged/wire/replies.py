@@ -22,8 +22,8 @@ class Timing(msgspec.Struct, frozen=True):
     tokens_per_second: float | None
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """Who computed the answer, with what."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who computed the answer, with what. `template`: the chat template in use; None: there is none, or raw."""
 
     device: str
     model: str
@@ -33,6 +33,7 @@ class Receipt(msgspec.Struct, frozen=True):
     config: dict[str, int]
     seed: int | None
     throttled: bool | None
+    template: str | None = None
 
 
 _REASONS: dict[str, Reason] = {name: name for name in get_args(Reason)}

@@ -28,6 +28,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     context: int
     threads: int | None
     store: str
+    template: str = "auto"
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):

@@ -111,6 +111,7 @@ class Worker:
                 threads=order.threads,
                 digest=order.digest,
                 bits=order.bits,
+                template=order.template,
                 store_root=Path(order.store),
                 on_progress=self._send_loading,
             )

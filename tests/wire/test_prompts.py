@@ -134,6 +134,8 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
         ("seed", [0, 2**53 - 1], [-1, 2**53, 1.0, "1"]),
         ("stop", [[], ["a", "b"], ["x"] * 8, ["x" * 1000], ["\0"]], ["x", ["x"] * 9, [""], [1], [None], {}]),
         ("stream", [True, False], [0, 1, "true", None]),
+        ("raw", [True, False], [0, 1, "true", None]),
+        ("continue", [False], [True, 0, "true", None]),
         ("priority", [0, 9], [-1, 10, 5.0, "5", True]),
         ("deadline_ms", [1, 2**53 - 1], [0, -1, 2**53, 1.5, "1s"]),
         (
@@ -172,6 +174,26 @@ def test_p08_every_key_takes_its_range_and_refuses_the_rest_by_name(key: str, go
 def test_every_key_is_in_the_table_above_or_tested_as_messages() -> None:
     tested = test_p08_every_key_takes_its_range_and_refuses_the_rest_by_name.pytestmark[0].args[1]  # type: ignore[attr-defined]
     assert set(prompts._PROMPT_KEYS) == {key for key, _, _ in tested} | {"messages"}
+
+
+def test_a_raw_prompt_has_a_text_and_no_turns() -> None:
+    prompt = parse({"prompt": "Once upon", "raw": True})
+    assert ("Once upon", ()) == (prompt.raw, prompt.turns)
+    assert parse({"prompt": "x", "raw": False}) == parse({"prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    "beside", [{"prompt": "x", "system": "y"}, {"messages": [{"role": "assistant", "content": "x"}], "continue": True}]
+)
+def test_a_raw_prompt_takes_nothing_that_needs_a_template(beside: dict[str, Any]) -> None:
+    assert "applies no chat template" in refusal({"id": "a", "raw": True, **beside})[1]
+
+
+def test_a_last_turn_of_the_assistant_is_continued() -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I am"}]
+    assert parse({"messages": turns, "continue": True}).continue_last
+    assert not parse({"messages": turns}).continue_last
+    assert "needs messages whose last one" in refusal({"messages": turns[:1], "continue": True})[1]
 
 
 @pytest.mark.parametrize("key", ["supersede", "model", "privacy"])

@@ -25,7 +25,7 @@ _PLAIN: Final = {
 _Made = tuple[dict[str, Array], dict[str, Any]]  # arrays, and what About has of the way to them
 
 
-def write_tables(folder: Path, codec: TextCodec, template: str | None, architecture: str) -> bool:
+def write_tables(folder: Path, codec: TextCodec, template: str | dict[str, str] | None, architecture: str) -> bool:
     """Writes the tables of a tokenizer; False where it is of a kind without tables."""
     if isinstance(codec.splitter, ScoreSplitter):
         made: _Made | None = _scored(codec.splitter, codec)

@@ -47,7 +47,7 @@ class About(msgspec.Struct, frozen=True):
     """
 
     architecture: str
-    template: str | None
+    template: str | dict[str, str] | None
     control: dict[str, int]
     bos: int | None
     stops: list[int]
