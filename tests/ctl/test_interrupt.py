@@ -1,0 +1,211 @@
+"""Ctrl-C and a closed terminal, with `edgectl` as a process on a terminal of its own."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edged.config.schema import build
+from edged.ctl.answer import Printer
+from edged.ctl.chat import Link
+from edged.wire.topics import Topics
+from tests.support import ROOT, SECONDS, Broker, Client, Device, running
+
+pytestmark = pytest.mark.broker
+FLEET = "interrupts"
+
+
+class Terminal:
+    """`edgectl` on a pseudo-terminal that is its controlling terminal."""
+
+    def __init__(self, *words: str) -> None:
+        self.screen = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGED_")}
+            environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+            os.execve(sys.executable, [sys.executable, "-m", "edged.ctl.main", *words], environment)
+
+    def write(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def read_until(self, text: str, seconds: float = 20) -> str:
+        """What came up to this text; the rest waits for the next call."""
+        until = time.monotonic() + seconds * SECONDS
+        while text not in self.screen:
+            ready, _, _ = select.select([self._terminal], [], [], max(0.0, until - time.monotonic()))
+            assert ready, f"not within {seconds} s: {text!r}; the screen has {self.screen!r}"
+            try:
+                self.screen += self._decode(os.read(self._terminal, 65536))
+            except OSError:
+                raise AssertionError(f"ended without {text!r}; the screen has {self.screen!r}") from None
+        before, _, self.screen = self.screen.partition(text)
+        return before + text
+
+    def close(self) -> None:
+        """As when its window is closed: the program gets SIGHUP."""
+        os.close(self._terminal)
+
+    def wait(self) -> int:
+        """The exit code."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def pi(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    watcher = Client(broker.port).subscribe(f"edged/v1/{FLEET}/#")
+    made = Device(tmp_path_factory.mktemp("pi"), broker, {"identity": {"fleet": FLEET, "device": "pi"}})
+    with running(made):
+        watcher.status("online", 30)
+        yield made
+    for topic in ("status", "health", "config/reported", "config/history"):
+        watcher.publish(f"edged/v1/{FLEET}/device/pi/{topic}", b"", retain=True)
+    watcher.close()
+    broker.forget_session(f"edged-{FLEET}-pi")
+
+
+@pytest.fixture
+def watcher(broker: Broker) -> Iterator[Client]:
+    made = Client(broker.port).subscribe(f"edged/v1/{FLEET}/reply/#", f"edged/v1/{FLEET}/device/pi/prompt/+")
+    yield made
+    made.close()
+
+
+def test_ctrl_c_cancels_the_prompt_on_the_device(pi: Device, broker: Broker, watcher: Client) -> None:
+    words = ("--url", broker.url, "--fleet", FLEET, "--requester", "ctrl-c")
+    terminal = Terminal("prompt", "say:begun wait:never say:more", *words)
+    terminal.read_until("begun")
+    terminal.write("\x03")
+    terminal.read_until("— cancelled, 1 token")
+    assert 1 == terminal.wait()
+    assert "cancelled" == watcher.any_final("ctrl-c")["reason"]
+    (line,) = [line for line in pi.log.read_text().splitlines() if '"requester": "ctrl-c"' in line]
+    logged = json.loads(line)
+    assert ("prompt ended", "cancelled", "info") == (logged["event"], logged["reason"], logged["level"])
+    assert "begun" not in pi.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_the_prompt_is_cancelled_when_the_program_is_to_end(
+    pi: Device, broker: Broker, watcher: Client, number: signal.Signals
+) -> None:
+    requester = f"on-{number.name}"
+    terminal = Terminal(
+        "prompt", "say:begun wait:never", "--url", broker.url, "--fleet", FLEET, "--requester", requester
+    )
+    terminal.read_until("begun")
+    if number == signal.SIGHUP:
+        terminal.close()
+    else:
+        os.kill(terminal.pid, number)
+    assert "cancelled" == watcher.any_final(requester)["reason"]
+    assert 1 == terminal.wait()
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_chat(
+    pi: Device, broker: Broker, watcher: Client, tmp_path: Path
+) -> None:
+    words = ("--url", broker.url, "--fleet", FLEET, "--requester", "talker")
+    terminal = Terminal("chat", *words)
+    terminal.read_until("Ctrl-D ends")
+    terminal.write("say:first\n")
+    terminal.read_until("stop, 1 token")
+    terminal.write("say:second wait:never\n")
+    terminal.read_until("second")
+    terminal.read_until("second")  # once as it was typed, once as the answer
+    terminal.write("\x03")
+    terminal.read_until("cancelled, 1 token")
+    terminal.write("half a line\x03")
+    terminal.read_until("ends the chat")
+    terminal.write("/system Be brief.\n")
+    terminal.read_until("system turn: Be brief.")
+    terminal.write("say:two \\\nsay:lines\n")
+    terminal.read_until("stop, 2 tokens")
+    terminal.write(f"/save {tmp_path / 'chat.json'}\n")
+    terminal.read_until("saved 7 turns")
+    terminal.write("/model\n")
+    terminal.read_until("pi: fake, none, fake, context 64 tokens")
+    terminal.write("/nonsense\n")
+    terminal.read_until("there is no command /nonsense")
+    terminal.write("\x04")
+    assert 0 == terminal.wait()
+    turns = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert [
+        ("system", "Be brief."),
+        ("user", "say:first"),
+        ("assistant", "first "),
+        ("user", "say:second wait:never"),
+        ("assistant", "second "),
+        ("user", "say:two \nsay:lines"),
+        ("assistant", "two lines "),
+    ] == [(turn["role"], turn["content"]) for turn in turns]
+    asked = [json.loads(m.payload) for m in watcher.messages if m.topic.endswith("/prompt/talker")]
+    assert [1, 3, 5] == [len(prompt["messages"]) for prompt in asked]
+    assert "Be brief." == asked[-1]["system"]
+
+
+def test_a_chat_reads_turns_from_a_pipe(pi: Device, broker: Broker, watcher: Client) -> None:
+    command = [sys.executable, "-m", "edged.ctl.main", "chat", "--url", broker.url, "--fleet", FLEET]
+    with subprocess.Popen(
+        [*command, "--requester", "pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("say:one\n")
+        process.stdin.flush()
+        assert "one \n" == process.stdout.readline()
+        out, _ = process.communicate('"""\nsay:two\nsay:three\n"""\n/new\nsay:four\n')
+    assert "two three \nfour \n" == out
+    assert 0 == process.returncode
+    asked = [json.loads(m.payload) for m in watcher.messages if m.topic.endswith("/prompt/pipe")]
+    assert [1, 3, 1] == [len(prompt["messages"]) for prompt in asked]
+
+
+def test_a_chat_connects_again_after_its_connection_was_lost(pi: Device, broker: Broker, watcher: Client) -> None:
+    screen = io.StringIO()
+    link = Link(build({"mqtt": {"url": broker.url}}).mqtt, FLEET, "again")
+    try:
+        for word in ("one", "two", "three"):
+            final = link.ask("pi", {"prompt": f"say:{word}"}, Printer(screen), 20)
+            assert final is not None
+            assert f"{word} " == final["text"]
+            assert link._session is not None
+            link._session._connection.restart("test")
+    finally:
+        link.close()
+    asked = {json.loads(m.payload)["id"] for m in watcher.messages if m.topic.endswith("/prompt/again")}
+    assert 3 == len(asked)
+
+
+def test_events_are_printed_as_they_come(pi: Device, broker: Broker, watcher: Client) -> None:
+    terminal = Terminal("events", "--follow", "--url", broker.url, "--fleet", FLEET)
+    cancels = f"{Topics(FLEET, 'pi').own}/cancel/me"
+    until = time.monotonic() + 20 * SECONDS
+    while time.monotonic() < until:  # it may not be subscribed yet
+        watcher.publish(cancels, b"nonsense")
+        with contextlib.suppress(AssertionError):
+            terminal.read_until("pi  bad_request: a cancel was ignored", 0.5)
+            break
+    terminal.write("\x03")
+    assert 0 == terminal.wait()
+
+
+def test_top_shows_every_device_until_ctrl_c(pi: Device, broker: Broker) -> None:
+    terminal = Terminal("top", "--url", broker.url, "--fleet", FLEET)
+    terminal.read_until("1 of 1 online")
+    terminal.write("\x03")
+    assert 0 == terminal.wait()
