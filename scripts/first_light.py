@@ -156,8 +156,8 @@ Try next, in another terminal:
 
 def ended(broker: Process | None, daemon: Process, folder: Path) -> str | None:
     """Which of the two has ended, as a sentence; None while both run."""
-    if broker is not None and (code := broker.poll()) is not None:
-        return f"the broker has ended (exit code {code}); its log is {folder / 'broker.log'}"
+    if broker is not None and broker.poll() is not None:
+        return f"the broker has ended; its log is {folder / 'broker.log'}"
     if (code := daemon.poll()) is not None:
         return f"the daemon has ended with exit code {code}; the reason is in its last log lines"
     return None

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from edged.ctl.answer import WordWrap
+
 
 class Screen:
     """Prints answers as they grow, and log lines between them. Any thread may call `log`."""
@@ -19,17 +21,20 @@ class Screen:
         self._lock = threading.Lock()
         self._open = False
         self._held: list[str] = []
+        self._wrap = WordWrap(self.console.width)
 
     def part(self, text: str) -> None:
         """A part of a line; log lines wait until `end`."""
         with self._lock:
             self._open = True
-            self.console.print(text, end="", markup=False)
+            self._write(text)
 
     def end(self, text: str = "") -> None:
         """The end of the line; then the log lines that waited."""
         with self._lock:
-            self.console.print(text, markup=False)
+            self._write(text)
+            self.console.print(self._wrap.flush(), markup=False, soft_wrap=True)
+            self._wrap = WordWrap(self.console.width)
             self._open = False
             held, self._held = self._held, []
             for line in held:
@@ -42,6 +47,10 @@ class Screen:
                 self._held.append(line)
             else:
                 self._print(line)
+
+    def _write(self, text: str) -> None:
+        wrapped = self._wrap.add(text) if self.console.is_terminal else text
+        self.console.print(wrapped, end="", markup=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
         try:

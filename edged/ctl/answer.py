@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from edged.command_line import note
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _CJK = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 # A piece is a line end, a run of spaces, one character of a script that breaks anywhere, or a word.
 _PIECES = re.compile(rf"\n|[^\S\n]+|[{_CJK}]|[^\s{_CJK}]+")
-
-
-def terminal_width(stream: TextIO) -> int | None:
-    """The columns of a stream's terminal; None where it is none."""
-    return shutil.get_terminal_size((80, 24)).columns if stream.isatty() else None
 
 
 def plain(text: str) -> str:
@@ -128,10 +122,10 @@ def show_final(document: dict[str, Any], printer: Printer) -> None:
     if "error" in document:
         if printer.text:
             printer.close()
-        print_lines(f"edgectl: {error_of(document)}", sys.stderr)
+        note(f"edgectl: {error_of(document)}")
     else:
         printer.final(document["text"])
-        print_lines(summary(document), sys.stderr)
+        note(summary(document))
 
 
 def succeeded(document: dict[str, Any]) -> bool:
@@ -144,17 +138,6 @@ def error_of(document: dict[str, Any]) -> str:
     error = document.get("error")
     message = error.get("message") if isinstance(error, dict) else None
     return plain(f"{document['reason']}: {message or 'the device gives no reason'}")
-
-
-def print_lines(text: str, stream: TextIO) -> None:
-    """Print a sentence, on a terminal wrapped between words."""
-    width = terminal_width(stream)
-    lines = [text] if width is None else _wrapped(text, width)
-    print("\n".join(lines), file=stream, flush=True)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def summary(document: dict[str, Any]) -> str:

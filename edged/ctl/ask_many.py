@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from edged.command_line import DONE, FAILED
+from edged.command_line import DONE, FAILED, note
 from edged.config.schema import Mqtt
-from edged.ctl.answer import error_of, plain, print_lines, succeeded
+from edged.ctl.answer import error_of, plain, succeeded
 from edged.ctl.devices import choose_all, group_topics, status_topic
 from edged.ctl.exchange import Exchange, Reply, new_id, reply_topic
 from edged.ctl.interrupts import interrupting
@@ -51,7 +51,9 @@ def ask_many(settings: Mqtt, wanted: AskMany) -> int:
     with Session(settings, topics) as session, interrupting(session):
         devices = choose_all(session, wanted.fleet, wanted.group)
         answers = Answers(devices)
-        exchange = Exchange(session, wanted.fleet, wanted.requester, devices, wanted.body, prompt_id)
+        exchange = Exchange(
+            session, wanted.fleet, wanted.requester, dict.fromkeys(devices, "online"), wanted.body, prompt_id
+        )
         with _shown(answers, wanted.as_json) as replace:
             try:
                 exchange.send()
@@ -70,7 +72,7 @@ def ask_many(settings: Mqtt, wanted: AskMany) -> int:
         silent = [device for device, final in answers.finals.items() if final is None or final["reason"] == "cancelled"]
         raise TimedOut(f"{', '.join(silent)} did not answer in time; wait longer with --timeout")
     if interrupted:
-        print_lines("edgectl: interrupted; the prompt was cancelled", sys.stderr)
+        note("edgectl: interrupted; the prompt was cancelled")
     return DONE if all(final is not None and succeeded(final) for final in answers.finals.values()) else FAILED
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED
+from edged.command_line import DONE, FAILED, note, terminal_width
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, BrokerError, EdgedError
-from edged.ctl.answer import Printer, plain, print_lines, show_final, terminal_width
+from edged.ctl.answer import Printer, plain, show_final
 from edged.ctl.chat_commands import Commands, Conversation, Quit
 from edged.ctl.chat_input import Prompter
 from edged.ctl.devices import Known, choose, group_topics, known_devices, status_topic
@@ -57,7 +57,7 @@ def chat(settings: Mqtt, wanted: Chat) -> int:
 def _welcome(device: str, known: Known) -> None:
     model = known.model.get("name")
     about = f" ({plain(str(model))})" if model else ""
-    print_lines(f"chat with {device}{about}; /help shows the commands, Ctrl-D ends", sys.stderr)
+    note(f"chat with {device}{about}; /help shows the commands, Ctrl-D ends")
 
 
 def _converse(connection: Link, conversation: Conversation, prompter: Prompter, timeout: float) -> int:
@@ -74,7 +74,7 @@ def _converse(connection: Link, conversation: Conversation, prompter: Prompter, 
         except Quit:
             break
         except (BadValue, EdgedError) as error:
-            print_lines(f"edgectl: {error}", sys.stderr)
+            note(f"edgectl: {error}")
             code = FAILED
     return DONE if prompter.interactive else code
 
@@ -89,12 +89,12 @@ def _turn(connection: Link, conversation: Conversation, text: str, timeout: floa
     if final is None:
         if printer.text:
             printer.close()
-        print_lines("edgectl: no final came; the turn is not part of the conversation", sys.stderr)
+        note("edgectl: no final came; the turn is not part of the conversation")
         return False
     show_final(final, printer)
     if "error" in final:
         if final["reason"] == "too_long":
-            print_lines("the conversation is too long for the model; begin again with /new", sys.stderr)
+            note("the conversation is too long for the model; begin again with /new")
         return False
     if final["text"]:
         conversation.turns = [*turns, {"role": "assistant", "content": final["text"]}]
@@ -113,8 +113,11 @@ class Link:
     def choose(self, wanted: str | None) -> tuple[str, Known]:
         """The device to talk to, and what is known about it. Raises EdgedError, BrokerError."""
         with Session(self._settings, (status_topic(self._fleet),)) as session:
-            device = choose(session, self._fleet, wanted)
-        return device, self.devices().get(device, Known())
+            device, _ = choose(session, self._fleet, wanted)
+        try:
+            return device, self.devices().get(device, Known())
+        except BrokerError:  # a requester need not be allowed to read the health
+            return device, Known()
 
     def devices(self) -> dict[str, Known]:
         """Every device of the fleet. Raises BrokerError."""
@@ -138,7 +141,7 @@ class Link:
         self, device: str, body: dict[str, Any], prompt_id: str, printer: Printer, timeout: float
     ) -> dict[str, Any] | None:
         session = self._connected()
-        exchange = Exchange(session, self._fleet, self._requester, [device], body, prompt_id)
+        exchange = Exchange(session, self._fleet, self._requester, {device: ""}, body, prompt_id, note)
         with interrupting(session) as signals:
             try:
                 return answer(exchange, printer, timeout)
@@ -148,7 +151,7 @@ class Link:
                     raise KeyboardInterrupt from None
                 return final
             except TimedOut as error:
-                print_lines(f"edgectl: {error or 'no answer came in time'}", sys.stderr)
+                note(f"edgectl: {str(error) or 'no answer came in time'}")
                 return self._cancel(exchange)
 
     def _cancel(self, exchange: Exchange) -> dict[str, Any] | None:

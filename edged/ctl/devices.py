@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from edged.command_line import note
 from edged.config import checks
 from edged.core.errors import EdgedError
 from edged.link.events import Arrived
@@ -91,16 +92,24 @@ def _names(given: Iterable[object]) -> frozenset[str]:
     return frozenset(name for name in given if isinstance(name, str) and checks.NAME.match(name))
 
 
-def choose(session: Session, fleet: str, wanted: str | None) -> str:
-    """The device to use: `wanted`, else the only one that is online. Raises EdgedError with the names that exist."""
+def choose(session: Session, fleet: str, wanted: str | None) -> tuple[str, str]:
+    """The device to use, and its status: `wanted`, else the only one that is online.
+
+    Where no device at all can be seen, `wanted` is used, with a note and the status "": a requester may have no right
+    to read it. Raises EdgedError with the names that exist.
+    """
     if wanted is not None:
         devices = known_devices(session, lambda found: wanted in found and found[wanted].connected)
-        return _usable(devices, fleet, wanted)
+        if not devices:
+            note(f"edgectl: {unseen(fleet)}; waiting for an answer of {wanted}")
+            return wanted, ""
+        _check_usable(devices, fleet, wanted)
+        return wanted, devices[wanted].status
     devices = known_devices(session)
     for status in _BEST:
         found = sorted(name for name, known in devices.items() if known.status == status)
         if len(found) == 1:
-            return found[0]
+            return found[0], status
         if found:
             raise EdgedError(f"the fleet has several devices ({_listed(found)}); name one with --device")
     raise EdgedError(_none_connected(devices, fleet))
@@ -121,10 +130,10 @@ def choose_all(session: Session, fleet: str, group: str | None) -> list[str]:
     return found
 
 
-def _usable(devices: Mapping[str, Known], fleet: str, wanted: str) -> str:
+def _check_usable(devices: Mapping[str, Known], fleet: str, wanted: str) -> None:
     known = devices.get(wanted)
     if known is not None and known.connected:
-        return wanted
+        return
     others = sorted(name for name, other in devices.items() if other.connected and name != wanted)
     if known is not None:
         there = f"connected are: {_listed(others)}" if others else "no other device is connected"
@@ -133,9 +142,12 @@ def _usable(devices: Mapping[str, Known], fleet: str, wanted: str) -> str:
     there = "; ".join(
         f"{word}: {_listed(names)}" for word, names in (("connected are", others), ("offline are", away)) if names
     )
-    raise EdgedError(
-        f"no device {wanted} of the fleet {fleet} is known at this broker; {there or 'it knows none of this fleet'}"
-    )
+    raise EdgedError(f"no device {wanted} of the fleet {fleet} is known at this broker; {there}")
+
+
+def unseen(fleet: str) -> str:
+    """That no status came, and why that may be."""
+    return f"no device of the fleet {fleet} is known at this broker, or its user may not read their status"
 
 
 def _none_connected(devices: Mapping[str, Known], fleet: str) -> str:

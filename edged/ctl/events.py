@@ -6,17 +6,16 @@ The broker retains findings and decisions about configs; events and changes of t
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from edged.command_line import DONE
+from edged.command_line import DONE, note
 from edged.config import checks
 from edged.config.schema import Mqtt
-from edged.ctl.answer import plain, print_lines
+from edged.ctl.answer import plain
 from edged.ctl.devices import RETAINED_WITHIN
 from edged.ctl.interrupts import interrupting
 from edged.link.events import Arrived
@@ -52,7 +51,7 @@ def events(settings: Mqtt, fleet: str, device: str | None, *, follow: bool, as_j
         if follow:
             _follow(session, as_json)
         elif not past:
-            print_lines(f"nothing is retained about the fleet {fleet}; --follow waits for events", sys.stderr)
+            note(f"nothing is retained about the fleet {fleet}; --follow waits for events")
     return DONE
 
 

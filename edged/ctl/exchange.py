@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from edged.ctl.devices import unseen
 from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
@@ -34,7 +35,8 @@ def new_id() -> str:
 class Exchange:
     """See the module. The session is subscribed to the replies and to the status of the devices.
 
-    `open` are the devices that have sent no final yet, `status` their last status words as far as they came.
+    `devices` and `status`: device → its last status word, "" where none came. `open` have sent no final yet.
+    `note` is called with what a person who waits should know.
     """
 
     def __init__(
@@ -42,18 +44,21 @@ class Exchange:
         session: Session,
         fleet: str,
         requester: str,
-        devices: Sequence[str],
+        devices: Mapping[str, str],
         body: dict[str, Any],
         prompt_id: str,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._session = session
+        self._fleet = fleet
         self._topics = {device: Topics(fleet, device) for device in devices}
         self._requester = requester
         self._id = prompt_id
         self._payload = strict_json.dumps({"id": prompt_id, **body})
         self._silent = set(devices)
+        self._note = note
         self.open = set(devices)
-        self.status: dict[str, str] = {}
+        self.status = dict(devices)
 
     def send(self) -> None:
         """Send the prompt to every device that has not replied yet. Raises BrokerError."""
@@ -99,7 +104,7 @@ class Exchange:
     def _process(self, message: Arrived) -> Reply | None:
         for device, topics in self._topics.items():
             if message.topic == topics.status:
-                self.status[device] = message.payload[:16].decode("ascii", "replace")
+                self._store_status(device, message.payload[:16].decode("ascii", "replace"))
                 return None
             if message.topic == topics.reply(self._requester, self._id):
                 document = _reply(message.payload, self._id)
@@ -113,8 +118,15 @@ class Exchange:
                 return device, document
         return None
 
+    def _store_status(self, device: str, status: str) -> None:
+        if status == "offline" != self.status.get(device) and device in self.open:
+            self._note(f"{device} is offline; the prompt waits for it at the broker (Ctrl-C ends the wait)")
+        self.status[device] = status
+
     def _why_silent(self) -> str:
         """Why devices did not answer in time, as far as their status explains it; else empty."""
+        if self._silent and not any(self.status.values()):
+            return f"no answer came in time; {unseen(self._fleet)}; check --fleet and --device"
         away = sorted(device for device in self.open if self.status.get(device) == "offline")
         if not away:
             return ""

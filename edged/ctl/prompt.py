@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED
+from edged.command_line import DONE, FAILED, note, terminal_width
 from edged.config.schema import Mqtt
 from edged.core.errors import EdgedError
-from edged.ctl.answer import Printer, print_lines, show_final, succeeded, terminal_width
+from edged.ctl.answer import Printer, show_final, succeeded
 from edged.ctl.devices import choose, status_topic
 from edged.ctl.exchange import Exchange, new_id, reply_topic
 from edged.ctl.interrupts import interrupting
@@ -38,8 +38,8 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
     prompt_id = new_id()
     topics = (reply_topic(wanted.fleet, wanted.requester, prompt_id), status_topic(wanted.fleet))
     with Session(settings, topics) as session, interrupting(session):
-        device = choose(session, wanted.fleet, wanted.device)
-        exchange = Exchange(session, wanted.fleet, wanted.requester, [device], wanted.body, prompt_id)
+        device, status = choose(session, wanted.fleet, wanted.device)
+        exchange = Exchange(session, wanted.fleet, wanted.requester, {device: status}, wanted.body, prompt_id, note)
         printer = Printer(sys.stdout, terminal_width(sys.stdout))
         try:
             final = answer(exchange, None if wanted.as_json else printer, wanted.timeout)
@@ -83,7 +83,7 @@ def _cancel(exchange: Exchange, printer: Printer, as_json: bool) -> int:
     if final is None:
         if printer.text:
             printer.close()
-        print_lines("edgectl: interrupted; the device has not confirmed the cancel yet", sys.stderr)
+        note("edgectl: interrupted; the device has not confirmed the cancel yet")
     else:
         _show(final, printer, as_json)
     return FAILED

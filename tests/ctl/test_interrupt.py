@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import io
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
@@ -23,46 +20,14 @@ from edged.ctl.answer import Printer
 from edged.ctl.chat import Link
 from edged.wire.topics import Topics
 from tests.support import ROOT, SECONDS, Broker, Client, Device, running
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.broker
 FLEET = "interrupts"
 
 
-class Terminal:
-    """`edgectl` on a pseudo-terminal that is its controlling terminal."""
-
-    def __init__(self, *words: str) -> None:
-        self.screen = ""
-        self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGED_")}
-            environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
-            os.execve(sys.executable, [sys.executable, "-m", "edged.ctl.main", *words], environment)
-
-    def write(self, text: str) -> None:
-        os.write(self._terminal, text.encode())
-
-    def read_until(self, text: str, seconds: float = 20) -> str:
-        """What came up to this text; the rest waits for the next call."""
-        until = time.monotonic() + seconds * SECONDS
-        while text not in self.screen:
-            ready, _, _ = select.select([self._terminal], [], [], max(0.0, until - time.monotonic()))
-            assert ready, f"not within {seconds} s: {text!r}; the screen has {self.screen!r}"
-            try:
-                self.screen += self._decode(os.read(self._terminal, 65536))
-            except OSError:
-                raise AssertionError(f"ended without {text!r}; the screen has {self.screen!r}") from None
-        before, _, self.screen = self.screen.partition(text)
-        return before + text
-
-    def close(self) -> None:
-        """As when its window is closed: the program gets SIGHUP."""
-        os.close(self._terminal)
-
-    def wait(self) -> int:
-        """The exit code."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+def edgectl(*words: str) -> Terminal:
+    return Terminal(sys.executable, "-m", "edged.ctl.main", *words)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +52,7 @@ def watcher(broker: Broker) -> Iterator[Client]:
 
 def test_ctrl_c_cancels_the_prompt_on_the_device(pi: Device, broker: Broker, watcher: Client) -> None:
     words = ("--url", broker.url, "--fleet", FLEET, "--requester", "ctrl-c")
-    terminal = Terminal("prompt", "say:begun wait:never say:more", *words)
+    terminal = edgectl("prompt", "say:begun wait:never say:more", *words)
     terminal.read_until("begun")
     terminal.write("\x03")
     terminal.read_until("— cancelled, 1 token")
@@ -104,7 +69,7 @@ def test_the_prompt_is_cancelled_when_the_program_is_to_end(
     pi: Device, broker: Broker, watcher: Client, number: signal.Signals
 ) -> None:
     requester = f"on-{number.name}"
-    terminal = Terminal(
+    terminal = edgectl(
         "prompt", "say:begun wait:never", "--url", broker.url, "--fleet", FLEET, "--requester", requester
     )
     terminal.read_until("begun")
@@ -120,7 +85,7 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_chat(
     pi: Device, broker: Broker, watcher: Client, tmp_path: Path
 ) -> None:
     words = ("--url", broker.url, "--fleet", FLEET, "--requester", "talker")
-    terminal = Terminal("chat", *words)
+    terminal = edgectl("chat", *words)
     terminal.read_until("Ctrl-D ends")
     terminal.write("say:first\n")
     terminal.read_until("stop, 1 token")
@@ -192,7 +157,7 @@ def test_a_chat_connects_again_after_its_connection_was_lost(pi: Device, broker:
 
 
 def test_events_are_printed_as_they_come(pi: Device, broker: Broker, watcher: Client) -> None:
-    terminal = Terminal("events", "--follow", "--url", broker.url, "--fleet", FLEET)
+    terminal = edgectl("events", "--follow", "--url", broker.url, "--fleet", FLEET)
     cancels = f"{Topics(FLEET, 'pi').own}/cancel/me"
     until = time.monotonic() + 20 * SECONDS
     while time.monotonic() < until:  # it may not be subscribed yet
@@ -205,7 +170,7 @@ def test_events_are_printed_as_they_come(pi: Device, broker: Broker, watcher: Cl
 
 
 def test_top_shows_every_device_until_ctrl_c(pi: Device, broker: Broker) -> None:
-    terminal = Terminal("top", "--url", broker.url, "--fleet", FLEET)
+    terminal = edgectl("top", "--url", broker.url, "--fleet", FLEET)
     terminal.read_until("1 of 1 online")
     terminal.write("\x03")
     assert 0 == terminal.wait()
