@@ -60,11 +60,11 @@ def status_table(fleet: str, devices: Mapping[str, Seen], width: int) -> Table:
     table = _table(f"fleet {fleet}")
     for name in ("device", "state", "health"):
         table.add_column(name, no_wrap=True)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", min_width=8)
+    _add_model(table, None if wide else width - 68)
     table.add_column("tokens/s", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("temperature" if wide else "temp", justify="right", no_wrap=True)
-    table.add_column("config in force" if wide else "config", overflow="fold")
+    table.add_column("config in force" if wide else "config", overflow="fold", min_width=9)
     if wide:
         table.add_column("since", no_wrap=True)
     for name, seen in sorted(devices.items()):
@@ -73,12 +73,12 @@ def status_table(fleet: str, devices: Mapping[str, Seen], width: int) -> Table:
     return table
 
 
-def load_table(fleet: str, devices: Mapping[str, Seen], note: str) -> Table:
-    """What each device does now: speed, prompts, processor, memory, temperature; at most 80 columns and the model."""
+def load_table(fleet: str, devices: Mapping[str, Seen], note: str, width: int) -> Table:
+    """What each device does now: speed, prompts, processor, memory, temperature."""
     table = _table(f"fleet {fleet}, {note}")
     for name in ("device", "state", "health"):
         table.add_column(name, no_wrap=True)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", min_width=8)
+    _add_model(table, None if width >= WIDE else width - 64)
     for name in ("tokens/s", "open", "done", "cpu", "mem", "temp"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, seen in sorted(devices.items()):
@@ -100,6 +100,11 @@ def load_table(fleet: str, devices: Mapping[str, Seen], note: str) -> Table:
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+
+
+def _add_model(table: Table, width: int | None) -> None:
+    """The one column that may be cut: rich would shorten all of them alike."""
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=None if width is None else max(8, width))
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ def top(settings: Mqtt, fleet: str) -> int:
             except BrokerError as error:
                 if not devices:
                     raise
-                live.update(load_table(fleet, devices, f"NOT CONNECTED: {error}"), refresh=True)
+                live.update(load_table(fleet, devices, f"NOT CONNECTED: {error}", console.width), refresh=True)
             try:
                 time.sleep(RETRY_EVERY)
             except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def top(settings: Mqtt, fleet: str) -> int:
 
 def _follow(session: Session, fleet: str, devices: dict[str, Seen], live: Live) -> None:
     while True:
-        live.update(load_table(fleet, devices, _note(devices)), refresh=True)
+        live.update(load_table(fleet, devices, _note(devices), live.console.width), refresh=True)
         until = time.monotonic() + 0.5
         try:
             while (left := until - time.monotonic()) > 0:

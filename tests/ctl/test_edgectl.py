@@ -86,6 +86,16 @@ def test_a_device_that_is_not_there_is_named_at_once(edgectl: Any, capsys: pytes
     assert "connected are: pi" in said
 
 
+def test_a_device_is_asked_although_nobody_shows_its_status(
+    edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A requester may have no right to read it; the broker then delivers nothing, and gives no error."""
+    assert 4 == main(["prompt", "x", "--device", "pi", "--url", broker.url, "--fleet", "nobody", "--timeout", "0.3"])
+    waits, late = capsys.readouterr().err.splitlines()
+    assert "or its user may not read their status; waiting for an answer of pi" in waits
+    assert "no answer came in time; no device of the fleet nobody is known" in late
+
+
 def test_an_offline_device_is_reported_at_once_and_does_not_count_as_one_to_choose(
     edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
