@@ -6,6 +6,7 @@ import codecs
 import os
 import pty
 import select
+import signal
 import time
 from collections.abc import Mapping
 
@@ -44,6 +45,14 @@ class Terminal:
         """As when its window is closed: the program gets SIGHUP."""
         os.close(self._terminal)
 
-    def wait(self) -> int:
-        """The exit code."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self, seconds: float = 30) -> int:
+        """The exit code; the program is killed where it does not end in the time."""
+        until = time.monotonic() + seconds * SECONDS
+        while time.monotonic() < until:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"did not end within {seconds} s; the screen has {self.screen!r}")

@@ -14,7 +14,7 @@ import msgspec
 
 from edged.command_line import DONE, FAILED, note, terminal_width
 from edged.config.schema import Mqtt
-from edged.core.errors import BadValue, BrokerError, EdgedError
+from edged.core.errors import BrokerError, EdgedError
 from edged.ctl.answer import Printer, plain, show_final
 from edged.ctl.chat_commands import Commands, Conversation, Quit
 from edged.ctl.chat_input import Prompter
@@ -63,17 +63,20 @@ def _welcome(device: str, known: Known) -> None:
 def _converse(connection: Link, conversation: Conversation, prompter: Prompter, timeout: float) -> int:
     commands = Commands(conversation, connection)
     code = DONE
-    while (text := prompter.read()) is not None:
-        if not text.strip():
-            continue
+    while True:
         try:
+            if (text := prompter.read()) is None:
+                break
             if text.startswith("/"):
                 commands.run(text)
-            else:
+            elif text.strip():
                 code = DONE if _turn(connection, conversation, text, timeout) else FAILED
         except Quit:
             break
-        except (BadValue, EdgedError) as error:
+        except KeyboardInterrupt:  # a second Ctrl-C, which came after the answer had ended
+            if not prompter.interactive:
+                raise
+        except EdgedError as error:
             note(f"edgectl: {error}")
             code = FAILED
     return DONE if prompter.interactive else code
@@ -148,7 +151,7 @@ class Link:
             except Interrupted:
                 final = self._cancel(exchange)
                 if signals.number != signal.SIGINT:  # the terminal is gone, or the program is to end
-                    raise KeyboardInterrupt from None
+                    raise SystemExit(FAILED) from None
                 return final
             except TimedOut as error:
                 note(f"edgectl: {str(error) or 'no answer came in time'}")

@@ -64,6 +64,31 @@ def test_ctrl_c_cancels_the_prompt_on_the_device(pi: Device, broker: Broker, wat
     assert "begun" not in pi.log.read_text()
 
 
+def test_a_refused_prompt_and_a_bad_request_are_logged_without_their_text(pi: Device, watcher: Client) -> None:
+    watcher.publish(f"{Topics(FLEET, 'pi').own}/prompt/log", {"id": "bad", "prompt": "sesame", "temperatur": 1})
+    assert "invalid" == watcher.any_final("log")["reason"]
+    watcher.publish(f"{Topics(FLEET, 'pi').own}/cancel/log", b"sesame")
+    watcher.publish(f"{Topics(FLEET, 'pi').own}/prompt/log", {"id": "good", "prompt": "say:open"})
+    watcher.final("good")
+    lines = [json.loads(line) for line in pi.log.read_text().splitlines() if line.startswith("{")]
+    refused = [line for line in lines if line["event"] == "prompt refused"]
+    assert [("bad", "log", "invalid", "bad_request", "info")] == [
+        (line["id"], line["requester"], line["reason"], line["code"], line["level"]) for line in refused
+    ]
+    assert ["info"] == [line["level"] for line in lines if line["event"] == "bad request"]
+    (ended,) = [line for line in lines if line.get("id") == "good"]
+    assert ("prompt ended", "log", "stop", 1, 1) == (
+        ended["event"],
+        ended["requester"],
+        ended["reason"],
+        ended["prompt_tokens"],
+        ended["completion_tokens"],
+    )
+    assert {"queue_ms", "ttft_ms", "total_ms"} <= ended.keys()
+    assert "sesame" not in pi.log.read_text()
+    assert "open" not in {value for line in lines for value in line.values()}
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_the_prompt_is_cancelled_when_the_program_is_to_end(
     pi: Device, broker: Broker, watcher: Client, number: signal.Signals
@@ -87,25 +112,24 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_chat(
     words = ("--url", broker.url, "--fleet", FLEET, "--requester", "talker")
     terminal = edgectl("chat", *words)
     terminal.read_until("Ctrl-D ends")
-    terminal.write("say:first\n")
-    terminal.read_until("stop, 1 token")
-    terminal.write("say:second wait:never\n")
-    terminal.read_until("second")
+
+    def type_in(text: str, wanted: str) -> None:
+        terminal.read_until("› ")
+        terminal.write(text)
+        terminal.read_until(wanted)
+
+    type_in("say:first\n", "stop, 1 token")
+    type_in("say:second wait:never\n", "second")
     terminal.read_until("second")  # once as it was typed, once as the answer
     terminal.write("\x03")
     terminal.read_until("cancelled, 1 token")
-    terminal.write("half a line\x03")
-    terminal.read_until("ends the chat")
-    terminal.write("/system Be brief.\n")
-    terminal.read_until("system turn: Be brief.")
-    terminal.write("say:two \\\nsay:lines\n")
-    terminal.read_until("stop, 2 tokens")
-    terminal.write(f"/save {tmp_path / 'chat.json'}\n")
-    terminal.read_until("saved 7 turns")
-    terminal.write("/model\n")
-    terminal.read_until("pi: fake, none, fake, context 64 tokens")
-    terminal.write("/nonsense\n")
-    terminal.read_until("there is no command /nonsense")
+    type_in("half a line\x03", "ends the chat")
+    type_in("/system Be brief.\n", "system turn: Be brief.")
+    type_in("say:two \\\nsay:lines\n", "stop, 2 tokens")
+    type_in(f"/save {tmp_path / 'chat.json'}\n", "saved 7 turns")
+    type_in("/model\n", "pi: fake, none, fake, context 64 tokens")
+    type_in("/nonsense\n", "there is no command /nonsense")
+    terminal.read_until("› ")
     terminal.write("\x04")
     assert 0 == terminal.wait()
     turns = json.loads((tmp_path / "chat.json").read_text())["messages"]

@@ -30,8 +30,9 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variable that names a model of a megabyte."""
-    return {"EDGED_MODEL_SOURCE": str(make_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf"))}
+    """Variables: a model of a megabyte, and readings that come soon."""
+    path = make_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return {"EDGED_MODEL_SOURCE": str(path), "EDGED_TELEMETRY_INTERVAL": "200ms"}
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -66,11 +67,8 @@ def test_the_client_uses_the_credentials_of_the_config(tmp_path: Path, folder: P
         pytest.skip("needs mosquitto_passwd")
     users, secret = tmp_path / "users", tmp_path / "secret"
     subprocess.run([str(program), "-c", "-b", str(users), "pi", "correct horse"], check=True, capture_output=True)
-    users.chmod(0o644)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)  # mosquitto gives up its privileges first
     secret.write_text("correct horse\n")
-    broker = Broker(tmp_path, f"allow_anonymous false\npassword_file {users}\n").start()
+    broker = Broker(tmp_path, f"allow_anonymous false\npassword_file {users}\nuser root\n").start()
     environment = {name: text for name, text in os.environ.items() if not name.startswith("EDGED_")}
     environment |= {**model, "EDGED_MQTT_URL": broker.url, "EDGED_MQTT_USERNAME": "pi"}
     environment["EDGED_MQTT_PASSWORD_FILE"] = str(secret)
