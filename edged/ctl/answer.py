@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from edged.command_line import note
+from edged.command_line import note, terminal_width
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _CJK = "\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
@@ -68,6 +69,12 @@ def _columns(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def printer_for(body: Mapping[str, Any]) -> Printer:
+    """What prints the answer to this prompt on stdout. JSON is not wrapped: a line end would be a part of its texts."""
+    width = terminal_width(sys.stdout)
+    return Printer(sys.stdout, sys.maxsize if width is not None and "format" in body else width)
 
 
 class Printer:

@@ -7,15 +7,14 @@ the next turn, and the prompt sent again under its id, so that it is answered on
 from __future__ import annotations
 
 import signal
-import sys
 from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED, note, terminal_width
+from edged.command_line import DONE, FAILED, note
 from edged.config.schema import Mqtt
 from edged.core.errors import BrokerError, EdgedError
-from edged.ctl.answer import Printer, plain, show_final
+from edged.ctl.answer import Printer, plain, printer_for, show_final
 from edged.ctl.chat_commands import Commands, Conversation, Quit
 from edged.ctl.chat_input import Prompter
 from edged.ctl.devices import Known, choose, group_topics, known_devices, status_topic
@@ -87,7 +86,7 @@ def _turn(connection: Link, conversation: Conversation, text: str, timeout: floa
     turns = [*conversation.turns, {"role": "user", "content": text}]
     body = {"messages": turns, **conversation.options}
     check(body)
-    printer = Printer(sys.stdout, terminal_width(sys.stdout))
+    printer = printer_for(body)
     final = connection.ask(conversation.device, body, printer, timeout)
     if final is None:
         if printer.text:

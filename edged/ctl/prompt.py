@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED, note, terminal_width
+from edged.command_line import DONE, FAILED, note
 from edged.config.schema import Mqtt
 from edged.core.errors import EdgedError
-from edged.ctl.answer import Printer, show_final, succeeded
+from edged.ctl.answer import Printer, printer_for, show_final, succeeded
 from edged.ctl.devices import choose, status_topic
 from edged.ctl.exchange import Exchange, new_id, reply_topic
 from edged.ctl.interrupts import interrupting
@@ -40,7 +39,7 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
     with Session(settings, topics) as session, interrupting(session):
         device, status = choose(session, wanted.fleet, wanted.device)
         exchange = Exchange(session, wanted.fleet, wanted.requester, {device: status}, wanted.body, prompt_id, note)
-        printer = Printer(sys.stdout, terminal_width(sys.stdout))
+        printer = printer_for(wanted.body)
         try:
             final = answer(exchange, None if wanted.as_json else printer, wanted.timeout)
         except Interrupted:
