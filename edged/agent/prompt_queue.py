@@ -15,7 +15,7 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
 
-from edged.agent import receipts
+from edged.agent import logs, receipts
 from edged.agent.fair_queue import FairQueue
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.measured_speed import MeasuredSpeed
@@ -89,6 +89,7 @@ class PromptQueue:
         self._held = False
         self._taken_back: set[int] = set()  # cancelled by `hold`: the worker still sends one last frame about each
         self._throttled: bool | None = None
+        self._log = logs.logger()
         self.speed = MeasuredSpeed()
         self.finished = 0
 
@@ -407,6 +408,7 @@ class PromptQueue:
             throttled=self._throttled,
         )
         payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure)
+        self._log_end(prompt, reason, usage, timing, None if failure is None else failure.code)
         self._remove_from_queue(
             prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
         )
@@ -418,7 +420,24 @@ class PromptQueue:
         payload = wire.refusal(
             prompt.job.id, reason, code, message, self._wall(), retry_after_ms=retry_after_ms, text=prompt.text
         )
+        self._log_end(prompt, reason, Usage(), receipts.timing(prompt, self._clock(), None), code)
         self._remove_from_queue(prompt, reason, payload, 0)
+
+    def _log_end(self, prompt: OpenPrompt, reason: Reason, usage: Usage, timing: wire.Timing, code: str | None) -> None:
+        """One line about a prompt that ended; never its text."""
+        self._log.info(
+            "prompt ended",
+            id=prompt.job.id,
+            requester=prompt.job.requester,
+            reason=reason,
+            code=code,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            queue_ms=timing.queue_ms,
+            ttft_ms=timing.ttft_ms,
+            total_ms=timing.total_ms,
+        )
 
     def _remove_from_queue(self, prompt: OpenPrompt, reason: Reason, payload: bytes, tokens: int) -> None:
         """Remove a prompt from the queue and from the worker's prompts, and store its final; `tokens`: its cost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -64,14 +65,23 @@ class Speed(msgspec.Struct, frozen=True):
     ttft_ms: float | None
 
 
-def health(frame: Frame, health: Health, version: str, link: LinkState, model: ModelState, queue: Queue) -> bytes:
-    """The health document."""
+def health(
+    frame: Frame,
+    health: Health,
+    version: str,
+    link: LinkState,
+    model: ModelState,
+    queue: Queue,
+    groups: Sequence[str] = (),
+) -> bytes:
+    """The health document. `groups`: those that the device is in."""
     return strict_json.dumps(
         {
             **_head(frame),
             "state": health.state,
             "findings": [_finding(finding) for finding in health.findings],
             "version": version,
+            "groups": groups,
             "mqtt": {"version": link.version, "connects": link.connects},
             "model": _model(model),
             "queue": _queue(queue),

@@ -27,6 +27,7 @@ class Topics:
     def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = ()) -> None:
         self.fleet = fleet
         self.device = device
+        self.groups = groups
         self.root = f"{ROOT}/{fleet}"
         self.own = f"{self.root}/device/{device}"
         self.status = f"{self.own}/status"
