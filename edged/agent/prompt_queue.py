@@ -196,7 +196,9 @@ class PromptQueue:
     def _expected_tokens(self, job: Job) -> float:
         """About how many tokens a prompt and its answer take; corrected when it ends."""
         request = job.request
-        characters = sum(len(turn.content) for turn in request.turns)
+        characters = sum(len(turn.content) for turn in request.turns) + sum(map(len, request.embed))
+        if request.embed:
+            return characters / 4
         most = request.sampling.max_tokens
         return characters / 4 + (most if self.speed.tokens is None else min(most, 2 * self.speed.tokens))
 
@@ -346,8 +348,8 @@ class PromptQueue:
             case frames.Started():
                 prompt.started_at = self._clock()
                 self._started.add(prompt.seq)
-            case frames.Generated(at=at, text=text):
-                self._chunks.add_text(prompt, at, text)
+            case frames.Generated():
+                self._chunks.add_text(prompt, frame.at, frame.text, frame.reasoning_at, frame.reasoning)
             case frames.Finished(final=final):
                 self._on_worker_finished(prompt, final)
             case frames.Refused(reason=reason, code=code, message=message):
@@ -397,7 +399,7 @@ class PromptQueue:
     ) -> None:
         """End a prompt with an answer: text, usage, timing and receipt, and `failure` if there is one."""
         timing = receipts.timing(prompt, self._clock(), final)
-        if reason in ("stop", "length"):
+        if reason in ("stop", "length") and not prompt.job.request.embed:
             self.speed.add(receipts.tokens_per_second(final), prompt.first_token_ms, usage.completion_tokens)
         receipt = receipts.receipt(
             prompt.job,
@@ -407,7 +409,7 @@ class PromptQueue:
             final,
             throttled=self._throttled,
         )
-        payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure)
+        payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure, final)
         self._log_end(prompt, reason, usage, timing, None if failure is None else failure.code)
         self._remove_from_queue(
             prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens

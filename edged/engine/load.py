@@ -23,7 +23,8 @@ from edged.engine.model import Model
 from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
 from edged.models.formats.gguf import open_gguf
-from edged.models.formats.packed import PackedModel
+from edged.models.formats.packed import GGUF_TOKENIZER, PackedModel
+from edged.models.formats.pooling import pooling_of
 from edged.models.own_sampling import own_sampling
 from edged.models.panics import panics_as
 from edged.models.store.locate import LocatedModel, locate
@@ -104,7 +105,10 @@ def load_model(
         template_problem=chosen.problem,
         sampling=own_sampling(located.name, located.digest, located.path),
     )
-    return Model(Engine(info, opened, codec, PromptEncoder(codec, chosen.template, chosen.problem)), opened, codec)
+    folder = opened.model.packed.folder if isinstance(opened, NativeBackend) else request.model.path
+    pooling = pooling_of(folder / GGUF_TOKENIZER if (folder / GGUF_TOKENIZER).is_file() else request.model.path)
+    engine = Engine(info, opened, codec, PromptEncoder(codec, chosen.template, chosen.problem), pooling=pooling)
+    return Model(engine, opened, codec)
 
 
 def _open(request: _LoadRequest, backend: str) -> tuple[Backend, str]:

@@ -17,6 +17,7 @@ from edged.wire import prompts
 from edged.wire.prompts import BadPrompt, Prompt
 
 CAP = 2000
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def parse(payload: Any, content_type: str | None = None) -> Prompt:
@@ -157,6 +158,12 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
             ],
         ),
         ("format", [{"type": "regex", "pattern": "a"}], [{}, "json", ["a"], None, {"type": "regexp", "pattern": "a"}]),
+        ("logprobs", [0, 20], [-1, 21, 10**6, 1.5, True, "5", None]),
+        ("tools", [[TOOL]], [[], {}, None, [TOOL, TOOL], [{"function": {"name": "a b"}}]]),
+        ("tool_choice", ["auto", "none"], ["any", None, "required", {"function": {"name": "f"}}, {"type": "function"}]),
+        ("reasoning", ["auto", "off", "show"], ["on", True, None, ""]),
+        ("reasoning_tokens", [1, 1000], [0, -1, True, "5", None, 10**7]),
+        ("embed", [], [[], "x", [""], [5], ["x"] * 33, None]),
         ("supersede", [], ["key", ""]),
         ("model", [], ["other", ""]),
         ("privacy", [], ["local", {}]),
@@ -211,7 +218,7 @@ def test_p12_what_is_not_built_yet_is_refused_and_says_so(key: str) -> None:
         ("hi", "messages: must be a list"),
         ([{"role": "user"}], "messages[0].content: is required"),
         ([{"content": "x"}], "messages[0].role: is required"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role: must be one of system, user, assistant"),
+        ([{"role": "developer", "content": "x"}], "messages[0].role: must be one of system, user, assistant, tool"),
         ([{"role": "user", "content": 5}], "messages[0].content: must be text"),
         ([{"role": "user", "content": "x", "name": "y"}], "messages[0].name: unknown key"),
         (["x"], "messages[0]: must be a mapping"),
