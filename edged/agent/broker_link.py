@@ -18,7 +18,9 @@ from edged.wire.topics import Topics
 
 def subscriptions(topics: Topics) -> tuple[Subscription, ...]:
     """What the device subscribes to. Layers are retained: the broker sends them at each connect."""
-    live = (topics.prompts, topics.cancels, topics.commands, topics.status)
+    live = [topics.prompts, topics.cancels, topics.commands, topics.status]
+    if topics.birth is not None:
+        live.append(topics.birth)
     return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
         Subscription(topic, retained=True) for topic in topics.layers
     )

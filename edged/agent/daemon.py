@@ -22,6 +22,7 @@ from edged.agent.events import Event, StopRequested
 from edged.agent.file_findings import FileFindings
 from edged.agent.health_source import HealthDocuments, HealthSource
 from edged.agent.idle_model import IdleModel
+from edged.agent.home_assistant import HomeAssistant, Withdrawn
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
@@ -43,6 +44,7 @@ from edged.link.attempt import Will
 from edged.link.connection import Connection
 from edged.link.events import Acked
 from edged.link.outbound import Outbound
+from edged.wire.home_assistant import birth_topic
 from edged.wire.topics import Topics
 from edged.worker.frames import Load
 
@@ -67,7 +69,9 @@ class Daemon:
     ) -> None:
         base = build(own)
         state_dir = Path(base.state_dir)
-        topics = Topics(base.identity.fleet, device, base.identity.groups)
+        prefix = base.integrations.home_assistant.prefix
+        birth = None if prefix is None else birth_topic(prefix)
+        topics = Topics(base.identity.fleet, device, base.identity.groups, birth)
         self._topics = topics
         self._clock = clock
         self._log = logs.logger()
@@ -101,6 +105,7 @@ class Daemon:
         )
         self._outbound = Outbound(self._connection, self._delivered, clock)
         self._link = BrokerLink(self._connection, self._outbound)
+        self._home_assistant = HomeAssistant(topics, prefix, self._outbound, state_dir / "home_assistant.json")
         self._replies = Replies(self._outbound, self._wall)
         self._queue = PromptQueue(
             self._journal,
@@ -170,6 +175,7 @@ class Daemon:
             maintenance=self._maintenance,
             telemetry=self._telemetry,
             wall=self._wall,
+            home_assistant=self._home_assistant,
             shutdown=self._shutdown,
         )
         self._idle = IdleModel(
@@ -196,6 +202,7 @@ class Daemon:
         self._reporter.set_status("starting")
         identity = {"device": self._topics.device, "fleet": self._topics.fleet}
         self._log.info("started", pid=os.getpid(), **identity, open_prompts=self._queue.open)
+        self._home_assistant.load()
         self._files.check(self._config.damage, self._config.trust.damage)
         self._connection.start()
         self._dispatcher.apply(self._supervisor.start())
@@ -260,7 +267,10 @@ class Daemon:
                     self._link.process_acked(event)
 
     def _delivered(self, token: object) -> None:
-        self._maintenance.delivered(token)
+        if isinstance(token, Withdrawn):
+            self._home_assistant.withdrawn(token.topic)
+        else:
+            self._maintenance.delivered(token)
 
     def _health_documents(self) -> HealthDocuments:
         return self._health.documents()

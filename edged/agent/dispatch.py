@@ -17,6 +17,7 @@ from edged.agent.config_updates import ConfigUpdates
 from edged.agent.events import Event, StopRequested
 from edged.agent.expectation_check import ExpectationChecked
 from edged.agent.health_source import HealthSource
+from edged.agent.home_assistant import HomeAssistant
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.model_pull import PullEnded, PullProgress
 from edged.agent.model_state import EnteredSafe, FellBack, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
@@ -55,6 +56,7 @@ class Dispatcher:
     maintenance: JournalMaintenance
     telemetry: TelemetryThread
     wall: WallClock
+    home_assistant: HomeAssistant
     shutdown: Shutdown
     log: logs.Logger = field(default_factory=logs.logger)
 
@@ -109,6 +111,8 @@ class Dispatcher:
                     self.apply(self.trials.process_push(layer, message.payload))
                 case Inbound("status", _) if message.payload == b"offline" and self.reporter.status != "offline":
                     self.reporter.publish_status()  # the will of an earlier connection came late
+                case Inbound("birth", _) if message.payload == b"online":
+                    self.home_assistant.announce()
         self.link.processed(message, answer)
 
     def _process_unreadable(self, message: Arrived, inbound: Inbound | None, why: str) -> Publication | None:
@@ -165,6 +169,7 @@ class Dispatcher:
         self.reporter.connected()
         self.config_updates.publish_report()
         self.config_updates.publish_history()
+        self.home_assistant.announce()
         self.health.update()
         self.maintenance.resend()
         self.apply(self.trials.link_changed(up=True))

@@ -22,6 +22,7 @@ Keys = Mapping[str, "checks.Check | Keys"]
 DAY = 86400.0
 MAX_KEYS = 64
 _URL = re.compile(r"mqtts?://(?:\[[0-9A-Fa-f:.]+\]|[^\s/@:\[\]]+)(?::([0-9]{1,5}))?/?\Z")
+_PREFIX = re.compile(r"(?!edged(?:/|\Z))[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*\Z")
 _REPLY_PREFIX = re.compile(r"(?!edged/(?:v1/|\Z))(?!\$)[^+#\0]*/\Z")
 
 SAMPLING: dict[str, checks.Check] = {
@@ -129,6 +130,11 @@ OWNER: dict[str, Keys] = {
         ),
     },
     "trust": {"keys": trust_keys, "require_signature": checks.boolean},
+    "integrations": {
+        "home_assistant": {
+            "prefix": checks.text(high=200, pattern=_PREFIX, like="a topic prefix such as homeassistant, not edged")
+        }
+    },
 }
 """Sections that only the owner of the device sets, in the local file (`state_dir` too)."""
 

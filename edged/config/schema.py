@@ -130,6 +130,18 @@ class Log(msgspec.Struct, frozen=True):
     format: str = "auto"
 
 
+class HomeAssistant(msgspec.Struct, frozen=True):
+    """`prefix`: of the discovery topics of a Home Assistant that uses the same broker; None: not published there."""
+
+    prefix: str | None = None
+
+
+class Integrations(msgspec.Struct, frozen=True):
+    """Other programs that the device publishes itself to."""
+
+    home_assistant: HomeAssistant = HomeAssistant()
+
+
 class Trial(msgspec.Struct, frozen=True):
     """How a new model is tried. `probation`: seconds that it must serve before it stays."""
 
@@ -148,6 +160,7 @@ class Settings(msgspec.Struct, frozen=True):
     identity: Identity = Identity()
     mqtt: Mqtt = Mqtt()
     trust: Trust = Trust()
+    integrations: Integrations = Integrations()
     state_dir: str = "/var/lib/edged"
     model: Model = Model()
     generation: Generation = Generation()
@@ -179,6 +192,7 @@ def build(checked: Mapping[str, Any]) -> Settings:
         identity=Identity(**section("identity")),
         mqtt=Mqtt(**section("mqtt")),
         trust=Trust(**section("trust")),
+        integrations=_integrations(section("integrations")),
         state_dir=checked.get("state_dir", Settings().state_dir),
         model=Model(**section("model")),
         generation=_generation(section("generation")),
@@ -199,6 +213,10 @@ def _generation(checked: dict[str, Any]) -> Generation:
 
 def _limits(checked: dict[str, Any]) -> Limits:
     return Limits(**{**checked, "per_requester": PerRequester(**checked.get("per_requester", {}))})
+
+
+def _integrations(checked: dict[str, Any]) -> Integrations:
+    return Integrations(home_assistant=HomeAssistant(**checked.get("home_assistant", {})))
 
 
 def _agree(settings: Settings) -> None:

@@ -12,7 +12,7 @@ MAX_LEVELS = 32  # of a Response Topic: some brokers close the connection at a p
 
 
 class Inbound(NamedTuple):
-    """A parsed incoming topic: `kind` is `prompt`, `cancel`, `command`, `config` or `status`.
+    """A parsed incoming topic: `kind` is `prompt`, `cancel`, `command`, `config`, `status` or `birth`.
 
     `name` is the requester (unchecked) or the layer (`fleet`, `group:NAME`, `device`).
     """
@@ -22,9 +22,13 @@ class Inbound(NamedTuple):
 
 
 class Topics:
-    """The names below `edged/v1/{fleet}/` as one device uses them. Immutable."""
+    """The names below `edged/v1/{fleet}/` as one device uses them. Immutable.
 
-    def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = ()) -> None:
+    `birth`: where another program that shows the device reports its start; None: there is none.
+    """
+
+    def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = (), birth: str | None = None) -> None:
+        self.birth = birth
         self.fleet = fleet
         self.device = device
         self.groups = groups
@@ -49,6 +53,8 @@ class Topics:
         """A received topic parsed, or None where it is none of ours."""
         if topic in self.layers:
             return Inbound("config", self.layers[topic])
+        if topic == self.birth:
+            return Inbound("birth", "")
         if topic == self.status:
             return Inbound("status", "")
         for kind in ("prompt", "cancel", "command"):

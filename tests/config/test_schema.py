@@ -137,6 +137,12 @@ def test_the_contracts_example_file_is_taken() -> None:
             [{"ops": "x"}, {"a b": KEY}, {"a": KEY, "b": KEY}, [KEY], {"ops": KEY[:-1]}],
         ),
         ("trust", "require_signature", [False], [True, 0, 0.0, "false"]),
+        (
+            "integrations",
+            "home_assistant",
+            [{}, {"prefix": "homeassistant"}, {"prefix": "a/b"}],
+            [{"prefix": bad} for bad in ("edged", "edged/v1", "", "a//b", "/a", "a/", "+", "a/#", 5, None)],
+        ),
     ],
 )
 def test_every_key_takes_its_range_and_refuses_the_rest_by_name(
@@ -201,7 +207,8 @@ def test_what_one_requester_may_have_is_shown_and_merged() -> None:
 def test_every_settable_key_is_in_the_table_above() -> None:
     """A key that is added later needs its range tested too."""
     tested = test_every_key_takes_its_range_and_refuses_the_rest_by_name.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    paths = {f"{section}.{key}" for section, key, _, _ in tested} | {
+    paths = ({f"{section}.{key}" for section, key, _, _ in tested} - {"integrations.home_assistant"}) | {
+        "integrations.home_assistant.prefix",
         # paths of files: any text
         "state_dir",
         "golden",
