@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ from edged.wire.topics import REQUESTER
 if TYPE_CHECKING:
     from edged.ctl.config import PushOptions, Target
 
+AddCommand = Callable[[Any], None]
+"""Adds a command to the subparsers of `edgectl`."""
 WATCH_FOR = 3600.0  # seconds that a trial is followed
 MAX_WAIT = 1_000_000  # seconds; a queue's timeout overflows at 292 years
 RESERVED = {
@@ -49,13 +51,13 @@ RESERVED = {
 """Reserved commands, and what a later version will do."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and option of `edgectl`."""
+def parser(more: Sequence[AddCommand] = ()) -> argparse.ArgumentParser:
+    """Every command and option of `edgectl`. `more` adds commands of packages above this one."""
     top = Parser(prog="edgectl", description="Talk to devices that run edged, through their broker.")
     top.add_argument("--version", action="version", version=f"edgectl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     prompt = commands.add_parser("prompt", help="send a prompt to a device and print the answer as it arrives")
-    _add_connection(prompt)
+    add_connection(prompt)
     prompt.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     prompt.add_argument("--device", help="the device (default: the only one of the fleet)")
     prompt.add_argument("--requester", default=None, help="the requester in the topics (default: your user name)")
@@ -74,13 +76,15 @@ def parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
-    completion.set_defaults(run=_completion)
+    completion.set_defaults(run=lambda arguments: _completion(arguments, more))
+    for add in more:
+        add(commands)
     return top
 
 
 def _add_status(commands: Any) -> None:
     status = commands.add_parser("status", help="print a table of the fleet's devices")
-    _add_connection(status)
+    add_connection(status)
     status.add_argument(
         "--wait",
         type=_seconds,
@@ -124,7 +128,7 @@ def _add_config(commands: Any) -> None:
     get = verbs.add_parser("get", help="print the layers at the broker and the devices' reports")
     get.set_defaults(run=_get)
     for verb in (push, undo, diff, history, get):
-        _add_connection(verb)
+        add_connection(verb)
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -142,7 +146,7 @@ def _add_keys(commands: Any) -> None:
         verb.set_defaults(run=_keys)
 
 
-def _add_connection(command: argparse.ArgumentParser) -> None:
+def add_connection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="read broker and fleet from this file")
     command.add_argument("--url", help="the broker (default: that of the config, or mqtt://127.0.0.1:1883)")
     command.add_argument("--fleet", help="the fleet (default: that of the config, or home)")
@@ -164,12 +168,12 @@ def _refuse_reserved(arguments: Sequence[str]) -> None:
             raise WrongUsage(f"{' '.join(name)}: this version does not {what} yet")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, more: Sequence[AddCommand] = ()) -> int:
     """Entry point; returns the exit code. An error is one sentence on stderr."""
     given = sys.argv[1:] if argv is None else argv
     try:
         _refuse_reserved(given)
-        arguments = parser().parse_args(given)
+        arguments = parser(more).parse_args(given)
         code: int = arguments.run(arguments)
     except EdgedError as error:
         return fail("edgectl", str(error), _code_of(error))
@@ -309,10 +313,10 @@ def _keys(arguments: argparse.Namespace) -> int:
     return keys.show_fingerprint(arguments.key, folder, arguments.json)
 
 
-def _completion(arguments: argparse.Namespace) -> int:
+def _completion(arguments: argparse.Namespace, more: Sequence[AddCommand]) -> int:
     import shtab
 
-    print(shtab.complete(parser(), shell=arguments.shell))
+    print(shtab.complete(parser(more), shell=arguments.shell))
     return DONE
 
 
