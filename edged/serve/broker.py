@@ -19,6 +19,7 @@ from edged.link.connection import Connection
 from edged.link.events import Acked, Arrived, Down, Event, Up
 from edged.serve.fleet_state import FleetState
 
+RETAINED_WITHIN: Final = 0.8  # seconds in which a broker delivers retained messages
 CONFIRM_WITHIN: Final = 10.0  # seconds for the broker's PUBACK
 MAX_REPLY: Final = 4_000_000  # bytes of one reply that is read
 
@@ -38,6 +39,7 @@ class Broker:
         self._replies: dict[str, asyncio.Queue[Reply]] = {}
         self._confirmations: dict[int, asyncio.Future[None]] = {}
         self._session = 0
+        self._settled = asyncio.Event()  # the retained messages of this connection have arrived
         self._loop: asyncio.AbstractEventLoop | None = None
         topics = (*state.subscriptions(), f"{self._root}reply/{requester}/+/+")
         client_id = f"edgectl-serve-{os.getpid()}-{secrets.token_hex(4)}"
@@ -52,6 +54,11 @@ class Broker:
     def stop(self) -> None:
         """Disconnect."""
         self._connection.stop()
+
+    async def settle(self) -> None:
+        """Wait until the fleet is known: a moment after the first connection. Returns at once where there is none."""
+        if not self.problem:
+            await self._settled.wait()
 
     def subscribe(self, prompt_id: str) -> asyncio.Queue[Reply]:
         """A queue of the replies to one prompt, until `unsubscribe`."""
@@ -94,6 +101,7 @@ class Broker:
             self._confirm(event)
         elif isinstance(event, Up):
             self._session, self.problem, self.refused = event.session, "", event.refused
+            asyncio.get_running_loop().call_later(RETAINED_WITHIN, self._settled.set)
             self._changed()
         elif isinstance(event, Down):
             self.problem = event.reason or "the connection ended"

@@ -18,7 +18,7 @@ from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
 from edged.serve.fleet_state import Device
 from edged.serve.layer_pushes import diff_of, push, undo
-from edged.serve.prompts import Ended, NoDeviceError, ask, choose_device
+from edged.serve.prompts import Ended, NoDeviceError, ask, find_device
 from edged.serve.until_gone import run_until_gone
 from edged.serve.watchers import Watchers
 
@@ -78,7 +78,7 @@ class Console:
         try:
             wanted = await read_object(request)
             name = wanted.pop("device", None)
-            device = choose_device(self._broker.state, name if isinstance(name, str) else "")
+            device = await find_device(self._broker, name if isinstance(name, str) else "")
         except (BadValue, NoDeviceError) as error:
             return _failed(400, str(error))
         events = self._chat(device.name, wanted)

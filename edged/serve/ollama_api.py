@@ -20,7 +20,7 @@ from edged.core.errors import BadValue, BrokerError, EdgedError
 from edged.serve import openai_reply as reply
 from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
-from edged.serve.prompts import Ended, Grown, NoDeviceError, Part, ask, choose_device, models_of
+from edged.serve.prompts import Ended, Grown, NoDeviceError, Part, ask, find_device, models_of
 from edged.serve.until_gone import run_until_gone
 
 # Ollama's name of an option → ours.
@@ -61,13 +61,14 @@ class OllamaApi:
 
     async def tags(self, _request: Request) -> Response:
         """The devices that take prompts, as models."""
+        await self._broker.settle()
         return JSONResponse({"models": [self._model(name) for name in models_of(self._broker.state)]})
 
     async def show(self, request: Request) -> Response:
         """One of them."""
         try:
             wanted = await read_object(request)
-            device = choose_device(self._broker.state, _name(wanted))
+            device = await find_device(self._broker, _name(wanted))
         except (BadValue, NoDeviceError) as error:
             return _failed(404 if isinstance(error, NoDeviceError) else 400, str(error))
         model = device.health.get("model")
@@ -107,7 +108,7 @@ class OllamaApi:
         try:
             wanted = await read_object(request)
             name, body = _name(wanted), prompt(wanted)
-            device = choose_device(self._broker.state, name)
+            device = await find_device(self._broker, name)
         except BadValue as error:
             return _failed(400, str(error))
         except NoDeviceError as error:

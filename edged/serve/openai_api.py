@@ -18,7 +18,7 @@ from edged.serve import openai_reply as reply
 from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
 from edged.serve.openai_request import chat_prompt, completion_prompt, wants_usage
-from edged.serve.prompts import Ended, NoDeviceError, Part, ask, choose_device, models_of
+from edged.serve.prompts import Ended, NoDeviceError, Part, ask, find_device, models_of
 from edged.serve.until_gone import run_until_gone
 
 Prompt = Callable[[dict[str, Any]], dict[str, Any]]
@@ -42,12 +42,13 @@ class OpenAiApi:
 
     async def models(self, _request: Request) -> Response:
         """Every device that takes prompts, and `fleet` for any of them."""
+        await self._broker.settle()
         return JSONResponse({"object": "list", "data": [self._model(name) for name in models_of(self._broker.state)]})
 
     async def model(self, request: Request) -> Response:
         """One of them."""
         try:
-            choose_device(self._broker.state, request.path_params["name"])
+            await find_device(self._broker, request.path_params["name"])
         except NoDeviceError as error:
             return _no_device(error)
         return JSONResponse(self._model(request.path_params["name"]))
@@ -72,7 +73,7 @@ class OpenAiApi:
             if not isinstance(name, str):
                 raise BadValue("model", "must be the name of a device, or fleet")
             body = prompt(wanted)
-            device = choose_device(self._broker.state, name)
+            device = await find_device(self._broker, name)
         except BadValue as error:
             return reply.error(400, "invalid_request_error", "invalid", str(error), param=error.path)
         except NoDeviceError as error:

@@ -48,6 +48,15 @@ class ChangedAnswerError(EdgedError):
     """The device began the answer again and it became another: what was passed on already is no part of it."""
 
 
+async def find_device(broker: Broker, name: str) -> Device:
+    """As `choose_device`, once the fleet is known."""
+    try:
+        return choose_device(broker.state, name)
+    except NoDeviceError:
+        await broker.settle()
+        return choose_device(broker.state, name)
+
+
 def choose_device(state: FleetState, name: str) -> Device:
     """The device of this name, or for `fleet` the one that is online with the fewest prompts. Raises NoDeviceError."""
     if name == FLEET:
