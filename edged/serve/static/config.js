@@ -47,8 +47,13 @@ export function configView(name) {
     outcome.replaceChildren(...(rows.length ? [table(["key", "now", "after"], rows), el("p", {}, how)] : [el("p", {}, "Nothing would change.")]));
   }
 
-  const push = async () => follow(await request("/console/config/push", { layer, settings: settings.value }));
-  const undo = async () => follow(await request("/console/config/undo", { layer }));
+  async function push() {
+    follow(await request("/console/config/push", { layer, settings: settings.value }));
+  }
+
+  async function undo() {
+    follow(await request("/console/config/undo", { layer }));
+  }
 
   function follow(result) {
     pushed = result;
