@@ -16,7 +16,7 @@ from edged.wire.topics import REQUESTER
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    return ctl_main(None, (_add_serve,))
+    return ctl_main(None, MORE)
 
 
 def _add_serve(commands: Any) -> None:
@@ -31,6 +31,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     checks.text(pattern=REQUESTER, like="1 to 64 of A-Z, a-z, 0-9, _ and -")("--requester", requester)
     return serve(settings_of(arguments), arguments, requester)
 
+
+MORE = (_add_serve,)
+"""The commands of packages above `ctl`."""
 
 if __name__ == "__main__":
     sys.exit(main())

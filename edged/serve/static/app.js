@@ -29,8 +29,14 @@ function show() {
 }
 
 function showLink() {
-  const refused = state.refused.length ? `The broker refuses the subscription to ${state.refused.map((topic) => text(topic)).join(", ")}.` : "";
-  const problem = !state.connected ? "No connection to edgectl serve; trying again." : state.problem ? `No broker: ${text(state.problem)}` : refused;
+  const refused = state.refused.length
+    ? `The broker refuses the subscription to ${state.refused.map((topic) => text(topic)).join(", ")}.`
+    : "";
+  const problem = !state.connected
+    ? "No connection to edgectl serve; trying again."
+    : state.problem
+      ? `No broker: ${text(state.problem)}`
+      : refused;
   link.className = problem ? "bad" : "";
   link.replaceChildren(problem || `Fleet ${text(state.fleet, 64)}`, el("span", {}));
 }

@@ -10,8 +10,12 @@ function receipt(final) {
   const from = final.receipt ?? {};
   const timing = final.timing ?? {};
   const parts = [
-    text(final.reason, 20), `${text(final.usage?.completion_tokens ?? 0, 12)} tokens`, `${speed(timing.tokens_per_second)} tokens/s`,
-    `first text ${speed(timing.ttft_ms)} ms`, `${text(from.model, 60)} (${text(from.quantization, 40)}) on ${text(from.device, 64)}`, `config ${layers(from.config)}`,
+    text(final.reason, 20),
+    `${text(final.usage?.completion_tokens ?? 0, 12)} tokens`,
+    `${speed(timing.tokens_per_second)} tokens/s`,
+    `first text ${speed(timing.ttft_ms)} ms`,
+    `${text(from.model, 60)} (${text(from.quantization, 40)}) on ${text(from.device, 64)}`,
+    `config ${layers(from.config)}`,
   ];
   return el("div", { class: "receipt" }, parts.join(" · "));
 }
@@ -26,20 +30,37 @@ function turn(role, content) {
 export function chatView(device) {
   const turns = conversations.get(device) ?? conversations.set(device, []).get(device);
   const log = el("div", { class: "log", "aria-live": "polite", "aria-label": "Conversation" });
-  const input = el("textarea", { rows: 3, placeholder: "Ask something. Enter sends, Shift+Enter begins a line.", "aria-label": "Prompt", onkeydown: key });
+  const input = el("textarea", {
+    rows: 3,
+    placeholder: "Ask something. Enter sends, Shift+Enter begins a line.",
+    "aria-label": "Prompt",
+    onkeydown: key,
+  });
   const send = el("button", { class: "primary", type: "submit" }, "Send");
   const stop = el("button", { type: "button", disabled: true, onclick: () => running?.abort() }, "Stop");
   const clear = el("button", { type: "button", onclick: empty }, "New conversation");
-  const choice = el("select", { "aria-label": "Device", onchange: () => { location.hash = `#/chat/${encodeURIComponent(choice.value)}`; } });
+  const choice = el("select", {
+    "aria-label": "Device",
+    onchange: () => {
+      location.hash = `#/chat/${encodeURIComponent(choice.value)}`;
+    },
+  });
   const form = el("form", { onsubmit: submit }, input, el("div", { class: "row" }, send, stop, clear));
   const element = el("div", {}, el("div", { class: "row" }, el("h1", {}, "Chat with"), choice), log, form);
   let running = null;
 
   function names() {
-    const known = [...state.devices].filter(([, one]) => one.status === "online" || one.status === "starting").map(([name]) => name).sort();
+    const known = [...state.devices]
+      .filter(([, one]) => one.status === "online" || one.status === "starting")
+      .map(([name]) => name)
+      .sort();
     const wanted = [...new Set(["fleet", ...known, device])];
     if (wanted.join("/") !== [...choice.options].map((one) => one.value).join("/")) {
-      choice.replaceChildren(...wanted.map((name) => el("option", { value: name, selected: name === device }, name === "fleet" ? "any device" : name)));
+      choice.replaceChildren(
+        ...wanted.map((name) =>
+          el("option", { value: name, selected: name === device }, name === "fleet" ? "any device" : name),
+        ),
+      );
     }
   }
 
@@ -80,7 +101,8 @@ export function chatView(device) {
       else fail(document.message);
       shown.element.scrollIntoView({ block: "nearest" });
     };
-    const fail = (message) => shown.element.append(el("div", { class: "failed", role: "alert" }, text(message, 500)));
+    const fail = (message) =>
+      shown.element.append(el("div", { class: "failed", role: "alert" }, text(message, 500)));
     try {
       await stream("/console/chat", { device, messages: turns }, running.signal, take);
     } catch (error) {

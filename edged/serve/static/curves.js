@@ -22,7 +22,18 @@ export function curve(title, points, unit, digits = 0) {
   }
   const now = values.length ? `${values[values.length - 1].toFixed(digits)} ${unit}` : "–";
   const most = values.length ? `highest ${Math.max(...values).toFixed(digits)}` : "no readings yet";
-  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}: ${now}, ${most}` });
+  const drawing = svg("svg", {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    preserveAspectRatio: "none",
+    role: "img",
+    "aria-label": `${title}: ${now}, ${most}`,
+  });
   drawing.append(svg("path", { d: path }));
-  return el("div", { class: "panel curve" }, el("p", {}, el("strong", {}, title), el("span", { class: "number" }, now)), drawing, el("p", { class: "soft" }, most));
+  return el(
+    "div",
+    { class: "panel curve" },
+    el("p", {}, el("strong", {}, title), el("span", { class: "number" }, now)),
+    drawing,
+    el("p", { class: "soft" }, most),
+  );
 }

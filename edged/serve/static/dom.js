@@ -18,7 +18,8 @@ export function svg(name, attributes) {
   return made;
 }
 
-export const text = (value, most = 300) => (value === null || value === undefined ? "–" : String(value).slice(0, most));
+export const text = (value, most = 300) =>
+  value === null || value === undefined ? "–" : String(value).slice(0, most);
 
 const STATUS = { online: "good", starting: "warn", draining: "warn", safe: "bad", offline: "bad" };
 const HEALTH = { ok: "good", degraded: "warn", failing: "bad" };
@@ -32,7 +33,8 @@ export const phase = (word) => mark(word, PHASE);
 export const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 export const speed = (value) => (isNumber(value) ? value.toFixed(1) : "–");
 export const degrees = (value) => (isNumber(value) ? `${value.toFixed(0)} °C` : "–");
-export const share = (part, whole) => (isNumber(part) && isNumber(whole) && whole > 0 ? `${Math.round((100 * part) / whole)} %` : "–");
+export const share = (part, whole) =>
+  isNumber(part) && isNumber(whole) && whole > 0 ? `${Math.round((100 * part) / whole)} %` : "–";
 export const bytes = (value) => (isNumber(value) ? `${(value / 1e9).toFixed(2)} GB` : "–");
 export const moment = (value) => {
   const at = new Date(isNumber(value) ? value * 1000 : value);
@@ -45,7 +47,10 @@ export function layers(inForce) {
 }
 
 export async function request(path, body) {
-  const options = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const options =
+    body === undefined
+      ? {}
+      : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await fetch(path, options);
   const document = await response.json();
   if (!response.ok) throw new Error(document?.error?.message ?? `the server answered ${response.status}`);

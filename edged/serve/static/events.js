@@ -1,7 +1,12 @@
 // Server-sent events of a POST: EventSource can only GET.
 
 export async function stream(path, body, signal, take) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+  const options = {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  };
   const response = await fetch(path, options);
   if (!response.ok) {
     const document = await response.json();

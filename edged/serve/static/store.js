@@ -14,7 +14,12 @@ function publish(names) {
 
 function take(event, whole) {
   const document = JSON.parse(event.data);
-  Object.assign(state, { fleet: document.fleet, problem: document.problem, refused: document.refused, connected: true });
+  Object.assign(state, {
+    fleet: document.fleet,
+    problem: document.problem,
+    refused: document.refused,
+    connected: true,
+  });
   if (whole) state.devices.clear();
   for (const [name, device] of Object.entries(document.devices)) {
     if (device === null) state.devices.delete(name);
