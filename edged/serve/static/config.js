@@ -79,7 +79,8 @@ export function configView(name) {
     el(
       "p",
       { class: "soft" },
-      "A layer's settings replace those that it had. Layers: fleet, group:NAME, device:NAME. They are not signed here; edgectl config push --key signs.",
+      "A layer's settings replace those that it had. Layers: fleet, group:NAME, device:NAME. " +
+        "They are not signed here; edgectl config push --key signs.",
     ),
     el("div", { class: "row" }, el("label", {}, "Layer ", choice)),
     settings,

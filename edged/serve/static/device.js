@@ -141,7 +141,8 @@ function page(about) {
     el(
       "p",
       { class: "soft" },
-      `Memory ${bytes(memory.total_bytes)}, worker ${bytes(about.telemetry.worker?.rss_bytes)}, disk free ${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`,
+      `Memory ${bytes(memory.total_bytes)}, worker ${bytes(about.telemetry.worker?.rss_bytes)}, ` +
+        `disk free ${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`,
     ),
     el("h2", {}, "Config"),
     config(about),

@@ -111,8 +111,9 @@ export function fleetView() {
         ),
       );
     const online = [...state.devices.values()].filter((device) => device.status === "online").length;
+    const some = shown.length < state.devices.size ? `, ${shown.length} shown` : "";
     count.textContent = state.devices.size
-      ? `${state.devices.size} devices, ${online} online${shown.length < state.devices.size ? `, ${shown.length} shown` : ""}`
+      ? `${state.devices.size} devices, ${online} online${some}`
       : "No device has been seen at this broker yet.";
   }
 
