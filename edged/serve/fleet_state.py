@@ -34,7 +34,7 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
     temperature_c: float | None
     memory_used: float | None
     cpu_percent: float | None
-    waiting: float | None
+    open_prompts: float | None
 
 
 class Device:
@@ -63,10 +63,10 @@ class Device:
         return name if isinstance(name, str) else ""
 
     @property
-    def waiting(self) -> float:
+    def open_prompts(self) -> float:
         """Prompts that wait or run, as last reported."""
         queue = self._part(self.telemetry, "queue") or self._part(self.health, "queue")
-        return sum(number(queue.get(key)) or 0.0 for key in ("waiting", "running"))
+        return number(queue.get("open")) or 0.0
 
     def take_telemetry(self, document: Document, now: float) -> None:
         """Keep a reading, and drop those that are older than an hour."""
@@ -80,7 +80,7 @@ class Device:
                 number(document.get("temperature_c")),
                 number(memory.get("used_bytes")),
                 number(self._part(document, "cpu").get("percent")),
-                self.waiting,
+                self.open_prompts,
             )
         )
         while self.readings and self.readings[0].at < now - READINGS_FOR:

@@ -16,34 +16,39 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 HEALTH: Final = ("ok", "degraded", "failing")
 
 
-class Gauge(msgspec.Struct, frozen=True):
+class Figure(msgspec.Struct, frozen=True):
     """A figure of the telemetry: where it is, and what it is multiplied with to be in base units."""
 
     name: str
     help: str
     path: tuple[str, ...]
     factor: float = 1.0
+    kind: str = "gauge"
 
 
-GAUGES: Final = (
-    Gauge("edged_uptime_seconds", "Time since the board started.", ("uptime_s",)),
-    Gauge("edged_cpu_usage_ratio", "Share of all processors in use, 0 to 1.", ("cpu", "percent"), 0.01),
-    Gauge("edged_memory_total_bytes", "Memory of the board.", ("memory", "total_bytes")),
-    Gauge("edged_memory_used_bytes", "Memory in use on the board.", ("memory", "used_bytes")),
-    Gauge("edged_memory_available_bytes", "Memory that is free for a program.", ("memory", "available_bytes")),
-    Gauge("edged_swap_used_bytes", "Swap in use on the board.", ("memory", "swap_used_bytes")),
-    Gauge("edged_temperature_celsius", "The hottest sensor of the processor.", ("temperature_c",)),
-    Gauge("edged_throttled", "1 while the processor is held below its speed.", ("throttled",)),
-    Gauge("edged_disk_total_bytes", "Size of the file system of the state folder.", ("disk", "total_bytes")),
-    Gauge("edged_disk_free_bytes", "Free space there.", ("disk", "free_bytes")),
-    Gauge("edged_agent_resident_memory_bytes", "Resident memory of the agent.", ("agent", "rss_bytes")),
-    Gauge("edged_worker_resident_memory_bytes", "Resident memory of the worker.", ("worker", "rss_bytes")),
-    Gauge("edged_generation_tokens_per_second", "Running mean speed of finished answers.",
+FIGURES: Final = (
+    Figure("edged_uptime_seconds", "Time since the board started.", ("uptime_s",)),
+    Figure("edged_cpu_usage_ratio", "Share of all processors in use, 0 to 1.", ("cpu", "percent"), 0.01),
+    Figure("edged_memory_total_bytes", "Memory of the board.", ("memory", "total_bytes")),
+    Figure("edged_memory_used_bytes", "Memory in use on the board.", ("memory", "used_bytes")),
+    Figure("edged_memory_available_bytes", "Memory that is free for a program.", ("memory", "available_bytes")),
+    Figure("edged_swap_used_bytes", "Swap in use on the board.", ("memory", "swap_used_bytes")),
+    Figure("edged_temperature_celsius", "The hottest sensor of the processor.", ("temperature_c",)),
+    Figure("edged_throttled", "1 while the processor is held below its speed.", ("throttled",)),
+    Figure("edged_disk_total_bytes", "Size of the file system of the state folder.", ("disk", "total_bytes")),
+    Figure("edged_disk_free_bytes", "Free space there.", ("disk", "free_bytes")),
+    Figure("edged_agent_resident_memory_bytes", "Resident memory of the agent.", ("agent", "rss_bytes")),
+    Figure("edged_worker_resident_memory_bytes", "Resident memory of the worker.", ("worker", "rss_bytes")),
+    Figure("edged_generation_tokens_per_second", "Running mean speed of finished answers.",
           ("speed", "tokens_per_second")),
-    Gauge("edged_time_to_first_token_seconds", "Mean time from computation to the first text.",
+    Figure("edged_time_to_first_token_seconds", "Mean time from computation to the first text.",
           ("speed", "ttft_ms"), 0.001),
-    Gauge("edged_prompts_waiting", "Prompts that wait.", ("queue", "waiting")),
-    Gauge("edged_prompts_running", "Prompts that are computed.", ("queue", "running")),
+    Figure("edged_prompts_open", "Prompts that are accepted and not answered yet.", ("queue", "open")),
+    Figure("edged_prompts_running", "Prompts that are computed.", ("queue", "running")),
+    Figure("edged_prompts_answered_total", "Prompts answered since the agent started.", ("queue", "answered"),
+          kind="counter"),
+    Figure("edged_prompts_refused_total", "Prompts refused since the agent started.", ("queue", "refused"),
+          kind="counter"),
 )  # fmt: skip
 
 
@@ -58,15 +63,18 @@ def render(state: FleetState) -> str:
     lines += _family("edged_config_revision", "Revision of each config layer in force.", _revisions(devices))
     seen = (({"device": device.name}, device.seen_at) for device in devices if device.seen_at)
     lines += _family("edged_telemetry_timestamp_seconds", "When the last telemetry arrived, Unix time.", seen)
-    for gauge in GAUGES:
-        values = (({"device": device.name}, _at(device.telemetry, gauge)) for device in devices)
-        lines += _family(gauge.name, gauge.help, ((labels, value) for labels, value in values if value is not None))
+    for figure in FIGURES:
+        values = (({"device": device.name}, _at(device.telemetry, figure)) for device in devices)
+        known = ((labels, value) for labels, value in values if value is not None)
+        lines += _family(figure.name, figure.help, known, figure.kind)
     return "\n".join(lines) + "\n"
 
 
-def _family(name: str, text: str, samples: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
+def _family(
+    name: str, text: str, samples: Iterable[tuple[dict[str, str], float]], kind: str = "gauge"
+) -> Iterator[str]:
     yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} gauge"
+    yield f"# TYPE {name} {kind}"
     for labels, value in samples:
         inner = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
         yield f"{name}{{{inner}}} {value:.10g}"
@@ -76,14 +84,14 @@ def _escaped(label: str) -> str:
     return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")[:200]
 
 
-def _at(document: dict[str, Any], gauge: Gauge) -> float | None:
+def _at(document: dict[str, Any], figure: Figure) -> float | None:
     value: Any = document
-    for key in gauge.path:
+    for key in figure.path:
         value = value.get(key) if isinstance(value, dict) else None
     if isinstance(value, bool):
         return float(value)
     found = number(value)
-    return None if found is None else found * gauge.factor
+    return None if found is None else found * figure.factor
 
 
 def _statuses(devices: Iterable[Device]) -> Iterator[tuple[dict[str, str], float]]:

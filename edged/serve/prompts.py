@@ -63,7 +63,7 @@ def choose_device(state: FleetState, name: str) -> Device:
         online = [device for device in state.devices.values() if device.status == "online"]
         if not online:
             raise NoDeviceError(f"no device of the fleet {state.fleet} is online", known=True)
-        return min(online, key=lambda device: (device.waiting, device.name))
+        return min(online, key=lambda device: (device.open_prompts, device.name))
     device = state.devices.get(name)
     if device is None:
         names = ", ".join(sorted(one.name for one in state.devices.values())[:8]) or "none"

@@ -27,12 +27,12 @@ def test_a_device_is_known_by_what_it_publishes_and_forgotten_with_its_status() 
     fleet = state()
     give(fleet, "status", b"online")
     give(fleet, "health", {"state": "ok", "model": {"name": "m"}})
-    give(fleet, "telemetry", {"speed": {"tokens_per_second": 12.5}, "queue": {"waiting": 2, "running": 1}})
+    give(fleet, "telemetry", {"speed": {"tokens_per_second": 12.5}, "queue": {"open": 3, "running": 1}})
     device = fleet.devices["pi"]
     assert ("online", "m", 3.0, 12.5) == (
         device.status,
         device.model,
-        device.waiting,
+        device.open_prompts,
         device.readings[0].tokens_per_second,
     )
     assert {"pi"} == fleet.changed

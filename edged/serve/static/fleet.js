@@ -34,7 +34,7 @@ function cells(name, device) {
     speed(telemetry.speed?.tokens_per_second),
     degrees(telemetry.temperature_c),
     share(memory.used_bytes, memory.total_bytes),
-    `${text(queue.running ?? 0, 8)} + ${text(queue.waiting ?? 0, 8)}`,
+    `${text(queue.running ?? 0, 8)} of ${text(queue.open ?? 0, 8)}`,
     inForce,
     moment(reported.ts),
   ];
