@@ -21,8 +21,8 @@ from edged.agent.dispatch import Dispatcher
 from edged.agent.events import Event, StopRequested
 from edged.agent.file_findings import FileFindings
 from edged.agent.health_source import HealthDocuments, HealthSource
-from edged.agent.idle_model import IdleModel
 from edged.agent.home_assistant import HomeAssistant, Withdrawn
+from edged.agent.idle_model import IdleModel
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox

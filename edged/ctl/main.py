@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from edged import __version__
 from edged.command_line import DONE, FAILED, NO_BROKER, TIMED_OUT, USAGE, Parser, WrongUsage, drop_output, fail, reason
@@ -12,6 +13,8 @@ from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
 from edged.ctl import asking, configuring, watching
 from edged.link.session import Interrupted, TimedOut
 
+AddCommand = Callable[[Any], None]
+"""Adds a command to the subparsers of `edgectl`."""
 RESERVED = {
     ("rollout",): "roll a layer out in steps",
     ("model",): "manage the models of devices",
@@ -21,8 +24,8 @@ RESERVED = {
 """Reserved commands, and what a later version will do."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and option of `edgectl`."""
+def parser(more: Sequence[AddCommand] = ()) -> argparse.ArgumentParser:
+    """Every command and option of `edgectl`. `more` adds commands of packages above this one."""
     top = Parser(prog="edgectl", description="Talk to devices that run edged, through their broker.")
     top.add_argument("--version", action="version", version=f"edgectl {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -31,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     configuring.add(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
-    completion.set_defaults(run=_completion)
+    completion.set_defaults(run=lambda arguments: _completion(arguments, more))
+    for add in more:
+        add(commands)
     return top
 
 
@@ -41,12 +46,12 @@ def _refuse_reserved(arguments: Sequence[str]) -> None:
             raise WrongUsage(f"{' '.join(name)}: this version does not {what} yet")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, more: Sequence[AddCommand] = ()) -> int:
     """Entry point; returns the exit code. An error is one sentence on stderr."""
     given = sys.argv[1:] if argv is None else argv
     try:
         _refuse_reserved(given)
-        arguments = parser().parse_args(given)
+        arguments = parser(more).parse_args(given)
         code: int = arguments.run(arguments)
     except EdgedError as error:
         return fail("edgectl", str(error), _code_of(error))
@@ -71,10 +76,10 @@ def _code_of(error: EdgedError) -> int:
     return NO_BROKER if isinstance(error, BrokerError) else FAILED
 
 
-def _completion(arguments: argparse.Namespace) -> int:
+def _completion(arguments: argparse.Namespace, more: Sequence[AddCommand]) -> int:
     import shtab
 
-    print(shtab.complete(parser(), shell=arguments.shell))
+    print(shtab.complete(parser(more), shell=arguments.shell))
     return DONE
 
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import yaml
 
+from edged.commands import edgectl
 from edged.commands import main as edged_main
 from edged.config.file import parse
 from edged.config.keys import known_keys
@@ -196,7 +197,11 @@ def commands_of(parser: argparse.ArgumentParser, at: str) -> Iterator[tuple[str,
             yield from commands_of(below, f"{at} {name}")
 
 
-@pytest.mark.parametrize(("name", "parser"), [("edged", edged_main.parser), ("edgectl", edgectl_main.parser)])
+def edgectl_parser() -> argparse.ArgumentParser:
+    return edgectl_main.parser(edgectl.MORE)
+
+
+@pytest.mark.parametrize(("name", "parser"), [("edged", edged_main.parser), ("edgectl", edgectl_parser)])
 def test_every_command_and_option_is_in_cli(name: str, parser: Callable[[], argparse.ArgumentParser]) -> None:
     text = page("cli.md")
     shared = section(text, "edgectl").split("### ")[0]
@@ -216,7 +221,7 @@ def test_every_command_and_option_is_in_cli(name: str, parser: Callable[[], argp
 
 def test_cli_names_no_option_that_the_parsers_do_not_know() -> None:
     known = {"--help", "--version"}
-    for name, parser in (("edged", edged_main.parser), ("edgectl", edgectl_main.parser)):
+    for name, parser in (("edged", edged_main.parser), ("edgectl", edgectl_parser)):
         for _, inner in commands_of(parser(), name):
             known |= {option for action in inner._actions for option in action.option_strings}
     assert set() == set(re.findall(r"--[a-z][a-z-]+", page("cli.md"))) - known
