@@ -25,6 +25,7 @@ from edged.agent.home_assistant import HomeAssistant, Withdrawn
 from edged.agent.idle_model import IdleModel
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
+from edged.agent.last_good import LastGood
 from edged.agent.mailbox import Mailbox
 from edged.agent.model_upkeep import ModelUpkeep
 from edged.agent.prompt_queue import PromptQueue
@@ -94,7 +95,7 @@ class Daemon:
             self._mailbox.post,
             clock,
             worker_command,
-            self._last_good,
+            LastGood(self._last_good),
         )
         self._connection = connect(
             base.mqtt,

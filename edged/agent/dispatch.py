@@ -202,8 +202,8 @@ class Dispatcher:
                     self.publish_model_state()
                     self._model_ready(info)
                     self.apply(self.trials.model_settled())
-                case FellBack(fallback=fallback, source=source):
-                    self.log.error("the last good model is used", reason=fallback.failure.message, model=source)
+                case FellBack(failure=failure, source=source):
+                    self.log.error("the last good model is used", reason=failure.message, model=source)
                     self.publish_model_state()
                 case EnteredSafe(failure=failure):
                     self.log.error("no usable model", code=failure.code, reason=failure.message)

@@ -28,8 +28,8 @@ def agent_findings(
         found.append(Finding(code, since.get(code, now), None, None, failure.message, "failing"))
     if fallback is not None:
         advice = (
-            f"the model {fallback.wanted.source} cannot be loaded ({fallback.failure.message}); the last good model "
-            "serves instead; put that right and restart edged, or push another model"
+            f"the model {fallback.wanted.source} cannot be loaded, so the last good one serves: "
+            f"{fallback.failure.message.rstrip('.')}; then restart edged, or push another model"
         )
         found.append(Finding("model_fallback", since.get("model_fallback", now), None, None, advice))
     if refused_topics:

@@ -41,9 +41,9 @@ class Fallback(msgspec.Struct, frozen=True):
 
 
 class FellBack(msgspec.Struct, frozen=True):
-    """The model in force cannot be loaded; the last good one of this source is loaded instead."""
+    """A model cannot be loaded, for this reason; the last good one of `source` is loaded instead."""
 
-    fallback: Fallback
+    failure: ModelFailure
     source: str
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edged.agent.last_good import LastGood
 from edged.agent.model_pull import ModelPull, PullEnded
 from edged.agent.model_state import (
     EnteredSafe,
@@ -55,7 +56,7 @@ def load_order(model: settings.Model, models: Path) -> frames.Load:
 class Supervisor:
     """See the module. `post` puts an event into the mailbox, from any thread.
 
-    `last_good` gives the models to load where that in force cannot be, in order.
+    `last_good` gives the models to load where that in force cannot be.
     """
 
     def __init__(
@@ -65,12 +66,10 @@ class Supervisor:
         post: Callable[[WorkerEvent | PullEnded], None],
         clock: Callable[[], float],
         command: tuple[str, ...] | None = None,
-        last_good: Callable[[], tuple[frames.Load, ...]] = lambda: (),
+        last_good: LastGood | None = None,
     ) -> None:
         self._order = order
-        self._last_good = last_good
-        self._fallback: Fallback | None = None
-        self._untried: tuple[frames.Load, ...] = ()  # earlier models that were not tried instead of the wanted one
+        self._last_good = last_good or LastGood(tuple)
         self._pull_arguments = pull_arguments
         self._post = post
         self._clock = clock
@@ -123,8 +122,8 @@ class Supervisor:
     @property
     def fallback(self) -> Fallback | None:
         """Why another model than that in force serves; None where the model in force does, or none."""
-        wanted = self._fallback is None or self._order == self._fallback.wanted
-        return None if wanted or self.state == "safe" else self._fallback
+        fallback = self._last_good.fallback
+        return None if fallback is None or self._order == fallback.wanted or self.state == "safe" else fallback
 
     @property
     def unusable(self) -> ModelFailure | None:
@@ -133,11 +132,11 @@ class Supervisor:
 
     def document(self) -> documents.ModelState:
         """The model's part of the health document."""
-        failure = self.unusable
+        failure, fallback = self.unusable, self.fallback
         return documents.ModelState(
             state=self.state,
             source=self._order.source,
-            instead_of=self.fallback.wanted.source if self.fallback is not None else None,
+            instead_of=fallback.wanted.source if fallback else None,
             info=self.info,
             loaded=self._ready,
             doing=self.doing or None,
@@ -225,7 +224,7 @@ class Supervisor:
 
     def adopted(self) -> None:
         """The model that serves is the one in force."""
-        self._fallback, self._untried = None, ()
+        self._last_good.reset()
 
     def use(self, order: frames.Load) -> list[Outcome]:
         """End the worker, and start one that loads this."""
@@ -349,20 +348,17 @@ class Supervisor:
 
     def _give_up(self, failure: ModelFailure) -> list[Outcome]:
         """The model cannot be loaded: load the next one that was good, or be safe and try all of them again later."""
-        if self._fallback is None:
-            self._fallback, self._untried = Fallback(self._order, failure), self._last_good()
-        if self._untried:
-            following, *untried = self._untried
-            self._use_order(following)
-            self._untried, self._exits, self._restart_at = tuple(untried), 0, None
-            self.doing = "loading the last good model"
-            return [FellBack(self._fallback, following.source), *self._launch()]
-        return self._enter_safe(self._fallback.failure)
+        following = self._last_good.following(self._order, failure)
+        if following is None:
+            return self._enter_safe(failure)
+        self._use_order(following)
+        self._exits, self._restart_at, self.doing = 0, None, "loading the last good model"
+        return [FellBack(failure, following.source), *self._launch()]
 
     @property
     def _fetchable(self) -> bool:
         """Whether a pull may bring the model; not one that is used instead. A bare name may be one of the catalog."""
-        return self._fallback is None and source_kind(self._order.source) in REMOTE | {"name"}
+        return self._last_good.fallback is None and source_kind(self._order.source) in REMOTE | {"name"}
 
     def _drop_client(self) -> None:
         client, self._client = self._client, None
@@ -379,9 +375,9 @@ class Supervisor:
         return [LoadProgress("fetching")]
 
     def _enter_safe(self, failure: ModelFailure) -> list[Outcome]:
-        if self._fallback is not None:
-            self._use_order(self._fallback.wanted)
-            self._fallback = None
+        if (fallback := self._last_good.reset()) is not None:
+            self._use_order(fallback.wanted)
+            failure = fallback.failure
         wait = RETRY_SAFE[min(self._retries, len(RETRY_SAFE) - 1)]
         self._retries += 1
         self._restart_at = self._clock() + wait

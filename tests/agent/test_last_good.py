@@ -52,7 +52,10 @@ def test_p04_a_start_with_a_damaged_model_serves_the_last_good_one_with_a_findin
     client.clear()
     made.start()
     client.status("online")
-    assert finding(client)["advice"].startswith("the model good cannot be loaded (the model is broken; remove it); ")
+    assert finding(client)["advice"] == (
+        "the model good cannot be loaded, so the last good one serves: the model is broken; remove it; "
+        "then restart edged, or push another model"
+    )
     assert "fake" == answered_by(client, made, "fallen-back")
     assert b"safe" not in {m.payload for m in list(client.messages) if m.topic.endswith("/status")}
     adopt(client, made, 2, "second")
@@ -61,10 +64,15 @@ def test_p04_a_start_with_a_damaged_model_serves_the_last_good_one_with_a_findin
     wait_until(lambda: {"in_force": "second", "last_good": "good"} == slots(made), 10, "the slots are written")
 
 
-def test_an_adopted_change_starts_the_clean_up_of_the_store_and_a_first_start_does_not(
+def test_an_adopted_model_or_another_keep_starts_the_clean_up_of_the_store_and_a_first_start_does_not(
     device: Make, client: Client
 ) -> None:
     made = device(QUICK)
     assert not (made.control / "pruned").exists()
     adopt(client, made, 1, "good")
     wait_until((made.control / "pruned").exists, 10, "edged model prune ran")
+    (made.control / "pruned").unlink()
+    push = {"revision": 2, "settings": {"model": {"source": "good"}, "models": {"keep": 5}}}
+    client.publish(f"{made.root}/config", push, retain=True)
+    wait_until((made.control / "pruned").exists, 10, "edged model prune ran again")
+    assert not [m for m in list(client.messages) if as_json(m).get("phase") == "trial" and as_json(m)["revision"] == 2]

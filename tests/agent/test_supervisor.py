@@ -11,6 +11,7 @@ import pytest
 
 from edged.agent import model_pull
 from edged.agent import supervisor as module
+from edged.agent.last_good import LastGood
 from edged.agent.model_pull import PullEnded
 from edged.agent.model_state import (
     ModelFailure,
@@ -342,7 +343,7 @@ BROKEN = frames.NotLoaded(FAILURE.code, FAILURE.message)
 def last_good(bench: Bench, *sources: str) -> tuple[frames.Load, ...]:
     """The supervisor falls back to these."""
     orders = tuple(msgspec.structs.replace(ORDER, source=source, digest="sha256:1") for source in sources)
-    bench.supervisor._last_good = lambda: orders
+    bench.supervisor._last_good = LastGood(lambda: orders)
     return orders
 
 
