@@ -133,7 +133,7 @@ def next_steps(settings: dict[str, dict[str, str]], config: Path) -> str:
     root = f"edged/v1/{fleet}"
     return f"""
 Try next, in another terminal:
-  .venv/bin/edgectl prompt --config {config.relative_to(ROOT)} 'Why is the sky blue?'
+  .venv/bin/edgectl prompt --config {config.relative_to(ROOT)} 'Write two lines about the sea.'
   mosquitto_sub {where} -v -t '{root}/reply/me/#'
   mosquitto_pub {where} -q 1 -t {root}/device/{device}/prompt/me -m 'What is the capital of Japan?'
   mosquitto_rr {where} -V mqttv5 -q 1 -t {root}/device/{device}/prompt/me -e {root}/reply/me/rr \\
