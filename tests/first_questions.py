@@ -20,12 +20,6 @@ COLORS = Choice(("blue", "green", "red"))
 QUESTIONS = (
     ("What is the capital of Japan?", None, {}, CAPITAL),
     ("Name the capital of France.", None, {"temperature": 0.0, "max_tokens": 40}, r"(?is).*\bparis\b"),
-    (
-        "Is this review good or bad? The food was cold and the waiter was rude.",
-        None,
-        {"temperature": 0.0, "max_tokens": 60},
-        r"(?is).*\b(bad|negative|disappoint\w*|poor|terrible)\b",
-    ),
     ("What color is the sky?", COLORS, {}, r"blue\Z"),
     ("What color is the sky?", Choice(("blue", "red")), {}, r"blue\Z"),
     ("Write two lines about the sea.", None, {}, r"(?is).*\b(sea|ocean|waves?)\b"),
