@@ -144,7 +144,7 @@ def next_steps(settings: dict[str, dict[str, Any]], config: Path) -> str:
     file = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
     return f"""
 Try next, in another terminal:
-  .venv/bin/edgectl prompt --config {file} 'Why is the sky blue?'
+  .venv/bin/edgectl prompt --config {file} 'Write two lines about the sea.'
   .venv/bin/edgectl chat --config {file}
   mosquitto_sub {where} -v -t '{root}/reply/me/#'
   mosquitto_pub {where} -q 1 -t {root}/device/{device}/prompt/me -m 'What is the capital of Japan?'

@@ -21,9 +21,9 @@ PROMPTS: tuple[dict[str, Any], ...] = (
     {"prompt": "What is the capital of Japan?", "temperature": 0, "max_tokens": 40},
     {"prompt": "Name the capital of France.", "temperature": 0, "max_tokens": 40},
     {
-        "prompt": "Is this review good or bad? The food was cold and the waiter was rude.",
+        "prompt": "What color is the sky?",
+        "format": {"type": "choice", "choices": ["blue", "green", "red"]},
         "temperature": 0,
-        "max_tokens": 60,
     },
     {"prompt": "Write two sentences about the sea.", "temperature": 0.7, "seed": 7, "max_tokens": 80},
 )

@@ -15,14 +15,13 @@ from edged.core.prompt import MODEL_SAMPLING, Choice, Final, Request, Sampling, 
 from edged.engine import load_model
 
 CAPITAL = r"(?is)(?!.*(osaka|kyoto|nagoya|shinjuku)).*\btokyo\b"
-YES = Choice(("yes", "no"))
+COLORS = Choice(("blue", "green", "red"))
 # question, format, sampling that the question itself sets, what a right answer matches
 QUESTIONS = (
     ("What is the capital of Japan?", None, {}, CAPITAL),
     ("Name the capital of France.", None, {"temperature": 0.0, "max_tokens": 40}, r"(?is).*\bparis\b"),
-    ("Why is the sky blue?", None, {}, r"(?is).*scatter"),
-    ("Is the sky blue?", YES, {}, r"yes\Z"),
-    ("Is snow cold?", YES, {}, r"yes\Z"),
+    ("What color is the sky?", COLORS, {}, r"blue\Z"),
+    ("What color is the sky?", Choice(("blue", "red")), {}, r"blue\Z"),
     ("Write two lines about the sea.", None, {}, r"(?is).*\b(sea|ocean|waves?)\b"),
 )
 
