@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from typing import NoReturn
+import textwrap
+from typing import NoReturn, TextIO
 
 from edged.core.errors import BadValue, EdgedError
 
@@ -27,8 +29,29 @@ class Parser(argparse.ArgumentParser):
 
 def fail(program: str, sentence: str, code: int) -> int:
     """Print one sentence to stderr; gives the exit code."""
-    print(f"{program}: {sentence}", file=sys.stderr)
+    print_lines(f"{program}: {sentence}", sys.stderr)
     return code
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """The columns of a stream's terminal; None where it is none."""
+    return shutil.get_terminal_size((80, 24)).columns if stream.isatty() else None
+
+
+def print_lines(text: str, stream: TextIO) -> None:
+    """Print a sentence, on a terminal wrapped between words."""
+    width = terminal_width(stream)
+    lines = [text] if width is None else _wrapped(text, width)
+    print("\n".join(lines), file=stream, flush=True)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def note(text: str) -> None:
+    """Print a sentence that is no result to stderr."""
+    print_lines(text, sys.stderr)
 
 
 def drop_output() -> None:

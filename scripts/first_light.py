@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
+import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
+from urllib.parse import urlsplit
 
+import first_light_client
+import private_broker
 import yaml
+from private_broker import Process
+from screen import LogPipe, Screen
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".edged"
-PORT = 18830
 PYTHON = sys.executable
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ACCESS = ("username", "password_file", "ca", "cert", "key")
 _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM came."""
+    """SIGINT, SIGTERM or SIGHUP came."""
 
 
 def say(text: str) -> None:
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-    print(f"{bold}==>{plain} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{bold}==>{plain} {text}", file=sys.stderr, flush=True)
 
 
 def fail(reason: str) -> NoReturn:
-    print(f"scripts/run: {reason}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"scripts/run: {reason}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -54,86 +62,90 @@ def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
     )
 
 
-def free_port() -> int:
-    for port in (PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    fail("no port is free on 127.0.0.1")
-
-
-def start_broker() -> tuple[str, subprocess.Popen[bytes] | None]:
+def start_broker(folder: Path = FOLDER) -> tuple[str, Process | None]:
     """The broker's URL, and its process where it is our own."""
     if url := os.environ.get("EDGED_MQTT_URL"):
         say(f"using the broker at {url} (EDGED_MQTT_URL)")
         return url, None
-    port = free_port()
-    search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-    program = shutil.which("mosquitto", path=search)
-    log = (FOLDER / "broker.log").open("wb")
-    if program:
-        say(f"starting a private mosquitto on 127.0.0.1:{port}")
-        config = FOLDER / "mosquitto.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
-        process = start([program, "-c", str(config)], stdout=log, stderr=log)
-    else:
-        say(f"no mosquitto found; starting the embedded broker on 127.0.0.1:{port} (it stores nothing on disk)")
-        process = start([PYTHON, str(ROOT / "scripts" / "embedded_broker.py"), str(port)], stdout=log, stderr=log)
-    until = time.monotonic() + 15
-    while time.monotonic() < until and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return f"mqtt://127.0.0.1:{port}", process
-        time.sleep(0.05)
-    process.kill()
-    fail(f"the broker did not start; see {FOLDER / 'broker.log'}")
+    if left := private_broker.left_from_before(folder):
+        port, broker = left
+        say(f"using the broker on 127.0.0.1:{port} that an earlier run has left (process {broker.pid})")
+        return f"mqtt://127.0.0.1:{port}", broker
+    found = private_broker.free_port(say)
+    if found is None:
+        fail("no port is free on 127.0.0.1")
+    kind, command = private_broker.command(folder, found)
+    say(f"starting {kind} on 127.0.0.1:{found}")
+    with (folder / "broker.log").open("wb") as log:
+        process = start(command, stdout=log, stderr=log)
+    private_broker.record(folder, process.pid, found)
+    if not private_broker.until_it_answers(process, found):
+        process.kill()
+        fail(f"the broker did not start; see {folder / 'broker.log'}")
+    return f"mqtt://127.0.0.1:{found}", process
 
 
-def alone() -> TextIO:
+def alone(folder: Path = FOLDER) -> TextIO:
     """The lock of this folder, held until the end: a second run would overwrite the files of the first."""
-    lock = (FOLDER / "run.lock").open("w", encoding="utf-8")
+    lock = (folder / "run.lock").open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        fail(f"another scripts/run uses {FOLDER}; stop that one first")
+        fail(f"another scripts/run uses {folder}; stop that one first")
     return lock
 
 
-def write_config(url: str, private: bool) -> Path:
-    """The device's config, written at each start; `EDGED_…` variables still override it."""
+def write_config(url: str, private: bool, folder: Path = FOLDER) -> Path:
+    """The device's config, written at each start; `EDGED_…` variables still override it.
+
+    How the broker is reached is written down, so that `--config` with this file works in a terminal without them.
+    """
+    given = {name: os.environ.get(f"EDGED_MQTT_{name.upper()}") for name in ACCESS}
     config: dict[str, object] = {
         "identity": {"fleet": "home", **({"device": "pi"} if private else {})},
-        "mqtt": {"url": url},
-        "state_dir": str(FOLDER / "state"),
+        "mqtt": {"url": url, **{name: value for name, value in given.items() if value}},
+        "state_dir": str(folder / "state"),
     }
-    path = FOLDER / "edged.yaml"
+    path = folder / "edged.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 
-def effective(config: Path) -> dict[str, dict[str, str]]:
+def effective(config: Path) -> dict[str, dict[str, Any]]:
     """The effective config by `edged check`. Ends with its message where it refuses the config."""
     answer = subprocess.run(
         [PYTHON, "-m", "edged", "check", "--config", str(config)], stdout=subprocess.PIPE, check=False
     )
     if answer.returncode:
         raise SystemExit(answer.returncode)
-    found: dict[str, dict[str, str]] = yaml.safe_load(answer.stdout)
+    found: dict[str, dict[str, Any]] = yaml.safe_load(answer.stdout)
     return found
 
 
-def next_steps(settings: dict[str, dict[str, str]], config: Path) -> str:
-    fleet, device, url = settings["identity"]["fleet"], settings["identity"]["device"], settings["mqtt"]["url"]
-    host, _, port = url.split("://", 1)[1].rstrip("/").partition(":")
-    where = f"-h {host} -p {port or 1883}"
+def access_of(mqtt: dict[str, Any]) -> str:
+    """The options of mosquitto's clients for this broker."""
+    parts = urlsplit(mqtt["url"])
+    secure = parts.scheme == "mqtts"
+    words = [f"-h {parts.hostname} -p {parts.port or (8883 if secure else 1883)}"]
+    if username := mqtt.get("username"):
+        words.append(f"-u {shlex.quote(username)}")
+    if password_file := mqtt.get("password_file"):
+        words.append(f'-P "$(head -n1 {shlex.quote(password_file)})"')
+    if secure:
+        words.append(f"--cafile {shlex.quote(ca)}" if (ca := mqtt.get("ca")) else "--tls-use-os-certs")
+    words += [f"--{name} {shlex.quote(mqtt[name])}" for name in ("cert", "key") if mqtt.get(name)]
+    return " ".join(words)
+
+
+def next_steps(settings: dict[str, dict[str, Any]], config: Path) -> str:
+    fleet, device = settings["identity"]["fleet"], settings["identity"]["device"]
+    where = access_of(settings["mqtt"])
     root = f"edged/v1/{fleet}"
+    file = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
     return f"""
 Try next, in another terminal:
-  .venv/bin/edgectl prompt --config {config.relative_to(ROOT)} 'Why is the sky blue?'
+  .venv/bin/edgectl prompt --config {file} 'Why is the sky blue?'
+  .venv/bin/edgectl chat --config {file}
   mosquitto_sub {where} -v -t '{root}/reply/me/#'
   mosquitto_pub {where} -q 1 -t {root}/device/{device}/prompt/me -m 'What is the capital of Japan?'
   mosquitto_rr {where} -V mqttv5 -q 1 -t {root}/device/{device}/prompt/me -e {root}/reply/me/rr \\
@@ -142,35 +154,16 @@ Try next, in another terminal:
 """
 
 
-def serve(once: bool, daemon: subprocess.Popen[bytes], settings: dict[str, dict[str, str]], config: Path) -> None:
-    identity = settings["identity"]
-    client = start(
-        [
-            PYTHON,
-            str(ROOT / "scripts" / "first_light_client.py"),
-            settings["mqtt"]["url"],
-            identity["fleet"],
-            identity["device"],
-            str(daemon.pid),
-        ]
-    )
-    try:
-        code = client.wait()
-    finally:
-        if client.poll() is None:
-            client.terminate()
-            client.wait()
-    if code:
-        fail("the round failed; the reason is above")
-    if once:
-        return
-    print(next_steps(settings, config), flush=True)
-    say("serving until Ctrl-C")
-    code = daemon.wait()
-    fail(f"the daemon ended with exit code {code}")
+def ended(broker: Process | None, daemon: Process, folder: Path) -> str | None:
+    """Which of the two has ended, as a sentence; None while both run."""
+    if broker is not None and broker.poll() is not None:
+        return f"the broker has ended; its log is {folder / 'broker.log'}"
+    if (code := daemon.poll()) is not None:
+        return f"the daemon has ended with exit code {code}; the reason is in its last log lines"
+    return None
 
 
-def stop(process: subprocess.Popen[bytes] | None, what: str) -> None:
+def stop(process: Process | None, what: str) -> None:
     if process is None or process.poll() is not None:
         return
     process.terminate()
@@ -182,34 +175,78 @@ def stop(process: subprocess.Popen[bytes] | None, what: str) -> None:
         process.wait()
 
 
-def interrupted(_number: int, _frame: FrameType | None) -> None:
+def interrupted(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # the terminal is gone: what is still printed goes nowhere
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            if os.isatty(stream) or not _writable(stream):
+                os.dup2(nowhere, stream)
     raise Stopped
+
+
+def _writable(stream: int) -> bool:
+    try:
+        os.write(stream, b"")
+    except OSError:
+        return False
+    return True
+
+
+def run(once: bool, folder: Path, screen: Screen) -> None:
+    """One run, until the round is over, something ends, or Stopped is raised."""
+    broker: Process | None = None
+    daemon: subprocess.Popen[bytes] | None = None
+    pipe = LogPipe(screen)
+    try:
+        url, broker = start_broker(folder)
+        config = write_config(url, broker is not None, folder)
+        settings = effective(config)
+        identity = settings["identity"]
+        say(f"starting edged as {identity['device']} of the fleet {identity['fleet']}")
+        running = daemon = start([PYTHON, "-m", "edged", "run", "--config", str(config)], **pipe.options())
+        pipe.start()
+        fleet, device = identity["fleet"], identity["device"]
+        try:
+            first_light_client.round_trip(
+                settings["mqtt"], fleet, device, lambda: ended(broker, running, folder), screen
+            )
+        except (first_light_client.Failed, OSError) as error:
+            fail(str(error))
+        if once:
+            return
+        print(next_steps(settings, config), flush=True)
+        say("serving until Ctrl-C")
+        while (why := ended(broker, daemon, folder)) is None:
+            time.sleep(0.5)
+        fail(why)
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        say("stopping")
+        stop(daemon, "the daemon")
+        pipe.join()
+        stop(broker, "the broker")
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(prog="scripts/run", description="From nothing to an answer over MQTT.")
     arguments.add_argument("--once", action="store_true", help="one round of prompts, then stop")
-    once = arguments.parse_args().once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
-    FOLDER.mkdir(exist_ok=True)
-    lock = alone()
-    broker = daemon = None
+    arguments.add_argument(
+        "--folder", type=Path, default=FOLDER, help="where config, models and logs lie (default: .edged)"
+    )
+    given = arguments.parse_args()
+    folder = given.folder.resolve()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, interrupted)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = alone(folder)
     try:
-        url, broker = start_broker()
-        config = write_config(url, private=broker is not None)
-        settings = effective(config)
-        say(f"starting edged as {settings['identity']['device']} of the fleet {settings['identity']['fleet']}")
-        daemon = start([PYTHON, "-m", "edged", "run", "--config", str(config)])
-        serve(once, daemon, settings, config)
+        run(given.once, folder, Screen())
     except Stopped:
-        print(file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(file=sys.stderr)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        say("stopping")
-        stop(daemon, "the daemon")
-        stop(broker, "the broker")
         lock.close()
     return 0
 

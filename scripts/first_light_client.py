@@ -1,24 +1,21 @@
-"""A client as anyone could write it, with paho alone: sends a few prompts and shows what comes back.
-
-`first_light_client.py URL FLEET DEVICE DAEMON_PID` exits 0 when every prompt got a good final and telemetry came.
-"""
+"""A client as anyone could write it, with paho alone: sends a few prompts and shows what comes back."""
 
 from __future__ import annotations
 
 import json
-import os
 import queue
-import sys
 import time
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from screen import Screen
 
 PROMPTS: tuple[dict[str, Any], ...] = (
     {"prompt": "What is the capital of Japan?", "temperature": 0, "max_tokens": 40},
@@ -33,7 +30,6 @@ PROMPTS: tuple[dict[str, Any], ...] = (
 ONLINE_WITHIN = 900.0  # a first start fetches the model
 ANSWER_WITHIN = 120.0
 READING_WITHIN = 30.0
-console = Console(highlight=False)
 
 
 class Failed(Exception):
@@ -41,34 +37,52 @@ class Failed(Exception):
 
 
 class Peer:
-    """A paho client whose messages wait in a queue."""
+    """A paho client whose messages wait in a queue. `ended` gives a sentence once a wait makes no sense any more."""
 
-    def __init__(self, url: str, daemon: int) -> None:
-        self.daemon = daemon
+    def __init__(self, access: dict[str, Any], ended: Callable[[], str | None]) -> None:
+        self.ended = ended
         self.inbox: queue.SimpleQueue[mqtt.MQTTMessage] = queue.SimpleQueue()
-        parts = urlsplit(url)
-        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.refused = ""
+        parts = urlsplit(access["url"])
+        secure = parts.scheme == "mqtts"
+        old = access.get("version") == "3.1.1"
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311 if old else mqtt.MQTTv5)
+        if access.get("username"):
+            file = access.get("password_file")
+            password = Path(file).read_text(encoding="utf-8").split("\n")[0].rstrip("\r") if file else None
+            self.client.username_pw_set(access["username"], password)
+        if secure:
+            self.client.tls_set(ca_certs=access.get("ca"), certfile=access.get("cert"), keyfile=access.get("key"))
+        self.client.on_connect = self._on_connect
         self.client.on_message = lambda _client, _data, message: self.inbox.put(message)
-        self.client.connect(parts.hostname or "127.0.0.1", parts.port or 1883)
+        self.client.connect(parts.hostname or "127.0.0.1", parts.port or (8883 if secure else 1883))
         self.client.loop_start()
 
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self.refused = f"the broker refuses the client: {str(reason).lower()}"
+
     def next(self, until: float, what: str) -> mqtt.MQTTMessage:
-        """The next message. Raises Failed at `until`, or when the daemon is gone."""
+        """The next message. Raises Failed at `until`, or when what it waits for has ended."""
         while time.monotonic() < until:
             try:
                 return self.inbox.get(timeout=0.5)
             except queue.Empty:
-                if not os.path.exists(f"/proc/{self.daemon}"):  # noqa: PTH110  - one stat, no object
-                    raise Failed("the daemon has ended; see its last log lines") from None
+                if why := self.refused or self.ended():
+                    raise Failed(why) from None
         raise Failed(f"{what} did not come in time")
 
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
 
-def wait_online(peer: Peer, root: str) -> dict[str, Any]:
+
+def wait_online(peer: Peer, root: str, screen: Screen) -> dict[str, Any]:
     """Waits for `online`; gives the newest health. Raises Failed on `safe`, with the error in health."""
     health: dict[str, Any] = {}
     until = time.monotonic() + ONLINE_WITHIN
     status = ""
-    with console.status("waiting for the model", spinner="dots"):
+    with screen.console.status("waiting for the model", spinner="dots"):
         while not (status == "online" and health.get("model", {}).get("state") == "online"):
             message = peer.next(until, "status online")
             if message.topic == f"{root}/status":
@@ -76,16 +90,17 @@ def wait_online(peer: Peer, root: str) -> dict[str, Any]:
             elif message.topic == f"{root}/health":
                 health = json.loads(message.payload)
             if health.get("model", {}).get("state") == "safe":
-                raise Failed(f"no usable model: {health['model'].get('error', {}).get('message')}")
+                error = health["model"].get("error", {})
+                raise Failed(f"no usable model: {error.get('message', 'see the log')}")
     return health
 
 
-def ask(peer: Peer, base: str, device: str, body: dict[str, Any]) -> dict[str, Any]:
+def ask(peer: Peer, base: str, device: str, body: dict[str, Any], screen: Screen) -> dict[str, Any]:
     """Send one prompt, show the answer as it arrives, give the final."""
     prompt_id = f"run-{uuid.uuid4().hex[:12]}"
     topic = f"{base}/reply/first-light/{device}/{prompt_id}"
     peer.client.publish(f"{base}/device/{device}/prompt/first-light", json.dumps({"id": prompt_id, **body}), qos=1)
-    console.print(f"\n[bold cyan]›[/] [bold]{escape(body['prompt'])}[/]")
+    screen.console.print(f"\n[bold cyan]›[/] [bold]{escape(body['prompt'])}[/]")
     shown = 0
     until = time.monotonic() + ANSWER_WITHIN
     while True:
@@ -94,17 +109,17 @@ def ask(peer: Peer, base: str, device: str, body: dict[str, Any]) -> dict[str, A
             continue
         document = json.loads(message.payload)
         if document.get("final"):
-            console.print(escape(document["text"][shown:]))
+            screen.end(document["text"][shown:])
             return document  # type: ignore[no-any-return]
         if document.get("at") == shown:
-            console.print(escape(document["text"]), end="")
+            screen.part(document["text"])
             shown += len(document["text"])
 
 
-def show_receipt(final: dict[str, Any]) -> None:
+def show_receipt(final: dict[str, Any], screen: Screen) -> None:
     usage, timing, receipt = final["usage"], final["timing"], final["receipt"]
     rate = f"{timing['tokens_per_second']} tokens/s · " if timing["tokens_per_second"] else ""
-    console.print(
+    screen.console.print(
         f"[dim]{final['reason']} · {usage['prompt_tokens']} + {usage['completion_tokens']} tokens · "
         f"{rate}first token {timing['ttft_ms']} ms · {timing['total_ms']} ms in all\n"
         f"{receipt['device']} · {receipt['model']} · {receipt['quantization']} · {receipt['backend']} · "
@@ -112,7 +127,7 @@ def show_receipt(final: dict[str, Any]) -> None:
     )
 
 
-def show_device(reading: dict[str, Any], health: dict[str, Any]) -> None:
+def show_device(reading: dict[str, Any], health: dict[str, Any], screen: Screen) -> None:
     table = Table(box=None, show_header=False)
     memory, worker = reading["memory"], reading["worker"]
     degrees = reading.get("temperature_c")
@@ -125,44 +140,36 @@ def show_device(reading: dict[str, Any], health: dict[str, Any]) -> None:
     }
     for name, value in rows.items():
         table.add_row(f"[dim]{name}[/]", value)
-    console.print(Panel(table, title="telemetry", title_align="left", expand=False))
+    screen.console.print(Panel(table, title="telemetry", title_align="left", expand=False))
     colour = {"ok": "green", "degraded": "yellow"}.get(health["state"], "red")
-    console.print(f"health: [{colour}]{health['state']}[/], {health['model']['name']} by {health['model']['backend']}")
+    screen.console.print(
+        f"health: [{colour}]{health['state']}[/], {health['model']['name']} by {health['model']['backend']}"
+    )
     for finding in health["findings"]:
-        console.print(f"  [yellow]{finding['code']}[/]: {escape(finding['advice'])}")
+        screen.console.print(f"  [yellow]{finding['code']}[/]: {escape(finding['advice'])}")
 
 
-def round_trip(url: str, fleet: str, device: str, daemon: int) -> None:
+def round_trip(
+    access: dict[str, Any], fleet: str, device: str, ended: Callable[[], str | None], screen: Screen
+) -> None:
+    """Every prompt once, then a reading. `access`: the config's `mqtt`. Raises Failed, OSError."""
     base = f"edged/v1/{fleet}"
     root = f"{base}/device/{device}"
-    peer = Peer(url, daemon)
-    peer.client.subscribe([(f"{root}/status", 1), (f"{root}/health", 1), (f"{base}/reply/first-light/#", 1)])
-    health = wait_online(peer, root)
-    for body in PROMPTS:
-        final = ask(peer, base, device, body)
-        if "error" in final:
-            raise Failed(f"{final['reason']}: {final['error']['message']}")
-        show_receipt(final)
-    peer.client.subscribe(f"{root}/telemetry")
-    until = time.monotonic() + READING_WITHIN
-    console.print()
-    while (message := peer.next(until, "a telemetry reading")).topic != f"{root}/telemetry":
-        if message.topic == f"{root}/health":
-            health = json.loads(message.payload)
-    show_device(json.loads(message.payload), health)
-    peer.client.disconnect()
-    peer.client.loop_stop()
-
-
-def main() -> int:
-    url, fleet, device, daemon = sys.argv[1:5]
+    peer = Peer(access, ended)
     try:
-        round_trip(url, fleet, device, int(daemon))
-    except (Failed, OSError) as error:
-        print(f"scripts/run: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        peer.client.subscribe([(f"{root}/status", 1), (f"{root}/health", 1), (f"{base}/reply/first-light/#", 1)])
+        health = wait_online(peer, root, screen)
+        for body in PROMPTS:
+            final = ask(peer, base, device, body, screen)
+            if "error" in final:
+                raise Failed(f"{final['reason']}: {final['error']['message']}")
+            show_receipt(final, screen)
+        peer.client.subscribe(f"{root}/telemetry")
+        until = time.monotonic() + READING_WITHIN
+        screen.console.print()
+        while (message := peer.next(until, "a telemetry reading")).topic != f"{root}/telemetry":
+            if message.topic == f"{root}/health":
+                health = json.loads(message.payload)
+        show_device(json.loads(message.payload), health, screen)
+    finally:
+        peer.close()

@@ -3,13 +3,15 @@
 A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
-of arrival. The model's source says how the load goes: `broken`, `crash`, `wait` (for a file `load`), `repaired`
-(broken until there is a file `repaired`), `large` (no memory while another worker has loaded a model). `good`, `second`
-and `dies-late` are names in receipts; `dies-late` ends at the first prompt that is no golden one.
+of arrival. The model's source says how the load goes: `broken` (also any with a file `broken-SOURCE`), `crash`, `wait`
+(for a file `load`), `repaired` (broken until there is a file `repaired`), `large` (no memory while another worker has
+loaded a model). `good`, `second` and `dies-late` are names in receipts; `dies-late` ends at the first prompt that is no
+golden one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -56,7 +58,8 @@ class FakeWorker:
                     self.send(frames.Progress())
 
     def load(self, order: frames.Load) -> None:
-        if order.source == "broken" or (order.source == "repaired" and not (self.control / "repaired").exists()):
+        broken = (self.control / f"broken-{order.source}").exists() or order.source == "broken"
+        if broken or (order.source == "repaired" and not (self.control / "repaired").exists()):
             self.send(frames.NotLoaded("tampered", "the model is broken; remove it"))
         elif order.source == "crash":
             os._exit(3)
@@ -68,10 +71,11 @@ class FakeWorker:
             agent = os.getppid()
             while order.source == "wait" and not (self.control / "load").exists():
                 time.sleep(0.01)
-                if os.getppid() != agent:
+                if os.getppid() != agent or agent == 1:  # 1: the agent had ended before
                     os._exit(0)
             named = order.source in {"good", "second", "wait", "large", "dies-late"}
-            self.send(frames.Loaded(msgspec.structs.replace(INFO, name=order.source) if named else INFO))
+            digest = f"sha256:{hashlib.sha256(order.source.encode()).hexdigest()}"
+            self.send(frames.Loaded(msgspec.structs.replace(INFO, name=order.source, digest=digest) if named else INFO))
 
     def misbehave(self, word: str) -> None:
         """Die or hang, if the word says so; the signal may come a moment after the call."""

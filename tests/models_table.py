@@ -1,15 +1,17 @@
 """Writes `docs/reference/models.md`: each family, type and backend with its largest difference from transformers.
 
-Run as `python -m tests.models_table` (about 3 minutes; needs torch, transformers and gguf). The models are tiny and
-random; the reference has the very weights that the file stands for, so rounding a model is not counted.
+    python -m tests.models_table [ENTRY…]
+
+ENTRY: of `FAMILIES`; the lines of the others are kept as they are. All of them take about 5 minutes. Needs torch,
+transformers and gguf. The models are tiny and random; the reference has the very weights that the file stands for, so
+rounding a model is not counted.
 """
 
 from __future__ import annotations
 
-import copy
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,15 +22,25 @@ from edged.engine.backends.native_model import NativeModel, Part
 from edged.engine.backends.torch_backend import TorchBackend
 from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import open_packed
+from edged.models.packing.gguf_source import QUANTIZED
 from edged.models.packing.pack import pack_path
 from edged.models.store.locate import LocatedModel
 from tests.native.families import FAMILIES, reference, write_gguf
+from tests.native.gguf_types import block_of, fill_with_blocks
 from tests.native.helpers import tiny_checkpoint
 
 PAGE: Final = Path(__file__).parents[1] / "docs/reference/models.md"
-TYPES: Final = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")  # those that the `gguf` package can write
-ROUNDED: Final = ("Q8_0", "Q4_0", "Q4_1")  # the others are floats
+FLOATS: Final = ("F32", "F16", "BF16")
+SMALL: Final = tuple(kind for kind in QUANTIZED if block_of(kind) == 32)
+LARGE: Final = tuple(kind for kind in QUANTIZED if block_of(kind) == 256)
+# The page's tables: heading and columns.
+TABLES: Final = (
+    ("The native engine: floats and blocks of 32 weights", ("floats", *SMALL)),
+    ("The native engine: blocks of 256 weights", LARGE),
+    ("The torch backend", ("GGUF", "8 bits")),
+)
 SIZES: Final[dict[str, Any]] = {"intermediate_size": 96, "vocab_size": 224}  # whole blocks of 32
+WIDE: Final = 256
 PEOPLE: Final = {
     "llama": "Llama, SmolLM2, TinyLlama",
     "mistral": "Mistral",
@@ -59,56 +71,80 @@ The models are tiny and random, with windows and original contexts of 40 to 100 
 reference has the weights that the file stands for.
 
 - *Floats* are checkpoint folders and GGUF files in F32, F16 and BF16, unrounded.
-- *8 bits* is a checkpoint folder in torch, rounded as it is at load, over 90 tokens; the figure is
-  the effect of rounding.
+- Each other type is that of all matrices of a GGUF file, filled with random blocks; those whose
+  rows are no multiple of 256 are Q8_0 in place of a type with blocks of 256.
 - The native engine keeps keys and values in float16.
   With float weights that is nearly all of its difference.
-- Weights of the types with `Q` meet activations of 8 bits in the native engine; other types meet
-  the same activations.
-- The torch backend widens GGUF files to float32 or bfloat16; the figure is that of float32.
+- Weights of the other types meet activations of 8 bits in the native engine: that is nearly all of
+  the difference there. Such weights are not rounded, in any backend.
+- *GGUF* is the largest difference of torch over all of these types. The torch backend widens GGUF
+  files to float32 or bfloat16; the figure is that of float32.
+- *8 bits* is a checkpoint folder in torch, rounded as it is at load, over 90 tokens; the figure is
+  the effect of rounding.
 - A file with a tensor that is not used, or with metadata that is not applied, is refused by name in
   both backends.
 - A rotary scaling that depends on the length (LongRoPE) is the one for the context that the model
   is loaded with: up to the context of the first training the short one, which is the default.
-
 """
 
 
-def rows() -> Iterator[tuple[str, str, str, float, float]]:
-    """The entry of the tests, its family, the type, and the largest differences of the native engine and of torch."""
+def name_of(entry: str) -> str:
+    """How a line of the page names an entry of FAMILIES."""
+    family = FAMILIES[entry][0]
+    what = entry.partition(", ")[2] or ("" if entry == family else entry)
+    return f"{PEOPLE[family].partition(',')[0]}: {what}" if what else PEOPLE[family]
+
+
+def measure(entry: str) -> dict[str, float]:
+    """The largest differences of an entry, by column."""
+    family, changes = FAMILIES[entry]
     tokens = np.random.default_rng(1).integers(0, 224, 300).tolist()
-    for entry, (family, changes) in FAMILIES.items():
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            model = tiny_checkpoint(folder / "checkpoint", family, **{**SIZES, **changes})
-            expected = reference(model, tokens)
-            yield (
-                entry, family, "checkpoint", _relative(_native(folder / "checkpoint", tokens), expected),
-                _relative(_hub(folder / "checkpoint", tokens[:90]), reference(model, tokens[:90])),
-            )  # fmt: skip
-            own = tokens[:40] if entry == "mistral" else tokens  # GGUF files of Mistral do not say their window
-            paths = {kind: write_gguf(model, folder / f"{kind}.gguf", kind) for kind in TYPES}
-            for kind, path in paths.items():
-                expected = reference(_rounded(model, kind), own)
-                native, of_torch = _native(path, own), _torch(path, own)
-                yield entry, family, kind, _relative(native, expected), _relative(of_torch, expected)
+    own = tokens[:40] if entry == "mistral" else tokens  # GGUF files of Mistral do not say their window
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = tiny_checkpoint(folder / "checkpoint", family, **{**SIZES, **changes})
+        expected = reference(model, tokens)
+        floats, of_torch = [_relative(_native(folder / "checkpoint", tokens), expected)], []
+        rounded = _hub(folder / "checkpoint", tokens[:90])
+        found["8 bits"] = _relative(rounded, reference(model, tokens[:90]))
+        for kind in FLOATS:
+            path = write_gguf(model, folder / f"{kind}.gguf", kind)
+            expected = reference(_stored_as(model, kind), own)
+            floats.append(_relative(_native(path, own), expected))
+            of_torch.append(_relative(_torch(path, own), expected))
+        model = tiny_checkpoint(folder / "wide", family, **_wide(changes))
+        for kind in QUANTIZED:
+            path = write_gguf(model, folder / f"{kind}.gguf", blocks=fill_with_blocks(model, kind))
+            expected = reference(model, own)
+            found[kind] = _relative(_native(path, own), expected)
+            of_torch.append(_relative(_torch(path, own), expected))
+        return found | {"floats": max(floats), "GGUF": max(of_torch)}
+
+
+def _wide(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures with heads of the same size and rows of 256 weights."""
+    heads = WIDE * changes.get("num_attention_heads", 4) // changes.get("hidden_size", 64)
+    sizes = {"hidden_size": WIDE, "intermediate_size": WIDE, "vocab_size": 224, "initializer_range": 0.03}
+    return {**changes, **sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def _rounded(model: Any, kind: str) -> Any:
-    """The model with its matrices as a file of this type stands for them."""
-    import torch
-    from gguf import GGMLQuantizationType, dequantize, quantize
+def _stored_as(model: Any, kind: str) -> Any:
+    """The model with its matrices rounded to floats of this type."""
+    import copy
 
-    number = GGMLQuantizationType[kind]
+    import torch
+
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
     changed = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in changed.parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(torch.from_numpy(dequantize(quantize(parameter.numpy(), number), number)))
+            if parameter.ndim >= 2:
+                parameter.copy_(parameter.to(dtype).float())
     return changed
 
 
@@ -148,22 +184,53 @@ def _all_logits(backend: TorchBackend, tokens: list[int]) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def table(measured: Iterable[tuple[str, str, str, float, float]]) -> str:
-    """One line for each entry: native with each type (floats together), torch with GGUF files and checkpoints."""
-    lines = ["| family | native: floats | " + " | ".join(f"`{kind}`" for kind in ROUNDED) + " | torch: GGUF | 8 bits |"]
-    lines.append("|---" * (4 + len(ROUNDED)) + "|")
-    for entry, group in groupby(measured, key=lambda row: row[0]):
-        found = list(group)
-        family, native = found[0][1], {kind: figure for _, _, kind, figure, _ in found}
-        floats = max(figure for kind, figure in native.items() if kind not in ROUNDED)
-        of_torch = max(figure for _, _, kind, _, figure in found if kind != "checkpoint")
-        rounded = next(figure for _, _, kind, _, figure in found if kind == "checkpoint")
-        what = PEOPLE[family] + (f": {entry.partition(', ')[2] or entry}" if entry != family else "")
-        figures = (floats, *(native[kind] for kind in ROUNDED), of_torch, rounded)
-        lines.append(f"| {what} | " + " | ".join(f"{figure:.0e}" for figure in figures) + " |")
-        print(lines[-1], flush=True)
-    return "\n".join(lines) + "\n"
+def page_figures(text: str) -> list[tuple[list[str], dict[str, list[str]]]]:
+    """The tables of a page: the columns, and the figures of each line by its name."""
+    tables: list[tuple[list[str], dict[str, list[str]]]] = []
+    for line in text.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if line.startswith("| family |"):
+            tables.append((cells[1:], {}))
+        elif line.startswith("| "):
+            tables[-1][1][cells[0]] = cells[1:]
+    return tables
+
+
+def written(old: str, measured: Mapping[str, Mapping[str, float]]) -> str:
+    """The page: lines of what was measured, and those of other entries from the old page, where it has them."""
+    kept: dict[tuple[str, str], str] = {
+        (name, column): figure
+        for columns, lines in page_figures(old)
+        for name, figures in lines.items()
+        for column, figure in zip(columns, figures, strict=True)
+    }
+    page = HEAD
+    for heading, columns in TABLES:
+        shown = [column if column in {"floats", "GGUF", "8 bits"} else f"`{column}`" for column in columns]
+        page += f"\n## {heading}\n| family | {' | '.join(shown)} |\n|---{'|---' * len(columns)}|\n"
+        for entry in FAMILIES:
+            name = name_of(entry)
+            if entry in measured:
+                figures: Sequence[str] = [_figure(measured[entry][column]) for column in columns]
+            else:
+                figures = [kept.get((name, column), "?") for column in columns]
+            page += f"| {name} | {' | '.join(figures)} |\n"
+    return page
+
+
+def _figure(value: float) -> str:
+    digits, _, exponent = f"{value:.0e}".partition("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def main(entries: Sequence[str]) -> None:
+    """Entry of the process."""
+    measured = {}
+    for entry in entries or list(FAMILIES):
+        measured[entry] = measure(entry)
+        print(entry, {column: _figure(value) for column, value in measured[entry].items()}, flush=True)
+    PAGE.write_text(written(PAGE.read_text("utf-8"), measured), "utf-8")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(HEAD + table(rows()), "utf-8")
+    main(sys.argv[1:])

@@ -92,7 +92,7 @@ def written(writer: Any, path: Path) -> Path:
     return path
 
 
-def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -> Path:
+def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2, template: str = TEMPLATE) -> Path:
     """Writes a tiny model as Q8_0. `layers` makes it slower. Needs neither torch nor transformers."""
     from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 
@@ -119,7 +119,7 @@ def make_gguf(path: Path, seed: int = 0, context: int = 2048, layers: int = 2) -
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
     kind = GGMLQuantizationType.Q8_0
     for name, values in _weights(seed, tokens, layers).items():
         rows = _interleaved(values) if name.endswith(("attn_q", "attn_k")) else values

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from edged.agent import logs
 from edged.agent.admission_rules import (
     Accept,
     AdmissionRules,
@@ -73,6 +74,7 @@ class Admission:
         self._on_bad_request = on_bad_request
         self._wall = wall
         self._rate = RateLimit(clock)
+        self._log = logs.logger()
         self.refused = 0
 
     def process_prompts(self, messages: list[tuple[str, Arrived]]) -> list[Publication | None]:
@@ -185,6 +187,13 @@ class Admission:
 
     def _refuse(self, refuse: Refuse) -> Publication:
         self.refused += 1
+        self._log.info(
+            "prompt refused",
+            id=refuse.prompt_id,
+            requester=refuse.requester,
+            reason=refuse.reason,
+            code=refuse.code or None,
+        )
         token = RefusalToken(refuse.requester, refuse.prompt_id, refuse.body)
         return self._replies.final(refuse.to, refuse.prompt_id, self._final(refuse), token)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from edged.agent.journal import Entry, Job, ReplyTo, body_digest
-from edged.config.schema import PerRequester, Settings
+from edged.config.schema import Limits, PerRequester, Settings
 from edged.core.errors import BadValue
-from edged.core.prompt import DEFAULT_PRIORITY, Reason, Request, Turn
+from edged.core.prompt import DEFAULT_PRIORITY, MAX_LOGPROBS, Reason, Request, Turn
 from edged.link.events import Arrived
 from edged.wire import prompts
 from edged.wire.topics import REQUESTER, Topics
@@ -211,7 +211,7 @@ def _again(known: Entry, to: ReplyTo, body: bytes, *, stream: bool) -> Repeat | 
 def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, now: Conditions) -> Job:
     generation, limits = now.settings.generation, now.settings.limits
     turns = prompt.turns
-    if generation.system is not None and turns[0].role != "system":
+    if generation.system is not None and turns and turns[0].role != "system":
         turns = (Turn("system", generation.system), *turns)
     # A format defines where the output ends: the device's default stop texts are for free text.
     overrides = prompt.sampling if prompt.format is None else {**prompt.sampling, "stop": ()}
@@ -219,7 +219,24 @@ def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, 
     priority = prompt.priority
     if priority is None:
         priority = max(DEFAULT_PRIORITY, limits.per_requester.of(requester).priority)
-    request = Request(turns=turns, sampling=sampling, priority=priority, format=prompt.format)
+    request = Request(
+        turns=turns,
+        raw=prompt.raw,
+        sampling=sampling,
+        priority=priority,
+        format=prompt.format,
+        continue_last=prompt.continue_last,
+        arrived=now.at,
+        unset=generation.unset_by(overrides),
+        logprobs=prompt.logprobs is not None,
+        top_logprobs=prompt.logprobs or 0,
+        tools=prompt.tools,
+        tool_choice=prompt.tool_choice[0],
+        tool_name=prompt.tool_choice[1],
+        reasoning=prompt.reasoning,
+        reasoning_tokens=prompt.reasoning_tokens,
+        embed=prompt.embed,
+    )
     stream = prompt.stream if prompt.stream is not None else message.response_topic is None
     expires = _earliest_deadline(prompt, message, now.at)
     return Job(requester, prompt.id, request, stream, to, now.at, expires, dict(now.revisions))
@@ -240,8 +257,7 @@ def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions
     limits = now.settings.limits
     if (refusal := _not_now(message, now)) is not None:
         return refusal
-    if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
-        why = f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
+    if (why := _not_allowed(job, prompt, limits)) is not None:
         return _Refusal("invalid", "bad_request", why)
     if job.expires is not None and job.expires <= job.arrived:
         return _Refusal("expired", "expired", "the deadline had passed when the prompt arrived")
@@ -250,6 +266,21 @@ def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions
         why = f"priority: must be {share.priority} to 9 for this requester (limits.per_requester.priority)"
         return _Refusal("invalid", "bad_request", why)
     return _busy(now, share)
+
+
+def _not_allowed(job: Job, prompt: prompts.Prompt, limits: Limits) -> str | None:
+    """Which of the prompt's keys this device does not allow, and why."""
+    if prompt.sampling.get("max_tokens", 0) > limits.max_tokens:
+        return f"max_tokens: must be at most {limits.max_tokens} on this device (limits.max_tokens)"
+    if prompt.raw is not None and not limits.raw:
+        return "raw: needs limits.raw: true in the device's own file; send the prompt without raw, or ask its owner"
+    most = job.request.sampling.max_tokens
+    if prompt.logprobs is not None and (count := (1 + prompt.logprobs) * most) > MAX_LOGPROBS:
+        return (
+            f"logprobs: with max_tokens {most} the final would carry {count} log probabilities, above {MAX_LOGPROBS}; "
+            "lower max_tokens or logprobs"
+        )
+    return None
 
 
 def _not_now(message: Arrived, now: Conditions) -> _Refusal | None:

@@ -22,9 +22,12 @@ from edged.agent.events import Event, StopRequested
 from edged.agent.file_findings import FileFindings
 from edged.agent.health_source import HealthDocuments, HealthSource
 from edged.agent.home_assistant import HomeAssistant, Withdrawn
+from edged.agent.idle_model import IdleModel
 from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
+from edged.agent.last_good import LastGood
 from edged.agent.mailbox import Mailbox
+from edged.agent.model_upkeep import ModelUpkeep
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
@@ -37,12 +40,14 @@ from edged.agent.wall_clock import WallClock
 from edged.config.schema import Settings, build
 from edged.device.clock import clock_state
 from edged.fleet.desired import NO_CATALOG, DesiredConfig
+from edged.fleet.slots import SLOTS_FILE, SlotStore
 from edged.link.attempt import Will
 from edged.link.connection import Connection
 from edged.link.events import Acked
 from edged.link.outbound import Outbound
 from edged.wire.home_assistant import birth_topic
 from edged.wire.topics import Topics
+from edged.worker.frames import Load
 
 FLUSH_SECONDS = 1.5  # for the last publications before the connection is closed
 _STALL = 8.0  # seconds between two turns of the loop, after which events of other threads may lie unread
@@ -81,8 +86,17 @@ class Daemon:
         self._config.load(self._wall())
         settings = self._config.in_force.settings
         self._telemetry = TelemetryThread(state_dir, settings.telemetry.interval, self._mailbox.post)
-        order = load_order(settings.model, state_dir / "models")
-        self._supervisor = Supervisor(order, pull_arguments, self._mailbox.post, clock, worker_command)
+        self._models = state_dir / "models"
+        self._slots = SlotStore(state_dir / SLOTS_FILE)
+        self._slots.load()
+        self._supervisor = Supervisor(
+            load_order(settings.model, self._models),
+            pull_arguments,
+            self._mailbox.post,
+            clock,
+            worker_command,
+            LastGood(self._last_good),
+        )
         self._connection = connect(
             base.mqtt,
             f"edged-{topics.fleet}-{device}",
@@ -117,7 +131,7 @@ class Daemon:
             self._supervisor,
             self._queue,
             pull_arguments,
-            state_dir / "models",
+            self._models,
             self._mailbox.post,
             clock,
             self._wall,
@@ -165,6 +179,10 @@ class Daemon:
             home_assistant=self._home_assistant,
             shutdown=self._shutdown,
         )
+        self._idle = IdleModel(
+            self._supervisor, self._queue, self._trials, self._config, clock, self._dispatcher.publish_model_state
+        )
+        self._upkeep_of_models = ModelUpkeep(self._slots, self._supervisor, self._trials, self._config, pull_arguments)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code."""
@@ -197,6 +215,7 @@ class Daemon:
         due = [
             self._supervisor.next_tick(),
             self._trials.next_tick(),
+            self._idle.next_tick(),
             self._queue.next_deadline(),
             self._clock() + 1.0,
             self._shutdown.deadline,
@@ -211,6 +230,9 @@ class Daemon:
         self._queue.tick()
         self._dispatcher.apply(self._supervisor.tick(stalled=stalled))
         self._dispatcher.apply(self._trials.tick())
+        if not self._shutdown.requested:
+            self._upkeep_of_models.tick()
+            self._dispatcher.apply(self._idle.tick())
         if not stalled:
             self._link.check_progress()
         self._link.acknowledge()
@@ -260,6 +282,11 @@ class Daemon:
             return "the device is stopping; send the prompt again when its status is online"
         failure = self._supervisor.unusable
         return None if failure is None else f"no usable model: {failure.message}"
+
+    def _last_good(self) -> tuple[Load, ...]:
+        """What is loaded where the model in force cannot be."""
+        models = self._slots.slots.instead_of(self._config.in_force.settings.model)
+        return tuple(load_order(model, self._models) for model in models)
 
     def _use_settings(self, settings: Settings) -> None:
         """Settings that take effect outside the parts that read them at each use."""

@@ -20,7 +20,7 @@ from edged.agent.health_source import HealthSource
 from edged.agent.home_assistant import HomeAssistant
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.model_pull import PullEnded, PullProgress
-from edged.agent.model_state import EnteredSafe, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
+from edged.agent.model_state import EnteredSafe, FellBack, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.reporter import Reporter
 from edged.agent.shutdown import Shutdown
@@ -197,21 +197,24 @@ class Dispatcher:
                     self.queue.process_frame(frame)
                 case LoadProgress(doing=doing):
                     self.log.info("loading the model", step=doing)
-                    self._publish_model_state()
+                    self.publish_model_state()
                 case ModelReady(info=info):
-                    self._publish_model_state()
+                    self.publish_model_state()
                     self._model_ready(info)
                     self.apply(self.trials.model_settled())
+                case FellBack(failure=failure, source=source):
+                    self.log.error("the last good model is used", reason=failure.message, model=source)
+                    self.publish_model_state()
                 case EnteredSafe(failure=failure):
                     self.log.error("no usable model", code=failure.code, reason=failure.message)
                     self.queue.refuse_all(failure.message)
-                    self._publish_model_state()
+                    self.publish_model_state()
                     self.apply(self.trials.model_settled())
                 case WorkerLost(how=how):
                     self.log.warning("the worker process ended", how=how, prompts=self.queue.submitted)
                     self.reporter.event("worker_died", f"the worker process {how}; it is started again")
                     self.queue.worker_exited(how)
-                    self._publish_model_state()
+                    self.publish_model_state()
                     self.apply(self.trials.worker_lost(how))
 
     def _model_ready(self, info: ModelInfo) -> None:
@@ -221,7 +224,8 @@ class Dispatcher:
         if not self.shutdown.requested:
             self.queue.submit_waiting()
 
-    def _publish_model_state(self) -> None:
+    def publish_model_state(self) -> None:
+        """Publish what changed about the worker."""
         self.telemetry.set_worker(self.supervisor.pid)
         if not self.shutdown.requested:
             self.reporter.set_status(self.supervisor.state)

@@ -1,10 +1,10 @@
-"""Findings about the agent itself: no usable model, topics that the broker refuses, a journal that fails."""
+"""Findings about the agent itself: no usable model or template, refused topics, a journal that fails."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edged.agent.model_state import ModelFailure
+from edged.agent.model_state import Fallback, ModelFailure
 from edged.core.health import Finding
 
 
@@ -17,6 +17,8 @@ def agent_findings(
     known: Sequence[Finding],
     *,
     broker_excess: bool = False,
+    fallback: Fallback | None = None,
+    template_problem: str = "",
 ) -> tuple[Finding, ...]:
     """The findings that hold now. One that held before keeps its `since`; `known` are those of before."""
     since = {finding.code: finding.since for finding in known}
@@ -24,6 +26,12 @@ def agent_findings(
     if failure is not None:
         code = f"model_{failure.code}"
         found.append(Finding(code, since.get(code, now), None, None, failure.message, "failing"))
+    if fallback is not None:
+        advice = (
+            f"the model {fallback.wanted.source} cannot be loaded, so the last good one serves: "
+            f"{fallback.failure.message.rstrip('.')}; then restart edged, or push another model"
+        )
+        found.append(Finding("model_fallback", since.get("model_fallback", now), None, None, advice))
     if refused_topics:
         advice = f"the broker refuses the subscription to {refused_topics[0]}; allow it in the broker's access list"
         code = "subscription_refused"
@@ -35,6 +43,9 @@ def agent_findings(
     if broker_excess:
         advice = "the broker sent too much unacknowledged data; check its in-flight and packet-size limits"
         found.append(Finding("broker_excess", since.get("broker_excess", now), None, None, advice))
+    if template_problem:
+        code = "template_unusable"
+        found.append(Finding(code, since.get(code, now), None, None, template_problem))
     if journal_error is not None:
         advice = (
             f"prompts and answers cannot be stored ({journal_error}); free space on the disk of state_dir, or repair it"

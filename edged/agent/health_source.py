@@ -54,6 +54,8 @@ class HealthSource:
             self.wall(),
             self.reporter.findings,
             broker_excess=self.link.excess,
+            fallback=self.supervisor.fallback,
+            template_problem=self.supervisor.info.template_problem if self.supervisor.info else "",
         )
         files = self.files.findings(self.wall(), self.reporter.findings)
         return self.telemetry.findings + own + files

@@ -43,6 +43,7 @@ def configure(level: str, form: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if on_terminal else "iso", utc=not on_terminal),
             *([] if on_terminal else [structlog.processors.dict_tracebacks]),
+            _without_none,
             _escape,
             renderer,
         ],
@@ -56,6 +57,11 @@ def logger() -> Logger:
     """The program's one logger."""
     made: Logger = structlog.get_logger()
     return made
+
+
+def _without_none(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What is not known is left out."""
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _escape(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:

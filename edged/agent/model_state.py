@@ -33,6 +33,20 @@ class ModelReady(msgspec.Struct, frozen=True):
     info: ModelInfo
 
 
+class Fallback(msgspec.Struct, frozen=True):
+    """The model `wanted` could not be loaded, for this reason, so an earlier one is used."""
+
+    wanted: frames.Load
+    failure: ModelFailure
+
+
+class FellBack(msgspec.Struct, frozen=True):
+    """A model cannot be loaded, for this reason; the last good one of `source` is loaded instead."""
+
+    failure: ModelFailure
+    source: str
+
+
 class EnteredSafe(msgspec.Struct, frozen=True):
     """The model cannot be used for this reason."""
 
@@ -51,4 +65,4 @@ class PromptProgress(msgspec.Struct, frozen=True):
     frame: frames.AboutPrompt
 
 
-Outcome = LoadProgress | ModelReady | EnteredSafe | WorkerLost | PromptProgress
+Outcome = LoadProgress | ModelReady | FellBack | EnteredSafe | WorkerLost | PromptProgress

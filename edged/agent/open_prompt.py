@@ -29,6 +29,8 @@ class OpenPrompt:
     text: str = ""
     streamed: int = 0
     """Code points of `text` that were published as chunks."""
+    reasoning: str = ""
+    reasoning_streamed: int = 0
     chunks: int = 0
     last_chunk_at: float | None = None
     stopping: Reason | None = None
@@ -52,5 +54,5 @@ class OpenPrompt:
         """Back to waiting: the worker that had it ended, and the next one starts it from the beginning."""
         self.submitted = self.preparing = False
         self.started_at = self.first_token_at = self.last_chunk_at = None
-        self.text = ""
-        self.streamed = self.chunks = 0
+        self.text = self.reasoning = ""
+        self.streamed = self.reasoning_streamed = self.chunks = 0

@@ -15,7 +15,7 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
 
-from edged.agent import receipts
+from edged.agent import logs, receipts
 from edged.agent.fair_queue import FairQueue
 from edged.agent.journal import Entry, Job, Journal
 from edged.agent.measured_speed import MeasuredSpeed
@@ -44,6 +44,10 @@ class Worker(Protocol):
     @property
     def ready(self) -> bool:
         """Whether a worker runs that accepts prompts."""
+
+    @property
+    def load_left(self) -> float:
+        """Seconds until a worker accepts prompts, as far as known; 0 where one does."""
 
     def send(self, frame: frames.ToWorker) -> None:
         """Hand a frame to the worker."""
@@ -85,6 +89,7 @@ class PromptQueue:
         self._held = False
         self._taken_back: set[int] = set()  # cancelled by `hold`: the worker still sends one last frame about each
         self._throttled: bool | None = None
+        self._log = logs.logger()
         self.speed = MeasuredSpeed()
         self.finished = 0
 
@@ -191,17 +196,21 @@ class PromptQueue:
     def _expected_tokens(self, job: Job) -> float:
         """About how many tokens a prompt and its answer take; corrected when it ends."""
         request = job.request
-        characters = sum(len(turn.content) for turn in request.turns)
+        characters = sum(len(turn.content) for turn in request.turns) + sum(map(len, request.embed))
+        if request.embed:
+            return characters / 4
         most = request.sampling.max_tokens
         return characters / 4 + (most if self.speed.tokens is None else min(most, 2 * self.speed.tokens))
 
     def _eta_ms(self, prompt: OpenPrompt, ahead: int) -> int | None:
-        """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones."""
+        """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones, and from
+        the last load where the model must be loaded first.
+        """
         speed, tokens = self.speed.tokens_per_second, self.speed.tokens
         if not speed or tokens is None:
             return None
         own = min(tokens, prompt.job.request.sampling.max_tokens)
-        return int(((ahead + len(self._submitted)) * tokens + own) / speed * 1000)
+        return int((self._worker.load_left + ((ahead + len(self._submitted)) * tokens + own) / speed) * 1000)
 
     def submit_waiting(self) -> None:
         """Submit to the worker what it should have: prompts that crashed one alone, else the next in order."""
@@ -339,8 +348,8 @@ class PromptQueue:
             case frames.Started():
                 prompt.started_at = self._clock()
                 self._started.add(prompt.seq)
-            case frames.Generated(at=at, text=text):
-                self._chunks.add_text(prompt, at, text)
+            case frames.Generated():
+                self._chunks.add_text(prompt, frame.at, frame.text, frame.reasoning_at, frame.reasoning)
             case frames.Finished(final=final):
                 self._on_worker_finished(prompt, final)
             case frames.Refused(reason=reason, code=code, message=message):
@@ -390,7 +399,7 @@ class PromptQueue:
     ) -> None:
         """End a prompt with an answer: text, usage, timing and receipt, and `failure` if there is one."""
         timing = receipts.timing(prompt, self._clock(), final)
-        if reason in ("stop", "length"):
+        if reason in ("stop", "length") and not prompt.job.request.embed:
             self.speed.add(receipts.tokens_per_second(final), prompt.first_token_ms, usage.completion_tokens)
         receipt = receipts.receipt(
             prompt.job,
@@ -400,7 +409,8 @@ class PromptQueue:
             final,
             throttled=self._throttled,
         )
-        payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure)
+        payload = wire.answer(prompt.job.id, reason, prompt.text, self._wall(), usage, timing, receipt, failure, final)
+        self._log_end(prompt, reason, usage, timing, None if failure is None else failure.code)
         self._remove_from_queue(
             prompt, reason, payload, usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens
         )
@@ -412,7 +422,24 @@ class PromptQueue:
         payload = wire.refusal(
             prompt.job.id, reason, code, message, self._wall(), retry_after_ms=retry_after_ms, text=prompt.text
         )
+        self._log_end(prompt, reason, Usage(), receipts.timing(prompt, self._clock(), None), code)
         self._remove_from_queue(prompt, reason, payload, 0)
+
+    def _log_end(self, prompt: OpenPrompt, reason: Reason, usage: Usage, timing: wire.Timing, code: str | None) -> None:
+        """One line about a prompt that ended; never its text."""
+        self._log.info(
+            "prompt ended",
+            id=prompt.job.id,
+            requester=prompt.job.requester,
+            reason=reason,
+            code=code,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            queue_ms=timing.queue_ms,
+            ttft_ms=timing.ttft_ms,
+            total_ms=timing.total_ms,
+        )
 
     def _remove_from_queue(self, prompt: OpenPrompt, reason: Reason, payload: bytes, tokens: int) -> None:
         """Remove a prompt from the queue and from the worker's prompts, and store its final; `tokens`: its cost."""

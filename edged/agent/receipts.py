@@ -51,6 +51,7 @@ def receipt(
         config=dict(revisions) if job.config is None else job.config,
         seed=final.seed if final is not None else job.request.sampling.seed,
         throttled=throttled,
+        template=(info.template or None) if job.request.raw is None else None,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edged import __version__
+from edged.agent import logs
 from edged.core.health import Finding, changes, health_of
 from edged.core.reading import Reading
 from edged.link.outbound import Outbound
@@ -48,6 +49,7 @@ class Reporter:
         self._up = False  # retained topics are published at each connect, so nothing of them waits for one
         self._tokens = float(_EVENT_BURST)
         self._refilled = 0.0
+        self._log = logs.logger()
         self.bad_requests = 0
 
     @property
@@ -112,7 +114,7 @@ class Reporter:
         if not self._up or (key == self._health_key and not due):
             return
         self._health_key, self._health_at = key, self._clock()
-        payload = documents.health(self._frame(), health, __version__, link, model, queue)
+        payload = documents.health(self._frame(), health, __version__, link, model, queue, self._topics.groups)
         self._outbound.send(Publication(topic=self._topics.health, payload=payload, retain=True))
 
     def event(self, code: str, message: str, **facts: Any) -> None:
@@ -128,6 +130,7 @@ class Reporter:
         self._refilled = now
         if self._tokens >= 1:
             self._tokens -= 1
+            self._log.info("bad request", reason=message, count=self.bad_requests)
             self.event("bad_request", message, count=self.bad_requests)
 
     def _frame(self) -> documents.Frame:

@@ -18,18 +18,19 @@ class ChunkStream:
         self._replies = replies
         self._clock = clock
 
-    def add_text(self, prompt: OpenPrompt, at: int, text: str) -> None:
-        """Append generated text that begins at code point `at`, and publish a chunk when one is due."""
+    def add_text(self, prompt: OpenPrompt, at: int, text: str, reasoning_at: int = 0, reasoning: str = "") -> None:
+        """Append generated text that begins at code point `at`, and a thought, and publish a chunk when one is due."""
         now = self._clock()
         if prompt.first_token_at is None:
             prompt.first_token_at = now
         prompt.text = prompt.text[:at] + text
+        prompt.reasoning = prompt.reasoning[:reasoning_at] + reasoning
         if prompt.job.stream and (prompt.last_chunk_at is None or now - prompt.last_chunk_at >= CHUNK_EVERY):
             self._send(prompt)
 
     def restart(self, prompt: OpenPrompt) -> None:
         """Publish the text so far as one chunk with `at` 0; what follows comes after it."""
-        prompt.chunks = prompt.streamed = 0
+        prompt.chunks = prompt.streamed = prompt.reasoning_streamed = 0
         prompt.last_chunk_at = None
         if prompt.job.stream:
             self._send(prompt)
@@ -37,8 +38,11 @@ class ChunkStream:
     def _send(self, prompt: OpenPrompt) -> None:
         if prompt.streamed == 0:
             prompt.chunks = 0  # nothing but empty chunks was published so far: `seq` starts again at `at` 0
-        payload = wire.chunk(prompt.job.id, prompt.chunks, prompt.streamed, prompt.text[prompt.streamed :])
+        new, thought = prompt.text[prompt.streamed :], prompt.reasoning[prompt.reasoning_streamed :]
+        payload = wire.chunk(
+            prompt.job.id, prompt.chunks, prompt.streamed, new, thought, reasoning_at=prompt.reasoning_streamed
+        )
         self._replies.send_now(prompt.job.reply_to, payload)
-        prompt.streamed = len(prompt.text)
+        prompt.streamed, prompt.reasoning_streamed = len(prompt.text), len(prompt.reasoning)
         prompt.chunks += 1
-        prompt.last_chunk_at = self._clock() if prompt.text else None
+        prompt.last_chunk_at = self._clock() if prompt.text or prompt.reasoning else None

@@ -76,6 +76,8 @@ class TrialRunner:
         self._new: frames.Load | None = None
         self._old: frames.Load | None = None
         self._info: ModelInfo | None = None
+        self._load_began = 0.0
+        self._load_seconds = 0.0
         self._serves = False
         self._clear_by: float | None = None  # running prompts may finish until then
         self._then_serve = False
@@ -85,6 +87,16 @@ class TrialRunner:
         self._outcomes: list[Outcome] = []
         self._reported: tuple[str, int] = ("", 0)
         self._reported_at = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether a trial runs."""
+        return self._trial is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a trial waits for the present model to be loaded."""
+        return self._waiting is not None
 
     # ---- pushes -----------------------------------------------------------------------------------------------------
 
@@ -105,7 +117,7 @@ class TrialRunner:
         return self.process_push(waiting.layer, waiting.payload) if waiting is not None else []
 
     def _begin(self, order: TrialOrder) -> None:
-        if self._supervisor.state == "starting":
+        if self._supervisor.state == "starting" or self._supervisor.unloaded or self._supervisor.waking:
             self._waiting = order
             self._config.wait(order, "the device loads its present model first", self._wall())
             self._updates.publish_report()
@@ -156,7 +168,7 @@ class TrialRunner:
                 self._client = None
                 self._events.append(t.Exited(exited.how))
             case frames.Loaded(info=info):
-                self._info = info
+                self._info, self._load_seconds = info, self._clock() - self._load_began
                 self._events.append(t.Loaded())
             case frames.NotLoaded(code=code, message=message):
                 self._events.append(t.Failed(code, message))
@@ -283,7 +295,7 @@ class TrialRunner:
         if self._new is None or self._trial is None:
             return
         self._log.info("config trial", step="load", memory=self._trial.note)
-        self._client = self._supervisor.new_client()
+        self._client, self._load_began = self._supervisor.new_client(), self._clock()
         try:
             self._client.start()
         except OSError as error:
@@ -316,7 +328,7 @@ class TrialRunner:
         if client is None or self._new is None or self._info is None:
             return  # it ended meanwhile: its end is among the events
         self._serves = True
-        self._outcomes += self._supervisor.take_over(client, self._new, self._info)
+        self._outcomes += self._supervisor.take_over(client, self._new, self._info, self._load_seconds)
         self._queue.release()
         self._events.append(t.Serving())
 
@@ -329,6 +341,7 @@ class TrialRunner:
             self._events.append(t.Failed("no_disk", error.strerror or str(error)))
             return
         self._trial.process(t.Committed())
+        self._supervisor.adopted()
         self._forget()
         self._updates.carry_out(update)
         self._push_postponed()

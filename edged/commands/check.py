@@ -102,3 +102,5 @@ def _files_to_read(settings: Settings) -> Iterator[tuple[str, str]]:
             yield f"mqtt.{key}", named
     if Path(settings.model.source).is_absolute():
         yield "model.source", settings.model.source
+    if Path(settings.model.template).is_absolute():
+        yield "model.template", settings.model.template

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from typing import Any
 
 from edged.command_line import reason, text_or_input
@@ -13,16 +14,18 @@ from edged.commands.model import fetch_missing
 from edged.commands.progress import step_on_terminal
 from edged.config.keys import SAMPLING
 from edged.core.errors import ModelError, PromptRefused
-from edged.core.prompt import Chunk, Final, Request, Sampling, Turn
+from edged.core.prompt import MODEL_SAMPLING, Chunk, Final, Request, Sampling, Turn
 from edged.engine import load_model
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer, and a summary on stderr. Raises EdgedError."""
     _, settings, _ = configured(arguments)
+    own_temperature = arguments.temperature is None
+    temperature = Sampling().temperature if own_temperature else arguments.temperature
     sampling = Sampling(
         max_tokens=SAMPLING["max_tokens"]("--max-tokens", arguments.max_tokens),
-        temperature=SAMPLING["temperature"]("--temperature", arguments.temperature),
+        temperature=SAMPLING["temperature"]("--temperature", temperature),
         seed=None if arguments.seed is None else SAMPLING["seed"]("--seed", arguments.seed),
     )
     text = text_or_input("TEXT", arguments.text)
@@ -35,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
             context=settings.model.context,
             threads=settings.model.threads,
             bits=settings.model.bits,
+            template=settings.model.template,
             store_root=root,
             on_progress=step_on_terminal,
         )
@@ -42,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         why = reason(error, arguments.model)
         raise ModelError("unreachable", f"{arguments.model} cannot be read ({why}); check the path") from None
     request = Request(
-        turns=() if arguments.raw else (Turn("user", text),), raw=text if arguments.raw else None, sampling=sampling
+        turns=() if arguments.raw else (Turn("user", text),),
+        raw=text if arguments.raw else None,
+        sampling=sampling,
+        arrived=time.time(),
+        unset=tuple(name for name in MODEL_SAMPLING if own_temperature or name != "temperature"),
     )
     if model.info.fallback:
         print(f"edged: the torch backend is used: {model.info.fallback}", file=sys.stderr)

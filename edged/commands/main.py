@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("model", metavar="MODEL", help="anything that model.source takes")
     generate.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: 256")
-    generate.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0 is greedy (default: 0.7)")
+    generate.add_argument("--temperature", type=float, metavar="T", help="0: greedy (default: the model's own, or 0.7)")
     generate.add_argument("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
     generate.add_argument("--backend", choices=BACKENDS, default="auto", help=BACKEND_HELP)
     generate.add_argument("--raw", action="store_true", help="apply no chat template")
@@ -58,9 +58,12 @@ def parser() -> argparse.ArgumentParser:
     remove = verbs.add_parser("remove", help="delete one model of the store")
     remove.add_argument("name", metavar="NAME|sha256:…")
     remove.set_defaults(module="model")
+    prune = verbs.add_parser("prune", help="delete the oldest models that are not in use")
+    prune.add_argument("--keep", type=_positive, metavar="N", help="how many stay; default: models.keep of the config")
+    prune.set_defaults(module="model_prune")
     reset = _trust_reset(commands)
     measuring = _measuring(commands)
-    for verb in (pull, listing, shown, remove, reset, *measuring):
+    for verb in (pull, listing, shown, remove, prune, reset, *measuring):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
     doctor = commands.add_parser("doctor", help="check this machine: what it can do and what to fix")
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(module="completion")
-    for command in (run, check, generate, pull, listing, shown, remove, reset, *measuring, doctor):
+    for command in (run, check, generate, pull, listing, shown, remove, prune, reset, *measuring, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")
     return top
 

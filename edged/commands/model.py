@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edged.command_line import reason, utf8
 from edged.commands.configured import configured, store_folder
+from edged.commands.model_prune import store_with_room
 from edged.commands.progress import progress_bar
 from edged.config import checks
 from edged.config.schema import Settings
@@ -21,6 +22,7 @@ from edged.core.errors import EdgedError, ModelError
 from edged.core.model_source import REMOTE, source_kind
 from edged.engine.backends.native_open import kernels_here
 from edged.engine.memory import available_bytes
+from edged.models.own_sampling import own_sampling
 from edged.models.store.catalog import CACHE_TOKENS, SPARE_MEMORY, CatalogEntry, catalog
 from edged.models.store.download import Progress
 from edged.models.store.locate import LocatedModel
@@ -36,12 +38,17 @@ _Row = tuple[CatalogEntry, StoredModel | None]
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the given verb. Raises EdgedError."""
-    _, settings, _ = configured(arguments)
+    values, settings, device = configured(arguments)
     root = store_folder(settings)
     if arguments.verb == "pull":
         digest = arguments.digest and checks.text(pattern=checks.DIGEST, like=_DIGEST)("--digest", arguments.digest)
         return model_pull(
-            arguments.source, settings, arguments.json, digest=digest, progress_as_json=arguments.progress
+            arguments.source,
+            settings,
+            store_with_room(values, settings, device),
+            arguments.json,
+            digest=digest,
+            progress_as_json=arguments.progress,
         )
     if arguments.verb == "list":
         return model_list(root, arguments.json)
@@ -51,13 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def model_pull(
-    source: str, settings: Settings, as_json: bool, *, digest: str | None = None, progress_as_json: bool = False
+    source: str,
+    settings: Settings,
+    store: Store,
+    as_json: bool,
+    *,
+    digest: str | None = None,
+    progress_as_json: bool = False,
 ) -> int:
     """`edged model pull`: fetch and verify a model, and pack it if the native engine can run it. Raises ModelError."""
-    root = store_folder(settings)
     with progress_bar(as_json=progress_as_json) as progress:
-        model = _pulled(source, root, progress, digest)
-        _pack(model, root, settings, progress)
+        model = _pulled(source, store, progress, digest)
+        _pack(model, store.root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
     else:
@@ -65,17 +77,18 @@ def model_pull(
     return 0
 
 
-def _pulled(source: str, root: Path, progress: Progress, digest: str | None = None) -> StoredModel:
-    """A model brought into the store at `root`. Raises ModelError, also for what the system refuses; BadValue."""
+def _pulled(source: str, store: Store, progress: Progress, digest: str | None = None) -> StoredModel:
+    """A model brought into the store. Raises ModelError, also for what the system refuses; BadValue."""
     if source_kind(source) in REMOTE:
         utf8("the source", source)
+    root = store.root
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = f"{root} cannot be written ({error.strerror}); run this as its owner, or set EDGED_STATE_DIR"
         raise ModelError("no_disk", why) from None
     try:
-        return pull(source, Store(root), progress, digest)
+        return pull(source, store, progress, digest)
     except OSError as error:
         why = f"{source} cannot be pulled ({reason(error, source)}); check that this user may read it and write {root}"
         raise ModelError("unreachable", why) from None
@@ -163,14 +176,16 @@ def model_show(name: str, root: Path, as_json: bool) -> int:
     store = Store(root)
     model = _kept(store, name)
     whole = store.digest_matches(model)
-    document = {**_document(model), "whole": whole}
+    sampling = own_sampling(model.name, model.digest, model.path)
+    document = {**_document(model), "sampling": sampling, "whole": whole}
     fix = f"edged model remove {model.name}, then edged model pull {model.name}"
     why = f"the bytes of {model.name} do not match its digest; run: {fix}"
     if as_json:
         error = {} if whole else {"error": {"code": "tampered", "message": why}}
         print(json.dumps({**document, **error}, ensure_ascii=False))
     else:
-        for key, value in document.items():
+        settings = ", ".join(f"{key} {value:g}" for key, value in sampling.items())
+        for key, value in {**document, "sampling": settings or "none of its own"}.items():
             print(f"{key:<11} {value}")
     if not whole:
         raise EdgedError(why)  # not a ModelError: with --json that would print a second document
@@ -215,7 +230,7 @@ def fetch_missing(source: str, root: Path) -> None:
     entry = catalog().get(source)
     if (entry or source_kind(source) in REMOTE) and Store(root).find(entry.key if entry else source) is None:
         with progress_bar() as progress:
-            _pulled(source, root, progress)
+            _pulled(source, Store(root), progress)
 
 
 def _native_engine_runs() -> bool:

@@ -141,6 +141,20 @@ def duration(low: float, high: float) -> Check:
     return check
 
 
+def duration_or(word: str, low: float, high: float) -> Check:
+    """A time as people write it, in seconds, or the given word (which gives None)."""
+    seconds = duration(low, high)
+
+    def check(path: str, value: object) -> float | None:
+        if value == word:
+            return None
+        if isinstance(value, str) and not value[:1].isdecimal():
+            raise BadValue(path, f"must be {word} or a duration such as 10s, 5m or 24h, not {shown(value)}")
+        return float(seconds(path, value))
+
+    return check
+
+
 def size(low: int, high: int) -> Check:
     """A number of bytes as people write it (`64KB` = 64,000, `1MiB` = 1,048,576); gives bytes."""
 
@@ -224,6 +238,8 @@ def record(path: str, value: object, known: Mapping[str, Check], required: Itera
 
 def show_duration(seconds: float) -> str:
     """Seconds as a person would write them in the config file: `10s`, `24h`."""
+    if seconds == 0:
+        return "0s"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if seconds >= length and (seconds / length).is_integer():
             return f"{int(seconds / length)}{unit}"

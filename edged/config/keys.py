@@ -13,6 +13,7 @@ from typing import Any
 
 from edged.config import checks
 from edged.config.golden import check_golden
+from edged.core.chat_templates import AUTO, BUILT_IN, is_file
 from edged.core.errors import BadValue
 
 Keys = Mapping[str, "checks.Check | Keys"]
@@ -43,6 +44,14 @@ def _broker_url(path: str, value: object) -> str:
     if match and match[1] and not 1 <= int(match[1]) <= 65535:
         raise BadValue(path, f"must name a port between 1 and 65535, not {match[1]}")
     return url
+
+
+def _template(path: str, value: object) -> str:
+    name: str = checks.text(high=4096)(path, value)
+    if not is_file(name) and name not in (AUTO, *BUILT_IN):
+        known = f"{AUTO}, {', '.join(BUILT_IN)} or a file (with a / or .jinja)"
+        raise BadValue(path, f"must be {known}, not {checks.shown(name)}{checks.nearest(name, BUILT_IN)}")
+    return name
 
 
 _name = checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -, not starting with -")
@@ -134,10 +143,11 @@ FLEET: dict[str, Keys] = {
         "source": checks.text(high=4096),
         "digest": checks.text(pattern=checks.DIGEST, like="sha256: and 64 hex digits"),
         "bits": checks.one_of("auto", "4", "8"),
+        "template": _template,
         "backend": checks.one_of("auto", "native", "torch"),
         "context": checks.integer(16, 1_048_576),
         "threads": checks.integer_or("auto", 1, 1024),
-        "keep_alive": checks.not_yet("unload an idle model", allowed="forever"),
+        "keep_alive": checks.duration_or("forever", 0, 365 * DAY),
     },
     "generation": {**SAMPLING, "system": checks.text(high=65536)},
     "limits": {
@@ -145,6 +155,7 @@ FLEET: dict[str, Keys] = {
         "prompt_bytes": checks.size(64, 16_000_000),
         "max_tokens": checks.integer(1, 1_000_000),
         "remember": checks.duration(1, 365 * DAY),
+        "raw": checks.boolean,
         "per_requester": {**_SHARE, "by_name": _by_name},
     },
     "telemetry": {"interval": checks.duration(0.1, DAY)},
@@ -153,6 +164,7 @@ FLEET: dict[str, Keys] = {
         "format": checks.one_of("auto", "console", "json"),
     },
     "trial": {"probation": checks.duration(0.1, DAY)},
+    "models": {"keep": checks.integer(1, 1000)},
 }
 """Sections that the local file and a fleet's layers may set."""
 
@@ -180,12 +192,18 @@ def check_file(document: object) -> dict[str, Any]:
     return checks.record("", document, {**sections, **_TOP})
 
 
+_OWNERS = "is the owner's: it can only be set in the device's own file"
+
+
 def check_layer(settings: object) -> dict[str, Any]:
     """A layer's `settings`, checked. An owner's key is refused by name. Raises BadValue."""
     if isinstance(settings, dict):
         for key in settings:
             if key in OWNER or key == "state_dir":
-                raise BadValue(str(key), "is the owner's: it can only be set in the device's own file")
+                raise BadValue(str(key), _OWNERS)
+        limits = settings.get("limits")
+        if isinstance(limits, dict) and "raw" in limits:
+            raise BadValue("limits.raw", _OWNERS)
     sections = {name: _section(keys) for name, keys in FLEET.items()}
     return checks.record("", settings, {**sections, "golden": _TOP["golden"]})
 

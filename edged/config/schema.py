@@ -10,7 +10,7 @@ import msgspec
 from edged.config import checks, golden
 from edged.core.errors import BadValue
 from edged.core.golden import Golden
-from edged.core.prompt import Sampling
+from edged.core.prompt import MODEL_SAMPLING, Sampling
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -42,8 +42,9 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Which model is loaded and how. `threads` None (`auto`): with the native engine every core that this process may
-    run on, with torch the physical cores.
+    """Which model is loaded and how. `template`: `auto`, a built-in chat template's name, or a file. `threads` None
+    (`auto`): with the native engine every core that this process may run on, with torch the physical cores.
+    `keep_alive`: seconds without a prompt after which the model is unloaded; None (`forever`): never.
     """
 
     source: str = "smollm2-135m-instruct"
@@ -52,11 +53,15 @@ class Model(msgspec.Struct, frozen=True):
     backend: str = "auto"
     context: int = 2048
     threads: int | None = None
-    keep_alive: str = "forever"
+    keep_alive: float | None = None
+    template: str = "auto"
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """The values for what a prompt does not set itself. `limits.max_tokens` bounds `max_tokens` where it is lower."""
+    """The values for what a prompt does not set itself. `limits.max_tokens` bounds `max_tokens` where it is lower.
+
+    `unset`: keys that no file and no layer sets; a model's own values come before those here.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.7
@@ -67,12 +72,17 @@ class Generation(msgspec.Struct, frozen=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     system: str | None = None
+    unset: tuple[str, ...] = MODEL_SAMPLING
 
     def sampling(self, overrides: Mapping[str, Any], limits: Limits) -> Sampling:
         """These defaults, within the limits, with a prompt's own values laid over them."""
         own = {name: getattr(self, name) for name in Sampling.__struct_fields__}
         own["max_tokens"] = min(self.max_tokens, limits.max_tokens)
         return Sampling(**{**own, **overrides})
+
+    def unset_by(self, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+        """The keys that neither a prompt's own values nor these settings set."""
+        return tuple(name for name in self.unset if name not in overrides)
 
 
 class PerRequester(msgspec.Struct, frozen=True):
@@ -94,12 +104,16 @@ class PerRequester(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds: open prompts, bytes of a payload, tokens of an answer, seconds that finals are remembered."""
+    """Bounds: open prompts, bytes of a payload, tokens of an answer, seconds that finals are remembered.
+
+    `raw`: prompts may bypass the chat template; only the owner allows it.
+    """
 
     queue: int = 64
     prompt_bytes: int = 64_000
     max_tokens: int = 1024
     remember: float = 86400.0
+    raw: bool = False
     per_requester: PerRequester = PerRequester()
 
 
@@ -134,6 +148,12 @@ class Trial(msgspec.Struct, frozen=True):
     probation: float = 60.0
 
 
+class Models(msgspec.Struct, frozen=True):
+    """The store. `keep`: how many models stay in it after a change of the model."""
+
+    keep: int = 3
+
+
 class Settings(msgspec.Struct, frozen=True):
     """Everything that can be set, as it is in force."""
 
@@ -149,6 +169,7 @@ class Settings(msgspec.Struct, frozen=True):
     log: Log = Log()
     golden: tuple[Golden, ...] = ()
     trial: Trial = Trial()
+    models: Models = Models()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,15 +195,20 @@ def build(checked: Mapping[str, Any]) -> Settings:
         integrations=_integrations(section("integrations")),
         state_dir=checked.get("state_dir", Settings().state_dir),
         model=Model(**section("model")),
-        generation=Generation(**section("generation")),
+        generation=_generation(section("generation")),
         limits=_limits(section("limits")),
         telemetry=Telemetry(**section("telemetry")),
         log=Log(**section("log")),
         golden=checked.get("golden", ()),
         trial=Trial(**section("trial")),
+        models=Models(**section("models")),
     )
     _agree(settings)
     return settings
+
+
+def _generation(checked: dict[str, Any]) -> Generation:
+    return Generation(**checked, unset=tuple(name for name in MODEL_SAMPLING if name not in checked))
 
 
 def _limits(checked: dict[str, Any]) -> Limits:
@@ -209,9 +235,13 @@ def show(settings: Settings) -> dict[str, Any]:
     plain["limits"]["remember"] = checks.show_duration(settings.limits.remember)
     plain["telemetry"]["interval"] = checks.show_duration(settings.telemetry.interval)
     plain["trial"]["probation"] = checks.show_duration(settings.trial.probation)
+    for name in plain["generation"].pop("unset"):
+        del plain["generation"][name]  # the model's own value is in force, which only the loaded model knows
     plain["golden"] = [golden.show(entry) for entry in settings.golden]
     if settings.model.threads is None:
         plain["model"]["threads"] = "auto"
+    keep_alive = settings.model.keep_alive
+    plain["model"]["keep_alive"] = "forever" if keep_alive is None else checks.show_duration(keep_alive)
     shown: dict[str, Any] = _without_none(plain)
     return shown
 

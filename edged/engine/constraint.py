@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MASK_SECONDS = 1.0  # a single mask that takes longer ends the sequence
 _REMEMBERED: Final = 256  # formats whose check is remembered
 # A token may divide what the grammar forces (a choice) as the model likes it, not only as its tokenizer would.
-_HEAD: Final = '%llguidance {"no_forcing": true}\n'
+HEAD: Final = '%llguidance {"no_forcing": true}\n'
 # One line of JSON with at most one space after a comma or colon: a model cannot write whitespace without end.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # \u escapes are allowed only where a schema may need them for control characters, and never for printable ones:
@@ -55,6 +56,18 @@ class ConstraintError(Exception):
         self.failure = failure
 
 
+@dataclass(frozen=True)
+class CallGrammar:
+    """What calls of tools look like, in the library's language. `checked`: with the texts of markers, for the check of
+    its size; `used`: with their control tokens."""
+
+    checked: str
+    used: str
+
+
+Wanted = Format | CallGrammar
+
+
 class Constraint:
     """What one sequence may write: `mask` and `accept` in turns, then `violation` for the whole text.
 
@@ -77,6 +90,10 @@ class Constraint:
     def complete(self) -> bool:
         """Whether the text obeys and nothing more may follow."""
         return self.satisfied and self._compiled.is_stopped()
+
+    def copy(self) -> Constraint:
+        """A constraint with the same text so far, which goes on by itself."""
+        return Constraint(self._compiled.deep_copy(), self._vocabulary, self._stops, is_json=self._is_json)
 
     def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The logits [vocabulary] with minus infinity for what may not come next. Raises ConstraintError."""
@@ -133,19 +150,19 @@ class FormatCompiler:
         self._checked: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()  # of `_checked`
 
-    def is_checked(self, wanted: Format) -> bool:
+    def is_checked(self, wanted: Wanted) -> bool:
         """Whether `compile` is quick, because the format needs no check or was checked. For any thread."""
         if isinstance(wanted, Choice):
             return True
         with self._lock:
-            return _grammar(wanted) in self._checked
+            return _checked_grammar(wanted) in self._checked
 
-    def check(self, wanted: Format) -> None:
+    def check(self, wanted: Wanted) -> None:
         """Check a format in a process of its own, which may take seconds. For any thread. Raises as `compile` does."""
-        if not isinstance(wanted, Choice) and (wrong := self._grammar_error(_grammar(wanted))):
-            raise _refused(wrong)
+        if not isinstance(wanted, Choice) and (wrong := self._grammar_error(_checked_grammar(wanted))):
+            raise _refused(wrong, _noun(wanted))
 
-    def compile(self, wanted: Format) -> Constraint:
+    def compile(self, wanted: Wanted) -> Constraint:
         """A constraint at the beginning of a text.
 
         Raises PromptRefused `invalid` or `failed` with the code `format`, or `unavailable` with `no_memory`.
@@ -160,7 +177,8 @@ class FormatCompiler:
         try:
             constraint.allowed(self._codec.vocabulary)
         except ConstraintError:
-            raise _refused(compiled.get_error() or "this model cannot write any text that obeys it") from None
+            wrong = compiled.get_error() or "this model cannot write any text that obeys it"
+            raise _refused(wrong, _noun(wanted)) from None
         return constraint
 
     def _grammar_error(self, grammar: str) -> str:
@@ -185,25 +203,44 @@ class FormatCompiler:
         return error
 
     def _token_texts(self) -> list[bytes]:
-        """The bytes of each token, then the end. Stops have none, nor tokens with 0xFF, the mark of the library."""
+        """The bytes of each token, then the end. Stops have none, nor tokens with 0xFF, the mark of the library.
+
+        A control token is written behind that mark: only a grammar that names its id allows it.
+        """
         codec = self._codec
         texts = [b"" if token in codec.stops else codec.token_bytes(token) for token in range(codec.vocabulary)]
-        return [*(b"" if 0xFF in text else text for text in texts), b""]
+        texts = [b"" if 0xFF in text else text for text in texts]
+        for token in codec.control.values():
+            if token not in codec.stops and token < len(texts):
+                texts[token] = b"\xff[%d]" % token
+        return [*texts, b""]
 
 
-def _grammar(wanted: Format) -> str:
+def json_term(schema: str) -> str:
+    """A JSON value that obeys a schema, as a term of the library's language."""
+    options: dict[str, Any] = {**_SPACING, "json_allow_general_unicode_escapes": False}
+    if not _NEEDS_ESCAPES.search(schema):
+        options["json_allowed_escapes"] = _PLAIN_ESCAPES
+    return f"%json {json.dumps({**json.loads(schema), 'x-guidance': options})}"
+
+
+def _checked_grammar(wanted: Wanted) -> str:
+    """What is compiled first in a process of its own."""
+    return wanted.checked if isinstance(wanted, CallGrammar) else _grammar(wanted)
+
+
+def _grammar(wanted: Wanted) -> str:
     """A format in the library's language."""
+    if isinstance(wanted, CallGrammar):
+        return wanted.used
     if isinstance(wanted, JsonSchema):
-        options: dict[str, Any] = {**_SPACING, "json_allow_general_unicode_escapes": False}
-        if not _NEEDS_ESCAPES.search(wanted.text):
-            options["json_allowed_escapes"] = _PLAIN_ESCAPES
-        return f"{_HEAD}start: %json {json.dumps({**json.loads(wanted.text), 'x-guidance': options})}"
+        return f"{HEAD}start: {json_term(wanted.text)}"
     if isinstance(wanted, Choice):  # as one terminal: "a" may then still become "ab"
-        return f"{_HEAD}start: CHOICE\nCHOICE: {' | '.join(json.dumps(choice) for choice in wanted.choices)}"
+        return f"{HEAD}start: CHOICE\nCHOICE: {' | '.join(json.dumps(choice) for choice in wanted.choices)}"
     from llguidance import LLMatcher
 
     described = json.loads(LLMatcher.grammar_from_regex(wanted.pattern))
-    return f"{_HEAD}{described['grammars'][0]['lark_grammar']}"
+    return f"{HEAD}{described['grammars'][0]['lark_grammar']}"
 
 
 def _bad_keys(text: str) -> str:
@@ -229,8 +266,12 @@ def _broken(why: str) -> ConstraintError:
     )
 
 
-def _refused(why: str) -> PromptRefused:
-    return PromptRefused("invalid", "format", f"The format cannot be used: {_first_line(why)}; change it.")
+def _refused(why: str, what: str) -> PromptRefused:
+    return PromptRefused("invalid", "format", f"{what} cannot be used: {_first_line(why)}; change it.")
+
+
+def _noun(wanted: Wanted) -> str:
+    return "The parameters of the tools" if isinstance(wanted, CallGrammar) else "The format"
 
 
 def _first_line(message: str) -> str:

@@ -23,9 +23,13 @@ class TextStream:
 
     def push(self, new: bytes) -> str:
         """Adds a token's bytes."""
+        return self.push_text(self._decoder.decode(new))
+
+    def push_text(self, new: str) -> str:
+        """Adds characters."""
         if self.stopped:
             return ""
-        self._held_back += self._decoder.decode(new)
+        self._held_back += new
         matches = [(at + len(stop), at) for stop in self._stops if (at := self._held_back.find(stop)) >= 0]
         if matches:  # the one that is complete first counts, however the text was divided
             self.stopped = True

@@ -13,15 +13,21 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 
+import msgspec
+
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Chunk, Failure, Final, Format, ModelInfo, Reason, Request, Sampling, Started
+from edged.core.prompt import LEVELS_PER_PRIORITY, Chunk, Failure, Final, ModelInfo, Reason, Request, Sampling, Started
 from edged.engine.backends.base import Backend, ComputeError, Logits
-from edged.engine.chat import PromptEncoder
-from edged.engine.constraint import ConstraintError, FormatCompiler
+from edged.engine.chat import Prepared, PromptEncoder
+from edged.engine.constraint import ConstraintError, FormatCompiler, Wanted
+from edged.engine.embeddings import Embeddings
+from edged.engine.guide import Calls, Guide
+from edged.engine.output import Output
 from edged.engine.sampler import SEEDS, BadLogitsError
 from edged.engine.scheduler import Batch, Scheduler, Work
 from edged.engine.sequence import Sequence
 from edged.engine.speculation import Speculation
+from edged.models.formats.pooling import MEAN, Pooling
 from edged.models.tokenizer.codec import TextCodec
 
 Event = Started | Chunk | Final
@@ -39,6 +45,7 @@ class Engine:
         codec: TextCodec,
         encoder: PromptEncoder,
         clock: Callable[[], float] = time.perf_counter,
+        pooling: Pooling = MEAN,
     ) -> None:
         self.info = info
         self._backend = backend
@@ -51,22 +58,27 @@ class Engine:
         self._speculation = Speculation()
         self._scheduler = Scheduler(backend, self._speculation)
         self._sequences: dict[str, Sequence] = {}
+        self._embeddings = Embeddings(backend, pooling, clock)
         self._announced: Batch | None = None  # computed by the next step
 
     @property
     def busy(self) -> bool:
         """Whether `step` has work."""
-        return bool(self._sequences)
+        return bool(self._sequences) or self._embeddings.busy
 
     def encode(self, request: Request) -> list[int]:
         """The tokens of a prompt. Raises PromptRefused `invalid`."""
         return self._encoder.encode(request)
 
-    def is_checked(self, wanted: Format) -> bool:
+    def wanted(self, request: Request) -> Wanted | None:
+        """What the answer to a request must obey, in whole or in part. Raises PromptRefused `invalid`."""
+        return self._encoder.wanted(request)
+
+    def is_checked(self, wanted: Wanted) -> bool:
         """Whether `add` with this format is quick. For any thread."""
         return self._formats.is_checked(wanted)
 
-    def check_format(self, wanted: Format) -> None:
+    def check_format(self, wanted: Wanted) -> None:
         """Check a format ahead of `add`, which may take seconds. For any thread. Raises PromptRefused as `add` does."""
         self._formats.check(wanted)
 
@@ -75,40 +87,99 @@ class Engine:
 
         Raises PromptRefused `too_long` for a prompt that fills the context alone, `invalid` for what cannot be run.
         """
-        if key in self._sequences:
+        if key in self._sequences or key in self._embeddings:
             raise PromptRefused("invalid", "key", f"A prompt {key} is being answered already; use another id.")
+        if request.embed:
+            self._add_embedding(key, request, level)
+            return
+        request = self._with_own_sampling(request)
         check_sampling(request.sampling)
-        prompt = self.encode(request)
-        if not prompt:
-            raise PromptRefused("invalid", "prompt", "The prompt is empty; give it some text.")
-        if len(prompt) >= self.info.context:
-            raise PromptRefused(
-                "too_long",
-                "too_long",
-                f"The prompt has {len(prompt)} tokens but the context holds {self.info.context}; "
-                "shorten it or set a larger model.context.",
-            )
-        if max(prompt) >= self._backend.vocabulary:
-            raise PromptRefused("invalid", "prompt", "The prompt has tokens that the model does not know; change it.")
+        prepared = self._encoder.prepare(request)
+        prompt = prepared.tokens
+        self._check_tokens(prompt, self.info.context - 1)
         if request.format is not None and request.sampling.stop:
             raise PromptRefused("invalid", "format", "Give either a format or stop texts, not both.")
-        constraint = None if request.format is None else self._formats.compile(request.format)
-        self._sequences[key] = sequence = Sequence(key, request, prompt, constraint)
+        self._sequences[key] = sequence = Sequence(key, request, prompt, self._guide(request, prepared))
         if level is not None:
             sequence.level = level
         self._scheduler.add(sequence)
+
+    def _with_own_sampling(self, request: Request) -> Request:
+        """The request with the model's own sampling where nobody set any."""
+        own = {name: self.info.sampling[name] for name in request.unset if name in self.info.sampling}
+        if not own:
+            return request
+        if "top_k" in own:
+            own["top_k"] = int(own["top_k"])
+        return msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, **own))
+
+    def _add_embedding(self, key: str, request: Request, level: int | None) -> None:
+        if not self._backend.embeds:
+            message = f"The {self.info.backend} backend gives no vectors; use a model that the native engine runs."
+            raise PromptRefused("invalid", "embed", message)
+        if request.turns or request.raw is not None:
+            raise PromptRefused("invalid", "embed", "Give either texts for vectors or a prompt, not both.")
+        texts = [self._encoder.encode_text(text, ended=self._embeddings.pooling.ended) for text in request.embed]
+        for tokens in texts:
+            self._check_tokens(tokens, self.info.context)
+        self._embeddings.add(key, texts, LEVELS_PER_PRIORITY * request.priority if level is None else level)
+
+    def _check_tokens(self, tokens: list[int], most: int) -> None:
+        """Raises PromptRefused for tokens that cannot be computed."""
+        if not tokens:
+            raise PromptRefused("invalid", "prompt", "The prompt is empty; give it some text.")
+        if len(tokens) > most:
+            raise PromptRefused(
+                "too_long",
+                "too_long",
+                f"The prompt has {len(tokens)} tokens but the context holds {self.info.context}; "
+                "shorten it or set a larger model.context.",
+            )
+        if max(tokens) >= self._backend.vocabulary:
+            raise PromptRefused("invalid", "prompt", "The prompt has tokens that the model does not know; change it.")
+
+    def _guide(self, request: Request, prepared: Prepared) -> Guide:
+        """What decides the tokens of an answer beside the sampling. Raises PromptRefused as `add` does."""
+        wanted = self.wanted(request)
+        constraint = None if wanted is None else self._formats.compile(wanted)
+        only_calls = request.tool_choice == "required" and prepared.style is not None
+        is_whole = only_calls or request.format is not None
+        calls = None
+        if prepared.style is not None:
+            names = frozenset(tool.name for tool in request.tools)
+            control = self._codec.control
+            ends = frozenset(control[name] for name in prepared.style.ends if name in control)
+            calls = Calls(prepared.style, names, None if only_calls else constraint, ends)
+        output = Output(
+            request.sampling.stop,
+            prepared.markers,
+            thinking=prepared.thinking,
+            only_calls=only_calls,
+            plain=request.format is not None,
+            shown=request.reasoning == "show",
+        )
+        return Guide(
+            output,
+            self._codec,
+            answer=constraint if is_whole else None,
+            calls=calls,
+            limit=request.reasoning_tokens,
+            closing=prepared.closing,
+        )
 
     def cancel(self, key: str) -> None:
         """Ends a sequence with its text so far; its final comes out of the next step. An unknown key is ignored."""
         sequence = self._sequences.get(key)
         if sequence:
             sequence.cancelled = True
+        self._embeddings.cancel(key)
 
     def set_level(self, key: str, level: int) -> None:
         """A sequence is more or less urgent from the next step on. An unknown key is ignored."""
         sequence = self._sequences.get(key)
         if sequence:
             sequence.level = level
+        self._embeddings.set_level(key, level)
 
     def interrupt(self) -> None:
         """Ends a step of several tokens after the one it is computing: there is something new. For any thread."""
@@ -121,6 +192,8 @@ class Engine:
         which sequence that was.
         """
         events = self._end_cancelled()
+        if self._embeddings.busy:
+            events += self._embeddings.step(min((one.level for one in self._sequences.values()), default=None))
         batch = self._schedule()
         if started := self._announce(batch):
             return events + started
@@ -235,23 +308,29 @@ class Engine:
             sequence.first_token_at = self._clock()
         if token in self._codec.stops:
             return self._retire(sequence, "stop")
-        events = self._emit_text(sequence, sequence.stream.push(self._codec.token_bytes(token)))
-        if sequence.stream.stopped or sequence.complete:
+        try:
+            sequence.guide.push(token)
+        except ConstraintError as error:
+            return self._retire(sequence, "failed", error.failure)
+        events = self._emit_text(sequence)
+        if sequence.output.stopped or sequence.complete:
             return events + self._retire(sequence, "stop")
         if sequence.completion >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.info.context:
             return events + self._retire(sequence, "length")
         return events
 
-    def _emit_text(self, sequence: Sequence, text: str) -> Events:
-        return [(sequence.key, Chunk(at=len(sequence.stream.text) - len(text), text=text))] if text else []
+    def _emit_text(self, sequence: Sequence) -> Events:
+        chunk = sequence.output.chunk()
+        return [(sequence.key, chunk)] if chunk else []
 
     def _retire(self, sequence: Sequence, reason: Reason, failure: Failure | None = None) -> Events:
-        events = self._emit_text(sequence, sequence.stream.finish())
+        sequence.output.finish(whole=reason == "stop")
+        events = self._emit_text(sequence)
         if (violation := sequence.violation(reason)) is not None:
             reason, failure = "failed", violation
         self._scheduler.retire(sequence)
         del self._sequences[sequence.key]
-        return [*events, (sequence.key, sequence.final(reason, self._clock(), failure))]
+        return [*events, (sequence.key, sequence.final(reason, self._clock(), self._codec, failure))]
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from edged.core.chat_templates import AUTO
 from edged.core.errors import ModelError, NoBackend
 from edged.core.prompt import ModelInfo
 from edged.engine.backends.base import Backend
@@ -22,15 +23,16 @@ from edged.engine.model import Model
 from edged.engine.sampler import compiled
 from edged.engine.table_splitter import codec_from_tables
 from edged.models.formats.gguf import open_gguf
-from edged.models.formats.packed import PackedModel
+from edged.models.formats.packed import GGUF_TOKENIZER, PackedModel
+from edged.models.formats.pooling import pooling_of
+from edged.models.own_sampling import own_sampling
 from edged.models.panics import panics_as
 from edged.models.store.locate import LocatedModel, locate
 from edged.models.store.packed_cache import packed_model
 from edged.models.store.store import Store
 from edged.models.tokenizer.codec import TextCodec
 from edged.models.tokenizer.tables import open_tables
-from edged.models.tokenizer.template import ChatTemplate
-from edged.models.tokenizer.template_check import check_template
+from edged.models.tokenizer.template_choice import Source, choose_template
 from edged.models.tokenizer.texts import read_texts
 
 MODELS: Final = Path("/var/lib/edged/models")
@@ -62,6 +64,7 @@ def load_model(
     threads: int | None = None,
     digest: str | None = None,
     bits: str | int = "auto",
+    template: str = AUTO,
     store_root: Path | None = None,
     on_progress: Callable[[str], None] | None = None,
     exact: bool = False,
@@ -69,8 +72,9 @@ def load_model(
     """Loads what `model.source` takes, after verifying its bytes.
 
     `backend` `auto`: the native engine, and torch for what that cannot run or where a GPU is (`ModelInfo.fallback` says
-    why). `context` None: what the model was trained for. `threads` None: as many as there are cores. `on_progress` gets
-    short texts. `exact`: torch computes in float32, whatever that costs, as a reference.
+    why). `template`: as `model.template`. `context` None: what the model was trained for. `threads` None: as many as
+    there are cores. `on_progress` gets short texts. `exact`: torch computes in float32, whatever that costs, as a
+    reference.
 
     Raises ModelError `missing`, `tampered`, `unsupported`, `no_memory`, `no_disk` or `bad_model`.
     """
@@ -83,7 +87,8 @@ def load_model(
     packed = packed_model(located, bits, models, progress) if located.format == "packed" else None
     request = _LoadRequest(located, packed, bits, context, threads, models, progress, exact)
     opened, fallback = _open(request, backend)
-    codec, template, architecture = _texts(request, opened)
+    codec, source_of_template, architecture = _texts(request, opened)
+    chosen = choose_template(template, source_of_template, codec)
     compiled()  # sampling's kernels, too, are built now rather than at the first token
     trim_heap()
     info = ModelInfo(
@@ -96,8 +101,14 @@ def load_model(
         slots=opened.slots,
         weights_bytes=opened.weights_bytes,
         fallback=fallback,
+        template=chosen.name,
+        template_problem=chosen.problem,
+        sampling=own_sampling(located.name, located.digest, located.path),
     )
-    return Model(Engine(info, opened, codec, PromptEncoder(codec, template)), opened, codec)
+    folder = opened.model.packed.folder if isinstance(opened, NativeBackend) else request.model.path
+    pooling = pooling_of(folder / GGUF_TOKENIZER if (folder / GGUF_TOKENIZER).is_file() else request.model.path)
+    engine = Engine(info, opened, codec, PromptEncoder(codec, chosen.template, chosen.problem), pooling=pooling)
+    return Model(engine, opened, codec)
 
 
 def _open(request: _LoadRequest, backend: str) -> tuple[Backend, str]:
@@ -172,18 +183,10 @@ def _gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _texts(request: _LoadRequest, opened: Backend) -> tuple[TextCodec, ChatTemplate | None, str]:
-    """The tokenizer, the chat template and the architecture's name of a model."""
+def _texts(request: _LoadRequest, opened: Backend) -> tuple[TextCodec, Source | None, str]:
+    """The tokenizer, the chat template's source and the architecture's name of a model."""
     tables = open_tables(opened.model.packed.folder) if isinstance(opened, NativeBackend) else None
     if tables:
-        codec, source, architecture = (
-            codec_from_tables(tables, load_library()),
-            tables.about.template,
-            tables.about.architecture,
-        )
-    else:
-        texts = read_texts(request.model.path)
-        codec, source, architecture = texts.codec, texts.template, texts.architecture
-    if source:
-        check_template(source, codec.names)
-    return codec, ChatTemplate(source, codec.names) if source else None, architecture
+        return codec_from_tables(tables, load_library()), tables.about.template, tables.about.architecture
+    texts = read_texts(request.model.path)
+    return texts.codec, texts.template, texts.architecture

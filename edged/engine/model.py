@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Chunk, Final, ModelInfo, Request, Sampling, Started, Turn
+from edged.core.prompt import MODEL_SAMPLING, Chunk, Final, ModelInfo, Request, Sampling, Started, Turn
 from edged.engine.backends.base import MAX_SLICE, Backend, ComputeError, Slice
 from edged.engine.engine import Engine, Event
 from edged.models.tokenizer.codec import TextCodec
@@ -100,6 +100,6 @@ class Model:
 
 def _request(prompt: str | Sequence[Turn] | Request, sampling: Sampling | None) -> Request:
     if isinstance(prompt, Request):
-        return prompt if sampling is None else msgspec.structs.replace(prompt, sampling=sampling)
+        return prompt if sampling is None else msgspec.structs.replace(prompt, sampling=sampling, unset=())
     turns = (Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
-    return Request(turns=turns, sampling=sampling or Sampling())
+    return Request(turns=turns, sampling=sampling or Sampling(), unset=() if sampling else MODEL_SAMPLING)

@@ -5,7 +5,6 @@ The draws come from a PCG64 stream of the sequence's own: the same seed gives th
 
 from __future__ import annotations
 
-import math
 import secrets
 from array import array
 from collections import deque
@@ -81,9 +80,3 @@ class Sampler:
         self._call.seen, self._call.seen_count = self.seen.buffer_info()
         self._call.uniform = uniform
         return self._library.choose(logits.ctypes.data, len(logits), self._call)
-
-
-def logprob(logits: npt.NDArray[np.float32], token: int) -> float:
-    """The log of the softmax at `token`, in nats."""
-    best = logits.max()
-    return float(logits[token] - best) - math.log(float(np.exp(logits - best).sum(dtype=np.float64)))

@@ -7,12 +7,14 @@ from collections.abc import Sequence as Tokens
 import numpy as np
 import numpy.typing as npt
 
-from edged.core.prompt import LEVELS_PER_PRIORITY, Failure, Final, Reason, Request, Usage
+from edged.core.prompt import LEVELS_PER_PRIORITY, ChosenLogprob, Failure, Final, Reason, Request, Usage
 from edged.engine.backends.base import Decoding, Slice
-from edged.engine.constraint import Constraint
-from edged.engine.detokenizer import TextStream
-from edged.engine.sampler import Sampler, logprob
+from edged.engine.call_style import tool_calls
+from edged.engine.guide import Guide
+from edged.engine.logprobs import LogprobRecord
+from edged.engine.sampler import Sampler
 from edged.engine.speculation import PromptLookup, Proposal
+from edged.models.tokenizer.codec import TextCodec
 
 
 class Sequence:
@@ -21,7 +23,7 @@ class Sequence:
     `slot_tokens` counts tokens chosen since the slot was given. Times are seconds of the engine's clock.
     """
 
-    def __init__(self, key: str, request: Request, prompt: Tokens[int], constraint: Constraint | None = None) -> None:
+    def __init__(self, key: str, request: Request, prompt: Tokens[int], guide: Guide) -> None:
         self.key = key
         self.request = request
         self.level = LEVELS_PER_PRIORITY * request.priority  # how urgent it is, 0 first
@@ -38,9 +40,9 @@ class Sequence:
         self.first_token_at: float | None = None
         self.sampler = Sampler(request.sampling, prompt)
         self.lookup = PromptLookup(prompt)
-        self.stream = TextStream(request.sampling.stop)
-        self.constraint = constraint
-        self.logprobs: list[float] = []
+        self.guide = guide
+        self.output = guide.output
+        self.logprobs = LogprobRecord(request.top_logprobs)
 
     @property
     def prefilling(self) -> bool:
@@ -61,12 +63,12 @@ class Sequence:
     def sampled_by_backend(self) -> bool:
         """Whether the backend may choose its next tokens, a few in one call: the first is out, and nothing but the
         sampling decides."""
-        return self.first_token_at is not None and self.constraint is None and not self.request.logprobs
+        return self.first_token_at is not None and self.guide.is_free and not self.request.logprobs
 
     @property
     def complete(self) -> bool:
-        """Whether a constraint allows nothing more."""
-        return self.constraint is not None and self.constraint.complete
+        """Whether nothing more may follow."""
+        return self.guide.complete
 
     def slice(self, count: int, drafts: Tokens[int] = ()) -> Slice:
         """The next `count` tokens to compute, and drafts to follow them."""
@@ -94,13 +96,9 @@ class Sequence:
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
         """Chooses and appends the next token from float32 [vocabulary]. Raises BadLogitsError or ConstraintError."""
-        if self.constraint is None:
-            token = self.sampler.sample(logits)
-        else:
-            token = self.sampler.sample(self.constraint.mask(logits))
-            self.constraint.accept(token)
+        token = self.guide.choose(self.sampler, logits)
         if self.request.logprobs:
-            self.logprobs.append(logprob(logits, token))
+            self.logprobs.add(self.output.position, logits, token)
         self._append(token)
         return token
 
@@ -115,22 +113,29 @@ class Sequence:
         self.slot_tokens += 1
 
     def violation(self, reason: Reason) -> Failure | None:
-        """Why a text that ends for this reason may not be returned as an answer: it does not obey its format."""
-        if self.constraint is None or reason not in {"stop", "length"}:
-            return None
-        return self.constraint.violation(self.stream.text)
+        """Why an output that ends for this reason may not be returned as an answer: it does not obey."""
+        return self.guide.violation(reason)
 
-    def final(self, reason: Reason, now: float, failure: Failure | None = None) -> Final:
+    def final(self, reason: Reason, now: float, codec: TextCodec, failure: Failure | None = None) -> Final:
         """The outcome at time `now`."""
         started = now if self.started_at is None else self.started_at
         first = now if self.first_token_at is None else self.first_token_at
         return Final(
             reason=reason,
-            text=self.stream.text,
+            text=self.output.text,
             usage=Usage(self.prompt_length, self.cached, self.completion),
             seed=self.sampler.seed,
             prefill_ms=(first - started) * 1e3,
             decode_ms=(now - first) * 1e3,
             failure=failure,
-            logprobs=tuple(self.logprobs),
+            logprobs=self._logprobs(codec),
+            tool_calls=tool_calls(self.guide.calls, self.sampler.seed, self.prompt_length),
+            reasoning=self.output.reasoning if self.request.reasoning == "show" else None,
+        )
+
+    def _logprobs(self, codec: TextCodec) -> tuple[ChosenLogprob, ...]:
+        """Those of the tokens of the text; one that ends the answer is none of them."""
+        return self.logprobs.of_text(
+            lambda position, token: token not in codec.stops and self.output.is_text(position),
+            lambda token: codec.written(token).decode("utf-8", "replace") if token < codec.vocabulary else "",
         )

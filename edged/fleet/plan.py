@@ -9,6 +9,7 @@ import msgspec
 
 from edged.config import checks
 from edged.config.schema import Settings
+from edged.core.chat_templates import is_file
 from edged.core.errors import BadValue
 from edged.core.model_source import REMOTE, source_kind
 
@@ -23,12 +24,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 Plan = tuple[Step, ...]
-_IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial")
+_IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial", "models")
 
 
 def needs_trial(current: Settings, target: Settings) -> bool:
     """Whether the way to `target` is a trial: the model, or how it is loaded, differs."""
-    return current.model != target.model
+    return msgspec.structs.replace(current.model, keep_alive=None) != msgspec.structs.replace(
+        target.model, keep_alive=None
+    )
 
 
 def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> Plan:
@@ -39,6 +42,8 @@ def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> 
     if needs_trial(current, target):
         return _trial(current, target, catalog)
     sections = [name for name in _IN_PLACE if getattr(current, name) != getattr(target, name)]
+    if current.model != target.model:
+        sections.insert(0, "model.keep_alive")
     return (Step("apply", f"apply in place: {', '.join(sections)}"),) if sections else ()
 
 
@@ -62,8 +67,12 @@ def _trial(current: Settings, target: Settings, catalog: Collection[str]) -> Pla
 
 
 def check_model(settings: Mapping[str, Any], catalog: Collection[str]) -> None:
-    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store. Raises BadValue."""
+    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store; as its template none
+    in a file. Raises BadValue.
+    """
     model = settings.get("model", {})
+    if is_file(model.get("template", "")):
+        raise BadValue("model.template", "a file can only be named in the device's own file; name a built-in template")
     source = model.get("source")
     if source is None:
         return

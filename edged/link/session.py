@@ -22,11 +22,15 @@ class TimedOut(Exception):
     """No message came in time (exit code 4)."""
 
 
+class Interrupted(Exception):
+    """`Session.interrupt` was called."""
+
+
 class Session:
     """A clean session at the broker; once it is entered its subscriptions are granted. Raises BrokerError on entry."""
 
     def __init__(self, settings: Mqtt, topics: tuple[str, ...], connect_timeout: float = 20.0) -> None:
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: `interrupt` was called
         client_id = f"edgectl-{os.getpid()}-{secrets.token_hex(4)}"
         subscriptions = tuple(Subscription(topic, retained=True) for topic in topics)
         self._connection = Connection(settings, client_id, None, subscriptions, self._events.put, persistent=False)
@@ -43,6 +47,9 @@ class Session:
                 event = self._events.get(timeout=left)
             except queue.Empty:
                 break
+            if event is None:
+                self._connection.stop()
+                raise Interrupted
             if isinstance(event, Up):
                 if event.refused:
                     self._connection.stop()
@@ -71,7 +78,7 @@ class Session:
         mid = self._connection.publish(
             self._up.session if self._up else 0, topic, payload, qos=1, retain=retain, content_type="application/json"
         )
-        kept: list[Event] = []
+        kept: list[Event | None] = []
         until = time.monotonic() + timeout
         try:
             while mid is not None:
@@ -88,13 +95,22 @@ class Session:
                 self._events.put(event)
         raise BrokerError("the broker did not confirm the message")
 
+    def interrupt(self) -> None:
+        """Make `messages` raise Interrupted, once. A signal handler or another thread may call it."""
+        self._events.put(None)
+
     def messages(self, timeout: float) -> Iterator[Arrived]:
-        """Messages as they come. Raises TimedOut when none came for `timeout` seconds, BrokerError when it is gone."""
+        """Messages as they come.
+
+        Raises TimedOut when none came for `timeout` seconds, BrokerError when the connection ended, Interrupted.
+        """
         while True:
             try:
                 event = self._events.get(timeout=timeout)
             except queue.Empty:
                 raise TimedOut from None
+            if event is None:
+                raise Interrupted
             if isinstance(event, Arrived):
                 self._connection.acknowledge(event)
                 if event.unreadable is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -34,7 +35,10 @@ class Queue(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` the step of a load."""
+    """The model as health shows it. `state` is `starting`, `online` or `safe`; `doing` the step of a load.
+
+    `loaded`: a worker has it in memory. `instead_of`: the source in force, where that cannot be loaded.
+    """
 
     state: str
     source: str
@@ -43,6 +47,8 @@ class ModelState(msgspec.Struct, frozen=True):
     error_code: str | None = None
     error_message: str | None = None
     restarts: int = 0
+    loaded: bool = False
+    instead_of: str | None = None
 
 
 class LinkState(msgspec.Struct, frozen=True):
@@ -59,14 +65,23 @@ class Speed(msgspec.Struct, frozen=True):
     ttft_ms: float | None
 
 
-def health(frame: Frame, health: Health, version: str, link: LinkState, model: ModelState, queue: Queue) -> bytes:
-    """The health document."""
+def health(
+    frame: Frame,
+    health: Health,
+    version: str,
+    link: LinkState,
+    model: ModelState,
+    queue: Queue,
+    groups: Sequence[str] = (),
+) -> bytes:
+    """The health document. `groups`: those that the device is in."""
     return strict_json.dumps(
         {
             **_head(frame),
             "state": health.state,
             "findings": [_finding(finding) for finding in health.findings],
             "version": version,
+            "groups": groups,
             "mqtt": {"version": link.version, "connects": link.connects},
             "model": _model(model),
             "queue": _queue(queue),
@@ -129,7 +144,14 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _model(model: ModelState) -> dict[str, Any]:
-    document: dict[str, Any] = {"state": model.state, "source": model.source, "restarts": model.restarts}
+    document: dict[str, Any] = {
+        "state": model.state,
+        "source": model.source,
+        "loaded": model.loaded,
+        "restarts": model.restarts,
+    }
+    if model.instead_of is not None:
+        document["instead_of"] = model.instead_of
     if model.info is not None:
         document |= {
             "name": model.info.name,
@@ -138,6 +160,8 @@ def _model(model: ModelState) -> dict[str, Any]:
             "quantization": model.info.quantization,
             "backend": model.info.backend,
             "context": model.info.context,
+            "template": model.info.template or None,
+            "sampling": model.info.sampling,
         }
         if model.info.fallback:
             document["fallback"] = model.info.fallback

@@ -38,7 +38,7 @@ def check_format(path: str, value: object) -> Format:
     """A prompt's `format`. Raises BadValue."""
     if not isinstance(value, dict):
         raise BadValue(path, f"must be a mapping, not {checks.shown(value)}")
-    kinds = {"json_schema": ("schema", _schema), "choice": ("choices", _choices), "regex": ("pattern", _regex)}
+    kinds = {"json_schema": ("schema", check_schema), "choice": ("choices", _choices), "regex": ("pattern", _regex)}
     if "type" not in value:
         raise BadValue(f"{path}.type", f"is required: one of {', '.join(kinds)}")
     key, check = kinds[checks.one_of(*kinds)(f"{path}.type", value["type"])]
@@ -70,7 +70,8 @@ def _choices(path: str, value: object) -> Choice:
     return Choice(choices)
 
 
-def _schema(path: str, value: object) -> JsonSchema:
+def check_schema(path: str, value: object) -> JsonSchema:
+    """A JSON schema of which every keyword is enforced. Raises BadValue."""
     if not isinstance(value, dict):
         raise BadValue(path, f"must be a mapping, not {checks.shown(value)}")
     _walk(path, value)

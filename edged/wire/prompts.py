@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,11 +13,13 @@ import msgspec
 from edged.config import checks
 from edged.config.keys import SAMPLING
 from edged.core.errors import BadValue, EdgedError
-from edged.core.prompt import Format, Turn
+from edged.core.prompt import MAX_TOP_LOGPROBS, Format, Reasoning, Tool, ToolChoice, Turn
 from edged.wire import strict_json
 from edged.wire.formats import check_format
+from edged.wire.tools import any_text, check_tool_choice, check_tools, check_turns
 from edged.wire.topics import PROMPT_ID
 
+MAX_TEXTS = 32  # of `embed`
 _SEARCHED = 4096  # bytes in which the id of a broken body is looked for
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z\Z", re.ASCII)
 # The lone quote begins a text that nothing ends: it is tried last, so every byte is read at most twice.
@@ -26,20 +28,30 @@ _FIRST_ID = re.compile(r'\s*:\s*("(?:[^"\\\x00-\x1f]|\\.)*")')
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A prompt as it was sent. `sampling` holds only what the prompt sets itself.
+    """A prompt as it was sent. `sampling` holds only what the prompt sets itself. `raw`: a text for no template, in
+    place of `turns`. `continue_last`: the last turn is continued.
 
     `stream` None: not given, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is Unix time.
+    `logprobs` None: not asked for; else how many of the most likely tokens are reported in place of each.
     """
 
     id: str
     named: bool
     turns: tuple[Turn, ...]
     sampling: dict[str, Any]
+    raw: str | None = None
+    continue_last: bool = False
     format: Format | None = None
     stream: bool | None = None
     priority: int | None = None
     deadline_ms: int | None = None
     expires_at: float | None = None
+    logprobs: int | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: tuple[ToolChoice, str | None] = ("auto", None)
+    reasoning: Reasoning = "auto"
+    reasoning_tokens: int | None = None
+    embed: tuple[str, ...] = ()
 
 
 class BadPrompt(EdgedError):
@@ -109,28 +121,10 @@ def _readable(payload: bytes) -> dict[str, Any]:
 
 
 def _not_blank(path: str, value: object) -> str:
-    text = _any_text(path, value)
+    text = any_text(path, value)
     if not text.strip():
         raise BadValue(path, "is empty; send the text of a prompt")
     return text
-
-
-def _any_text(path: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise BadValue(path, f"must be text, not {checks.shown(value)}")
-    return value
-
-
-def _turn(path: str, value: object) -> Turn:
-    known = {"role": checks.one_of("system", "user", "assistant"), "content": _any_text}
-    return Turn(**checks.record(path, value, known, required=("role", "content")))
-
-
-def _turns(path: str, value: object) -> tuple[Turn, ...]:
-    turns: tuple[Turn, ...] = checks.list_of(_turn, high=4096)(path, value)
-    if not any(turn.content.strip() for turn in turns):
-        raise BadValue(path, "is empty; send at least one turn with text")
-    return turns
 
 
 def timestamp(path: str, value: object) -> float:
@@ -148,14 +142,22 @@ def timestamp(path: str, value: object) -> float:
 _PROMPT_KEYS: dict[str, checks.Check] = {
     "id": checks.text(high=128, pattern=PROMPT_ID, like="1 to 128 printable ASCII characters without / + # and space"),
     "prompt": _not_blank,
-    "messages": _turns,
-    "system": _any_text,
+    "messages": check_turns,
+    "system": any_text,
+    "raw": checks.boolean,
+    "continue": checks.boolean,
     **SAMPLING,
     "stream": checks.boolean,
     "priority": checks.integer(0, 9),
     "deadline_ms": checks.integer(1),
     "expires_at": timestamp,
     "format": check_format,
+    "tools": check_tools,
+    "tool_choice": check_tool_choice,
+    "reasoning": checks.one_of("auto", "off", "show"),
+    "reasoning_tokens": checks.integer(1, 1_000_000),
+    "embed": checks.list_of(_not_blank, high=MAX_TEXTS),
+    "logprobs": checks.integer(0, MAX_TOP_LOGPROBS),
     "supersede": checks.not_yet("replace waiting prompts (supersede)"),
     "model": checks.not_yet("choose a model per prompt (model)"),
     "privacy": checks.not_yet("take privacy marks"),
@@ -164,25 +166,81 @@ _PROMPT_KEYS: dict[str, checks.Check] = {
 
 def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
     checked = checks.record("", document, _PROMPT_KEYS)
+    if "embed" in checked:
+        return _for_vectors(checked, make_id)
     if ("prompt" in checked) == ("messages" in checked):
         found = "both are there" if "prompt" in checked else "neither is there"
         raise BadValue("prompt", f"give exactly one of prompt and messages; {found}")
     turns = checked.get("messages") or (Turn("user", checked["prompt"]),)
+    raw, continued = checked.get("raw", False), checked.get("continue", False)
+    if raw:
+        _check_raw(checked)
+    if continued and turns[-1].role != "assistant":
+        raise BadValue("continue", "needs messages whose last one is the assistant's, which is continued")
     if "format" in checked and checked.get("stop"):
         raise BadValue("stop", "cannot be combined with format, which determines where the output ends; leave one out")
+    _check_tools_and_reasoning(checked)
     if "system" in checked:
         turns = (Turn("system", checked["system"]), *turns)
     return Prompt(
         id=checked.get("id") or make_id(),
         named="id" in checked,
-        turns=turns,
+        turns=() if raw else turns,
+        raw=checked["prompt"] if raw else None,
+        continue_last=continued,
         sampling={key: checked[key] for key in SAMPLING if key in checked},
         format=checked.get("format"),
         stream=checked.get("stream"),
         priority=checked.get("priority"),
         deadline_ms=checked.get("deadline_ms"),
         expires_at=checked.get("expires_at"),
+        logprobs=checked.get("logprobs"),
+        tools=checked.get("tools", ()),
+        tool_choice=checked.get("tool_choice", ("auto", None)),
+        reasoning=checked.get("reasoning", "auto"),
+        reasoning_tokens=checked.get("reasoning_tokens"),
     )
+
+
+def _check_raw(checked: Mapping[str, Any]) -> None:
+    """Raises BadValue for keys that only a chat template can use."""
+    for key in ("messages", "system", "continue", "tools"):
+        if checked.get(key):
+            raise BadValue("raw", f"applies no chat template, so there can be no {key} beside it; leave one out")
+
+
+def _for_vectors(checked: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
+    """Texts whose vectors are wanted. Raises BadValue for keys of a prompt that would have no effect."""
+    if not checked["embed"]:
+        raise BadValue("embed", "is empty; give at least one text")
+    allowed = ("id", "embed", "stream", "priority", "deadline_ms", "expires_at")
+    if other := next((key for key in checked if key not in allowed), None):
+        raise BadValue(other, "cannot be combined with embed; leave one out")
+    return Prompt(
+        id=checked.get("id") or make_id(),
+        named="id" in checked,
+        turns=(),
+        sampling={},
+        stream=checked.get("stream"),
+        priority=checked.get("priority"),
+        deadline_ms=checked.get("deadline_ms"),
+        expires_at=checked.get("expires_at"),
+        embed=checked["embed"],
+    )
+
+
+def _check_tools_and_reasoning(checked: dict[str, Any]) -> None:
+    """Raises BadValue where keys contradict each other."""
+    choice, name = checked.get("tool_choice", ("auto", None))
+    tools = checked.get("tools", ())
+    if choice == "required" and not tools:
+        raise BadValue("tool_choice", "wants a call, but there are no tools; give tools, too")
+    if name is not None and name not in {tool.name for tool in tools}:
+        raise BadValue("tool_choice.function.name", f"there is no tool {checks.shown(name)}")
+    if tools and choice != "none" and "format" in checked:
+        raise BadValue("format", "cannot be combined with tools; leave one out, or set tool_choice to none")
+    if checked.get("reasoning") == "off" and "reasoning_tokens" in checked:
+        raise BadValue("reasoning_tokens", "cannot be combined with reasoning off; leave one out")
 
 
 def _first_id(payload: bytes) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from edged.core.prompt import Failure, Reason, Usage
+from edged.core.prompt import Failure, Final, Reason, TokenLogprob, Usage
 from edged.wire import strict_json
 
 CONTENT_TYPE = "application/json"
@@ -22,8 +22,8 @@ class Timing(msgspec.Struct, frozen=True):
     tokens_per_second: float | None
 
 
-class Receipt(msgspec.Struct, frozen=True):
-    """Who computed the answer, with what."""
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who computed the answer, with what. `template`: the chat template in use; None: there is none, or raw."""
 
     device: str
     model: str
@@ -33,6 +33,7 @@ class Receipt(msgspec.Struct, frozen=True):
     config: dict[str, int]
     seed: int | None
     throttled: bool | None
+    template: str | None = None
 
 
 _REASONS: dict[str, Reason] = {name: name for name in get_args(Reason)}
@@ -59,9 +60,12 @@ def conflict(prompt_id: str) -> bytes:
     return strict_json.dumps({"id": prompt_id, "conflict": True, "message": message})
 
 
-def chunk(prompt_id: str, seq: int, at: int, text: str) -> bytes:
-    """New text, `at` code points after the beginning."""
-    return strict_json.dumps({"id": prompt_id, "seq": seq, "at": at, "text": text})
+def chunk(prompt_id: str, seq: int, at: int, text: str, reasoning: str = "", *, reasoning_at: int = 0) -> bytes:
+    """New text, `at` code points after the beginning, and new text of the thought before it, if any."""
+    document: dict[str, Any] = {"id": prompt_id, "seq": seq, "at": at, "text": text}
+    if reasoning:
+        document |= {"reasoning_at": reasoning_at, "reasoning": reasoning}
+    return strict_json.dumps(document)
 
 
 def answer(
@@ -73,14 +77,19 @@ def answer(
     timing: Timing,
     receipt: Receipt | None,
     failure: Failure | None = None,
+    final: Final | None = None,
 ) -> bytes:
-    """A final that carries what was generated (`receipt` None: it never ran), and why that failed."""
+    """A final that carries what was generated (`receipt` None: it never ran), and why that failed.
+
+    `final` is the engine's, for what an answer may have beside its text.
+    """
     document: dict[str, Any] = {
         "id": prompt_id,
         "final": True,
         "reason": reason,
         "text": text,
         "ts": rfc3339(now),
+        **({} if final is None else _beside_text(final)),
         "usage": msgspec.to_builtins(usage),
         "timing": msgspec.to_builtins(timing),
     }
@@ -89,6 +98,31 @@ def answer(
     if failure is not None:
         document["error"] = {"code": failure.code, "message": failure.message}
     return strict_json.dumps(document)
+
+
+def _beside_text(final: Final) -> dict[str, Any]:
+    """Keys of a final that are there only where the prompt asked for them."""
+    document: dict[str, Any] = {}
+    if final.reasoning is not None:
+        document["reasoning"] = final.reasoning
+    if final.tool_calls:
+        document["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in final.tool_calls
+        ]
+    if final.embedding is not None:
+        document["vectors"] = final.embedding.vectors
+        document["pooling"] = final.embedding.pooling
+    if final.logprobs:
+        document["logprobs"] = [
+            {"token": one.token, "logprob": round(one.logprob, 6), "top": [_token(best) for best in one.top]}
+            for one in final.logprobs
+        ]
+    return document
+
+
+def _token(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": round(one.logprob, 6)}
 
 
 def refusal(

@@ -31,6 +31,7 @@ class Topics:
         self.birth = birth
         self.fleet = fleet
         self.device = device
+        self.groups = groups
         self.root = f"{ROOT}/{fleet}"
         self.own = f"{self.root}/device/{device}"
         self.status = f"{self.own}/status"

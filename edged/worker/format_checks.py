@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edged.core.errors import PromptRefused
-from edged.core.prompt import Format
+from edged.engine.constraint import Wanted
 
 REMEMBERED = 1024  # requesters whose time is counted
 
-Check = Callable[[Format], None]
+Check = Callable[[Wanted], None]
 Done = Callable[[str, PromptRefused | None], None]
 
 
@@ -30,7 +30,7 @@ class _Waiting:
     requester: str
     level: int
     order: int
-    wanted: Format
+    wanted: Wanted
 
 
 class FormatChecks:
@@ -53,7 +53,7 @@ class FormatChecks:
             self._stopping = True
             self._changed.notify()
 
-    def submit(self, key: str, requester: str, level: int, wanted: Format) -> None:
+    def submit(self, key: str, requester: str, level: int, wanted: Wanted) -> None:
         """A prompt's format is to be checked."""
         with self._changed:
             self._count += 1

@@ -28,6 +28,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     context: int
     threads: int | None
     store: str
+    template: str = "auto"
 
 
 class Add(msgspec.Struct, frozen=True, tag="add"):
@@ -103,11 +104,13 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
 
 
 class Generated(msgspec.Struct, frozen=True, tag="generated"):
-    """New text of `key`, after the first `at` code points."""
+    """New text of `key`, after the first `at` code points, and of the thought before it."""
 
     key: str
     at: int
     text: str
+    reasoning_at: int = 0
+    reasoning: str = ""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import msgspec
 
 from edged.core.errors import EdgedError, ModelError, PromptRefused
-from edged.core.prompt import Chunk, Final, Format, Started, Usage
+from edged.core.prompt import Chunk, Final, Started, Usage
 from edged.engine import Model, load_model
+from edged.engine.constraint import Wanted
 from edged.engine.sampler import compiled
 from edged.worker import frames, sandbox
 from edged.worker.format_checks import FormatChecks
@@ -111,6 +112,7 @@ class Worker:
                 threads=order.threads,
                 digest=order.digest,
                 bits=order.bits,
+                template=order.template,
                 store_root=Path(order.store),
                 on_progress=self._send_loading,
             )
@@ -131,14 +133,18 @@ class Worker:
         if self._model is None:
             self._send(frames.Refused(order.key, "unavailable", "no_model", "no model is loaded; see the health topic"))
             return
-        wanted = order.request.format
+        try:
+            wanted = self._model.engine.wanted(order.request)
+        except PromptRefused as error:
+            self._send(frames.Refused(order.key, error.reason, error.code, str(error)))
+            return
         if wanted is not None and not self._model.engine.is_checked(wanted):
             self._unchecked[order.key] = order
             self._checks.submit(order.key, order.requester, order.level, wanted)
         else:
             self._prepare(self._model, order)
 
-    def _check_format(self, wanted: Format) -> None:
+    def _check_format(self, wanted: Wanted) -> None:
         """For the checking thread."""
         if (model := self._model) is not None:
             model.engine.check_format(wanted)
@@ -204,14 +210,17 @@ class Worker:
 
     def _add_text(self, key: str, chunk: Chunk) -> None:
         before = self._unsent.get(key)
-        self._unsent[key] = chunk if before is None else Chunk(before.at, before.text + chunk.text)
+        if before is not None:
+            text, reasoning = before.text + chunk.text, before.reasoning + chunk.reasoning
+            chunk = Chunk(before.at, text, before.reasoning_at, reasoning)
+        self._unsent[key] = chunk
 
     def _send_due_text(self, now: float) -> None:
         """Send the text that is due; a sequence's first text at once."""
         for key in [key for key in self._unsent if now - self._text_sent_at.get(key, 0.0) >= _TEXT_EVERY]:
             chunk = self._unsent.pop(key)
             self._text_sent_at[key] = now
-            self._send(frames.Generated(key, chunk.at, chunk.text))
+            self._send(frames.Generated(key, chunk.at, chunk.text, chunk.reasoning_at, chunk.reasoning))
 
     def _send(self, frame: frames.FromWorker) -> None:
         try:

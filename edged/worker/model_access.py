@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import edged
+from edged.core.chat_templates import is_file
 from edged.core.errors import ModelError
 from edged.models.formats.gguf_split import part_paths
 from edged.models.store.packed_cache import FOLDER
@@ -35,7 +36,7 @@ def access_for(order: Load) -> Access:
     """
     store = Path(order.store)
     return Access(
-        read=(*map(Path, _SYSTEM), *_libraries(), store, *_model(order.source, store)),
+        read=(*map(Path, _SYSTEM), *_libraries(), store, *_model(order.source, store), *_template(order.template)),
         run=(Path(sys.executable).resolve(), *_matching(_LOADERS)),
         devices=(*map(Path, _DEVICES), *_matching(_GPU_DEVICES)),
         # The check of a format offers itself to the out-of-memory killer; what root could write there is too much.
@@ -85,6 +86,11 @@ def _model(source: str, store: Path) -> Iterator[Path]:
         for entry in islice((entry for entry in path.rglob("*") if entry.is_symlink()), _MAX_LINKS):
             if entry.resolve().parent == blobs:
                 yield entry.resolve()
+
+
+def _template(template: str) -> Iterator[Path]:
+    if is_file(template) and (path := Path(template).expanduser()).is_file():
+        yield path
 
 
 def _packed_folders(store: Path) -> Iterator[Path]:

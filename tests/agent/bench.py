@@ -39,6 +39,7 @@ class RecordingWorker:
     def __init__(self) -> None:
         self.info: ModelInfo | None = INFO
         self.replaced = False
+        self.load_left = 0.0
         self.frames: list[frames.ToWorker] = []
 
     def send(self, frame: frames.ToWorker) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from edged.agent.admission_rules import Accept, AdmissionRules, Cancel, Conditions, Conflict, Ignore, Refuse, Repeat
 from edged.agent.journal import Entry, ReplyTo, body_digest
-from edged.config.schema import Limits, Settings
+from edged.config.schema import Generation, Limits, Settings
 from edged.link.events import Arrived
 from edged.wire.topics import Topics
 from tests.agent.bench import message
@@ -37,6 +37,30 @@ def test_a_prompt_is_accepted_with_the_revisions_in_force() -> None:
     assert ("me", "a", DEFAULT) == (decision.job.requester, decision.job.id, decision.job.reply_to)
     assert ({"fleet": 7}, 50_000.0) == (decision.job.config, decision.job.arrived)
     assert body_digest(PROMPT.payload) == decision.body
+
+
+def test_a_raw_prompt_needs_the_owners_leave() -> None:
+    raw = message({"id": "a", "prompt": "Once", "raw": True})
+    refused = rules().prompt("me", raw, NOW)
+    assert isinstance(refused, Refuse)
+    assert ("invalid", "bad_request") == (refused.reason, refused.code)
+    assert "limits.raw: true in the device's own file" in refused.message
+    system = Generation(system="Be brief.")
+    open_to_all = msgspec.structs.replace(NOW, settings=Settings(limits=Limits(raw=True), generation=system))
+    allowed = rules().prompt("me", raw, open_to_all)
+    assert isinstance(allowed, Accept)
+    assert ("Once", ()) == (allowed.job.request.raw, allowed.job.request.turns)
+
+
+def test_what_nobody_sets_is_left_to_the_model_and_the_arrival_goes_with_the_prompt() -> None:
+    request = accepted(message({"id": "a", "prompt": "x", "top_p": 1.0})).job.request
+    assert ("temperature", "top_k", "min_p", "repetition_penalty") == request.unset
+    assert 50_000.0 == request.arrived
+
+
+def test_a_last_turn_may_be_continued() -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I"}]
+    assert accepted(message({"id": "a", "messages": turns, "continue": True})).job.request.continue_last
 
 
 def test_a_decision_changes_nothing() -> None:

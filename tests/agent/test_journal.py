@@ -532,3 +532,15 @@ def test_another_versions_file_is_kept_aside_with_its_rows_and_the_device_starts
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_damage(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError):
         Journal(tmp_path / "nowhere" / "journal.db").open()
+
+
+def test_a_prompt_that_an_older_version_stored_is_read() -> None:
+    """One from before prompts had tools, thinking and vectors."""
+    request = {
+        "turns": [{"role": "user", "content": "x"}], "raw": None, "sampling": {"max_tokens": 5, "stop": []},
+        "priority": 5, "format": None, "logprobs": False,
+    }  # fmt: skip
+    reply_to = {"topic": "t", "correlation": None}
+    stored = {"requester": "me", "id": "a", "request": request, "stream": True, "reply_to": reply_to, "arrived": 1.0}
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode({**stored, "expires": None, "config": None}), type=Job)
+    assert ("x", 5, ()) == (read.request.turns[0].content, read.request.sampling.max_tokens, read.request.tools)

@@ -57,3 +57,12 @@ def test_an_exception_stays_on_one_line_of_json(capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert json.loads(line)["event"] == "a defect"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_is_not_known_is_left_out(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", form)
+    logs.logger().info("connected", mqtt="5", refused=None)
+    line = capsys.readouterr().err
+    assert "mqtt" in line
+    assert "refused" not in line

@@ -6,10 +6,12 @@ import signal
 import subprocess
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from edged.agent import model_pull
 from edged.agent import supervisor as module
+from edged.agent.last_good import LastGood
 from edged.agent.model_pull import PullEnded
 from edged.agent.model_state import (
     ModelFailure,
@@ -290,6 +292,114 @@ def test_after_stop_nothing_is_started_or_returned(bench: Bench) -> None:
     bench.wait(100)
     assert len(RecordingClient.made) == 1
     assert bench.lost == []
+
+
+# ---- idle -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unloaded_model_stays_online_and_is_loaded_again_by_wake(bench: Bench) -> None:
+    bench.wait(2.0)
+    bench.says(frames.Loaded(INFO))
+    assert 0.0 == bench.supervisor.load_left
+    old = bench.worker.generation
+    bench.supervisor.unload()
+    assert (1, None, "online") == (bench.worker.kills, bench.supervisor.pid, bench.supervisor.state)
+    assert (INFO, False, True) == (bench.supervisor.info, bench.supervisor.ready, bench.supervisor.unloaded)
+    assert 2.0 == bench.supervisor.load_left
+    bench.process(old, KILLED)
+    bench.wait(100)
+    assert (1, []) == (len(RecordingClient.made), bench.lost)
+    bench.outcomes += bench.supervisor.wake()
+    bench.wait(0.5)
+    assert (2, 1.5) == (len(RecordingClient.made), bench.supervisor.load_left)
+    bench.says(frames.Loaded(INFO))
+    assert (2, True, 0, 0.0) == (
+        bench.loads,
+        bench.supervisor.ready,
+        bench.supervisor.restarts,
+        bench.supervisor.load_left,
+    )
+
+
+def test_p07_a_prompt_while_the_model_is_being_unloaded_waits_until_the_memory_is_free(bench: Bench) -> None:
+    bench.says(frames.Loaded(INFO))
+    bench.supervisor.unload()
+    bench.outcomes += bench.supervisor.wake()
+    assert 1 == len(RecordingClient.made)
+    bench.process(bench.worker.generation, frames.Progress())
+    assert 1 == len(RecordingClient.made)
+    bench.says(KILLED)
+    assert 2 == len(RecordingClient.made)
+    bench.says(frames.Loaded(INFO))
+    assert bench.supervisor.ready
+
+
+# ---- the last good model --------------------------------------------------------------------------------------------
+
+FAILURE = ModelFailure("tampered", "the model is broken; remove it")
+BROKEN = frames.NotLoaded(FAILURE.code, FAILURE.message)
+
+
+def last_good(bench: Bench, *sources: str) -> tuple[frames.Load, ...]:
+    """The supervisor falls back to these."""
+    orders = tuple(msgspec.structs.replace(ORDER, source=source, digest="sha256:1") for source in sources)
+    bench.supervisor._last_good = LastGood(lambda: orders)
+    return orders
+
+
+def test_p04_a_model_that_cannot_be_loaded_is_replaced_by_the_last_good_one(bench: Bench) -> None:
+    first, second = last_good(bench, "a", "b")
+    bench.says(BROKEN)
+    assert ([first], "starting") == (bench.worker.sent, bench.supervisor.state)
+    bench.says(frames.NotLoaded("missing", "it is gone"))
+    assert [second] == bench.worker.sent
+    bench.says(frames.Loaded(INFO))
+    assert "online" == bench.supervisor.state
+    fallback = bench.supervisor.fallback
+    assert fallback is not None
+    assert (ORDER, FAILURE) == (fallback.wanted, fallback.failure)
+    assert (ORDER.source, "b") == (bench.supervisor.document().instead_of, bench.supervisor.document().source)
+    bench.says(KILLED)
+    bench.wait(0.1)
+    assert ([second], fallback) == (bench.worker.sent, bench.supervisor.fallback)
+
+
+def test_p04_where_no_earlier_model_loads_either_the_device_is_safe_and_tries_the_one_in_force_again(
+    bench: Bench,
+) -> None:
+    (other,) = last_good(bench, "a")
+    for wait in [30, 60, 300]:
+        assert [ORDER] == bench.worker.sent
+        bench.says(BROKEN)
+        assert [other] == bench.worker.sent
+        for _ in range(3):
+            bench.says(Exited(3))
+            bench.wait(1.1)
+        assert ("safe", FAILURE, None) == (
+            bench.supervisor.state,
+            bench.supervisor.failure,
+            bench.supervisor.fallback,
+        )
+        made = len(RecordingClient.made)
+        bench.wait(wait - 2.2)
+        assert made == len(RecordingClient.made)
+        bench.wait(1.2)
+    bench.says(frames.Loaded(INFO))
+    assert ("online", None) == (bench.supervisor.state, bench.supervisor.fallback)
+
+
+def test_an_adopted_model_ends_the_fall_back_and_a_rolled_back_one_does_not(bench: Bench) -> None:
+    last_good(bench, "a")
+    bench.says(BROKEN)
+    bench.says(frames.Loaded(INFO))
+    fallback, before = bench.supervisor.fallback, bench.supervisor.order
+    bench.supervisor.use(before)
+    bench.says(frames.Loaded(INFO))
+    assert fallback == bench.supervisor.fallback
+    bench.supervisor.use(msgspec.structs.replace(ORDER, source="new"))
+    bench.says(frames.Loaded(INFO))
+    bench.supervisor.adopted()
+    assert bench.supervisor.fallback is None
 
 
 # ---- fetching -------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def test_a_good_file_is_shown_as_it_will_be_in_force(
     assert 0 == main(["check", "--config", file])
     shown = yaml.safe_load(capsys.readouterr().out)
     share = {"queue": 16, "running": 4, "priority": 0, "by_name": {}}
-    limits = {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d", "per_requester": share}
+    limits = {"queue": 7, "prompt_bytes": "1MB", "max_tokens": 1024, "remember": "1d", "raw": False}
+    limits["per_requester"] = share
     assert limits == shown["limits"]
     assert "pi" == shown["identity"]["device"]
     assert ["a"] == shown["generation"]["stop"]

@@ -51,8 +51,8 @@ def test_values_are_checked_and_converted() -> None:
         ("hello\n", "edged.yaml:1: must be a mapping"),
         ("model: {source: 5}\n", "edged.yaml:1: model.source: must be text, not 5; put it in quotes"),
         (
-            "model:\n  keep_alive: 5m\n",
-            "edged.yaml:2: model.keep_alive: this version does not unload an idle model yet",
+            "model:\n  keep_alive: never\n",
+            "edged.yaml:2: model.keep_alive: must be forever or a duration such as 10s, 5m or 24h, not 'never'",
         ),
         ("golden: [{prompt: x, within: 0s}]\n", "edged.yaml:1: golden[0].within: must be between 100ms and 1h"),
         ("trust: {keys: {ops: x}}\n", "edged.yaml:1: trust.keys.ops: must be an Ed25519 public key"),

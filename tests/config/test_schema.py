@@ -27,7 +27,8 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert "mqtt://127.0.0.1:1883" == settings.mqtt.url
     assert "auto" == settings.mqtt.version
     assert "/var/lib/edged" == settings.state_dir
-    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, "forever") == settings.model
+    assert s.Model("smollm2-135m-instruct", None, "auto", "auto", 2048, None, None) == settings.model
+    assert 3 == settings.models.keep
     assert 256 == settings.generation.max_tokens
     assert 0.7 == settings.generation.temperature
     assert s.Limits(queue=64, prompt_bytes=64_000, max_tokens=1024, remember=86400) == settings.limits
@@ -63,6 +64,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         "telemetry": {"interval": "10s"},
         "log": {"level": "info", "format": "auto"},
         "golden": [],
+        "models": {"keep": 3},
     }
     settings = s.build(keys.check_file(document))
     assert "Be brief." == settings.generation.system
@@ -107,7 +109,9 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("model", "backend", ["auto", "native", "torch"], ["onnx"]),
         ("model", "context", [16, 8192], [0, 15, -1, 2.5, "2048", 2_000_000]),
         ("model", "threads", ["auto", 1, 8], [0, -1, "two", 1.5, True]),
-        ("model", "keep_alive", ["forever"], ["5m", "10s", 0]),
+        ("model", "keep_alive", ["forever", "0s", "10s", "5m", "365d"], ["never", "10", 0, 60, "366d", "-1s", None]),
+        ("models", "keep", [1, 3, 1000], [0, -1, 1001, "3", True]),
+        ("model", "template", ["auto", "chatml", "/models/t.jinja", "t.jinja"], ["chatlm", "", 5]),
         ("generation", "max_tokens", [1, 1024], [0, -1, 1.5, True, "5", 2**60]),
         ("generation", "temperature", [0, 0.7, 5], [-0.1, 5.1, "0.7", False]),
         ("generation", "top_k", [0, 40], [-1, 0.5]),
@@ -120,6 +124,7 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("limits", "queue", [1, 64], [0, -1, 1.5, True]),
         ("limits", "prompt_bytes", ["64KB", "1MiB", "64B"], [64000, "1B", "1GB"]),
         ("limits", "max_tokens", [1], [0]),
+        ("limits", "raw", [True, False], [0, "true"]),
         ("limits", "remember", ["1s", "24h", "365d"], ["0s", 86400, "366d"]),
         ("telemetry", "interval", ["100ms", "10s", "1d"], ["0s", "50ms", 10, "2d"]),
         ("trial", "probation", ["100ms", "60s", "1d"], ["99ms", "0s", 60, "25h"]),
@@ -153,6 +158,18 @@ def test_signatures_can_only_be_required_where_there_is_a_key() -> None:
     assert file_refusal({"trust": {"require_signature": True}}).startswith("trust.require_signature: needs a key")
     settings = s.build(keys.check_file({"trust": {"keys": {"ops": KEY}, "require_signature": True}}))
     assert s.Trust({"ops": KEY}, True) == settings.trust
+
+
+def test_only_the_owner_allows_raw_prompts() -> None:
+    with pytest.raises(BadValue, match=r"limits\.raw: is the owner's"):
+        keys.check_layer({"limits": {"raw": True}})
+
+
+def test_it_is_known_which_sampling_keys_nobody_set() -> None:
+    made = s.build(keys.check_file({"generation": {"temperature": 0.7}})).generation
+    assert ("top_k", "top_p", "min_p", "repetition_penalty") == made.unset
+    assert ("top_k", "min_p", "repetition_penalty") == made.unset_by({"top_p": 1.0, "seed": 1})
+    assert "unset" not in s.show(s.build({}))["generation"]
 
 
 SHARES = {"queue": (1, 100_000), "running": (1, 1024), "priority": (0, 9), "prompts_per_minute": (1, 1_000_000)}

@@ -11,7 +11,9 @@ import pytest
 from edged.config import file as config_file
 from edged.core.errors import ConfigError
 from edged.ctl import config
-from edged.ctl.main import main, parser, settings_of
+from edged.ctl.main import main, parser
+from edged.ctl.options import settings_of
+from edged.ctl.prompt_options import options_of
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +43,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     "words",
     [
-        ("top",),
-        ("top", "--json"),
         ("rollout", "start"),
         ("model", "load", "x"),
         ("simulate", "layer.yaml"),
@@ -70,6 +70,20 @@ def test_p08_a_reserved_command_is_refused_and_says_so(
         (("status", "two\nlines"), "two lines"),
         (("prompt", "x", "--url", ""), "--url: "),
         (("prompt", "x", "--fleet", "Home"), "--fleet: "),
+        (("prompt", "x", "--top-p", "2"), "--top-p: "),
+        (("prompt", "x", "--stop", ""), "--stop[0]: "),
+        (("prompt", "x", "--priority", "10"), "priority: "),
+        (("prompt", "x", "--format", "/nowhere"), "/nowhere: cannot be read"),
+        (("prompt", "x", "--messages", "/nowhere"), "/nowhere: cannot be read"),
+        (("prompt", "x", "--all", "--device", "pi"), "not allowed with argument"),
+        (("prompt", "x", "--pool", "fast"), "--pool: this version does not send prompts to pools yet"),
+        (("prompt", " "), "prompt: is empty"),
+        (("top", "--url", "mqtt://h"), "top needs a terminal"),
+        (("cancel",), "give the ID of a prompt, or --all"),
+        (("cancel", "x", "--all"), "give the ID of a prompt, or --all"),
+        (("cancel", "a/b"), "ID: "),
+        (("status", "--ca", "x", "--url", "mqtt://h"), "certificates need a URL that starts with mqtts://"),
+        (("status", "--cert", "x", "--url", "mqtts://h"), "give both or neither"),
         (("prompt", "\udcff", "--device", "pi"), "TEXT: is not valid UTF-8"),
         (("prompt", "x", "--device", "pi", "--system", "\udcff"), "--system: is not valid UTF-8"),
     ],
@@ -128,3 +142,49 @@ def test_what_a_device_says_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert "[red] is no level" in shown
     assert "fleet:3" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[", "is not valid JSON"),
+        ("5", "must be a list of turns"),
+        ("[]", "messages: is empty"),
+        ('[{"role": "robot", "content": "x"}]', "messages[0].role: "),
+        ('[{"role": "user", "role": "user", "content": "x"}]', "role"),
+    ],
+)
+def test_a_file_of_turns_that_no_device_would_accept_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, says: str
+) -> None:
+    path = tmp_path / "turns.json"
+    path.write_text(text)
+    said = refused(capsys, "prompt", "--messages", str(path), "--device", "pi")
+    assert f"{path}: " in said
+    assert says in said
+
+
+def test_a_format_is_a_format_or_a_bare_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "format.json"
+    for text, found in (
+        ('{"type": "choice", "choices": ["a"]}', {"type": "choice", "choices": ["a"]}),
+        ('{"type": "array"}', {"type": "json_schema", "schema": {"type": "array"}}),
+        ("{}", {"type": "json_schema", "schema": {}}),
+    ):
+        path.write_text(text)
+        arguments = parser().parse_args(["prompt", "x", "--format", str(path)])
+        assert {"format": found} == options_of(arguments)
+    for text in ("[]", '{"type": "choice", "choices": []}', '{"type": "array", "itemz": 1}'):
+        path.write_text(text)
+        assert f"{path}: " in refused(capsys, "prompt", "x", "--format", str(path))
+
+
+def test_options_of_the_connection_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "edged.yaml"
+    path.write_text("mqtt: {url: 'mqtts://a', username: me, ca: old}\n")
+    words = ["--username", "you", "--password-file", "p", "--ca", "c", "--cert", "d", "--key", "k"]
+    found = settings_of(parser().parse_args(["prompt", "x", "--config", str(path), *words])).mqtt
+    assert ("you", "p", "c", "d", "k") == (found.username, found.password_file, found.ca, found.cert, found.key)
+    words = ["config", "push", "x", "--config", str(path), "--cert", "d", "--tls-key", "k", "--key", "signing"]
+    arguments = parser().parse_args(words)
+    assert ("k", Path("signing")) == (settings_of(arguments).mqtt.key, arguments.key)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from edged.ctl.answer import Printer
 from edged.ctl.main import main
-from edged.ctl.prompt import Printer
 from edged.wire.topics import Topics
 from tests.support import Broker, Client, Device, running
 
@@ -27,7 +27,7 @@ def ctl_device(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iter
     made = Device(
         tmp_path_factory.mktemp("ctl"),
         broker,
-        {"identity": {"fleet": FLEET, "device": "pi"}, "telemetry": {"interval": "200ms"}},
+        {"identity": {"fleet": FLEET, "device": "pi", "groups": ["kitchen"]}, "telemetry": {"interval": "200ms"}},
     )
     with running(made):
         watcher.status("online", 30)
@@ -79,19 +79,92 @@ def test_prompt_without_an_answer_in_time_is_exit_4(edgectl: Any, capsys: pytest
     assert "no answer came in time" in capsys.readouterr().err
 
 
-def test_a_device_that_is_not_there_is_named(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert 4 == edgectl("prompt", "x", "--device", "nope", "--timeout", "0.5")
-    assert "no device nope of the fleet ctl is known" in capsys.readouterr().err
+def test_a_device_that_is_not_there_is_named_at_once(edgectl: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == edgectl("prompt", "x", "--device", "nope", "--timeout", "1000")
+    said = capsys.readouterr().err
+    assert "no device nope of the fleet ctl is known" in said
+    assert "connected are: pi" in said
 
 
-def test_an_offline_device_is_told(edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_is_asked_although_nobody_shows_its_status(
+    edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A requester may have no right to read it; the broker then delivers nothing, and gives no error."""
+    assert 4 == main(["prompt", "x", "--device", "pi", "--url", broker.url, "--fleet", "nobody", "--timeout", "0.3"])
+    waits, late = capsys.readouterr().err.splitlines()
+    assert "or its user may not read their status; waiting for an answer of pi" in waits
+    assert "no answer came in time; no device of the fleet nobody is known" in late
+
+
+def test_an_offline_device_is_reported_at_once_and_does_not_count_as_one_to_choose(
+    edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     status = f"{Topics(FLEET, 'away').own}/status"
     client.publish(status, b"offline", retain=True)
     try:
-        assert 4 == edgectl("prompt", "x", "--device", "away", "--timeout", "0.5")
+        assert 1 == edgectl("prompt", "x", "--device", "away", "--timeout", "1000")
+        assert "the device away is offline; connected are: pi" in capsys.readouterr().err
+        assert 0 == edgectl("prompt", "say:hello")
+        client.publish(status, b"online", retain=True)
+        assert 1 == edgectl("prompt", "x")
+        assert "the fleet has several devices (away, pi); name one with --device" in capsys.readouterr().err
     finally:
         client.publish(status, b"", retain=True)
-    assert "the device away is offline" in capsys.readouterr().err
+
+
+def test_a_prompt_may_set_turns_format_and_sampling_by_options(
+    edgectl: Any, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns, schema = tmp_path / "turns.json", tmp_path / "schema.json"
+    turns.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}')
+    schema.write_text('{"type": "object", "properties": {"name": {"type": "string"}}}')
+    client.subscribe(f"{Topics(FLEET, 'pi').own}/prompt/+")
+    words = ("--messages", str(turns), "--format", str(schema), "--system", "say:system", "--requester", "options")
+    assert 0 == edgectl("prompt", "say:c", *words, "--top-p", "0.5", "--seed", "7", "--device", "pi")
+    sent = client.wait(lambda m: m.topic.endswith("/prompt/options") and json.loads(m.payload))
+    assert ["a", "b", "say:c"] == [turn["content"] for turn in sent["messages"]]
+    assert {"type": "json_schema", "schema": json.loads(schema.read_text())} == sent["format"]
+    assert ("say:system", 0.5, 7) == (sent["system"], sent["top_p"], sent["seed"])
+    assert 0 == edgectl("prompt", "a", "--stop", "x", "--stop", "y", "--requester", "stops")
+    sent = client.wait(lambda m: m.topic.endswith("/prompt/stops") and json.loads(m.payload))
+    assert ["x", "y"] == sent["stop"]
+
+
+def test_many_devices_are_asked_at_once(edgectl: Any, ctl_device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == edgectl("prompt", "say:Tokyo", "--all")
+    table = capsys.readouterr().out.splitlines()
+    assert ["device", "answer", "tokens/s", "seconds"] == table[0].split()
+    assert ["pi", "Tokyo"] == table[1].split()[:2]
+    assert 0 == edgectl("prompt", "say:Tokyo", "--group", "kitchen", "--json")
+    assert "Tokyo " == json.loads(capsys.readouterr().out)["devices"]["pi"]["text"]
+    assert 1 == edgectl("prompt", "x", "--group", "garden")
+    assert "no device of the fleet ctl is in the group garden; the groups are: kitchen" in capsys.readouterr().err
+    assert 4 == edgectl("prompt", "wait:never", "--all", "--timeout", "0.3")
+    assert "pi did not answer in time" in capsys.readouterr().err
+
+
+def test_prompts_are_cancelled_by_id_and_all_together(
+    edgectl: Any, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.subscribe(f"edged/v1/{FLEET}/reply/#")
+    for prompt_id in ("c-1", "c-2", "c-3"):
+        topic = f"{Topics(FLEET, 'pi').own}/prompt/canceller"
+        client.publish(topic, {"id": prompt_id, "prompt": "wait:never"})
+        client.wait(lambda m, i=prompt_id: m.topic.endswith(f"/{i}"))
+    assert 0 == edgectl("cancel", "c-2", "--requester", "canceller")
+    assert "pi: c-2 — cancelled" in capsys.readouterr().out
+    assert 0 == edgectl("cancel", "--all", "--requester", "canceller", "--json", "--device", "pi")
+    document = json.loads(capsys.readouterr().out)
+    assert (["pi"], {"c-1", "c-3"}) == (document["devices"], {final["id"] for final in document["cancelled"]})
+    assert 1 == edgectl("cancel", "c-2", "--requester", "canceller", "--wait", "0.3")
+    assert "no prompt of canceller ended on pi" in capsys.readouterr().out
+    assert 0 == edgectl("cancel", "--all", "--requester", "canceller", "--wait", "0.3")
+
+
+def test_a_prompt_that_nobody_waits_for_any_more_is_cancelled(edgectl: Any, client: Client) -> None:
+    client.subscribe(f"edged/v1/{FLEET}/reply/impatient/#")
+    assert 4 == edgectl("prompt", "wait:never", "--timeout", "0.5", "--requester", "impatient")
+    assert "cancelled" == client.any_final("impatient")["reason"]
 
 
 def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

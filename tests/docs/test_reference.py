@@ -14,13 +14,14 @@ import msgspec
 import pytest
 import yaml
 
+from edged.commands import edgectl
 from edged.commands import main as edged_main
 from edged.config.file import parse
 from edged.config.keys import known_keys
 from edged.config.schema import build
 from edged.core.golden import GoldenResult
 from edged.core.health import Finding, health_of
-from edged.core.prompt import Failure, ModelInfo, Reason, Usage
+from edged.core.prompt import ChosenLogprob, Embedding, Failure, Final, ModelInfo, Reason, TokenLogprob, ToolCall, Usage
 from edged.core.reading import Reading
 from edged.ctl import main as edgectl_main
 from edged.device.rules import RULES
@@ -196,7 +197,11 @@ def commands_of(parser: argparse.ArgumentParser, at: str) -> Iterator[tuple[str,
             yield from commands_of(below, f"{at} {name}")
 
 
-@pytest.mark.parametrize(("name", "parser"), [("edged", edged_main.parser), ("edgectl", edgectl_main.parser)])
+def edgectl_parser() -> argparse.ArgumentParser:
+    return edgectl_main.parser(edgectl.MORE)
+
+
+@pytest.mark.parametrize(("name", "parser"), [("edged", edged_main.parser), ("edgectl", edgectl_parser)])
 def test_every_command_and_option_is_in_cli(name: str, parser: Callable[[], argparse.ArgumentParser]) -> None:
     text = page("cli.md")
     shared = section(text, "edgectl").split("### ")[0]
@@ -216,7 +221,7 @@ def test_every_command_and_option_is_in_cli(name: str, parser: Callable[[], argp
 
 def test_cli_names_no_option_that_the_parsers_do_not_know() -> None:
     known = {"--help", "--version"}
-    for name, parser in (("edged", edged_main.parser), ("edgectl", edgectl_main.parser)):
+    for name, parser in (("edged", edged_main.parser), ("edgectl", edgectl_parser)):
         for _, inner in commands_of(parser(), name):
             known |= {option for action in inner._actions for option in action.option_strings}
     assert set() == set(re.findall(r"--[a-z][a-z-]+", page("cli.md"))) - known
@@ -289,6 +294,24 @@ def test_every_keyword_of_a_schema_is_in_the_table_and_no_other() -> None:
     assert set(formats._KNOWN) == {word for cells in table[first + 1 :] for word in WORD.findall(cells[1])}
 
 
+def full_final() -> Final:
+    """What an engine may give beside the text."""
+    logprobs = (ChosenLogprob("a", -0.1, (TokenLogprob("a", -0.1),)),)
+    calls = (ToolCall("a", "f", "{}"),)
+    return Final(
+        "stop",
+        "",
+        Usage(),
+        1,
+        0.0,
+        0.0,
+        logprobs=logprobs,
+        tool_calls=calls,
+        reasoning="why",
+        embedding=Embedding(((0.5,),), "mean"),
+    )
+
+
 INFO = ModelInfo("m", "sha256:0", "llama", "q4_1", "native", 64, 4, 0, fallback="why")
 QUEUE = documents.Queue(0, 0, 1, 0, 0, 0, 0)
 FRAME = documents.Frame(0.0, "boot", None)
@@ -298,10 +321,10 @@ def test_every_key_of_a_reply_is_in_the_tables() -> None:
     receipt = replies.Receipt("pi", "m", "sha256:0", "q4_1", "native", {}, 1, None)
     timing = replies.Timing(0.0, None, 0.0, None)
     written = [
-        replies.answer("a", "failed", "", 0.0, Usage(), timing, receipt, Failure("engine", "why")),
+        replies.answer("a", "failed", "", 0.0, Usage(), timing, receipt, Failure("engine", "why"), full_final()),
         replies.refusal("a", "busy", "queue_full", "why", 0.0, retry_after_ms=1),
         replies.accepted("a", 1, None),
-        replies.chunk("a", 0, 0, ""),
+        replies.chunk("a", 0, 0, "", "why", reasoning_at=0),
         replies.conflict("a"),
     ]
     known = words(section(page("mqtt.md"), "Replies"))

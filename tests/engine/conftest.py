@@ -28,6 +28,7 @@ class FakeBackend:
     name = "fake"
     quantization = "none"
     weights_bytes = 0
+    embeds = True
 
     def __init__(self, vocabulary: int, context: int = 512, slots: int = 4, drafts: int = 0) -> None:
         self.vocabulary = vocabulary
@@ -95,6 +96,13 @@ class FakeBackend:
         self.log.append([len(item.tokens) for item in slices])
         self.draft_log.append(sum(len(item.drafts) for item in slices))
         return [self._one(item) for item in slices]
+
+    def hidden(self, slot: int, start: int, tokens: Sequence[int]) -> Logits | ComputeError:
+        """Of each token its id and its position."""
+        self.log.append([len(tokens)])
+        assert start == len(self.caches[slot])
+        self.caches[slot] += tokens
+        return np.array([[token, start + at] for at, token in enumerate(tokens)], np.float32)
 
     def _one(self, item: Slice) -> Logits | ComputeError:
         cache = self.caches[item.slot]

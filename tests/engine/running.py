@@ -29,15 +29,16 @@ def drain(engine: Engine, limit: int = 100_000) -> dict[str, list[Event]]:
 
 
 def check(events: list[Event]) -> Final:
-    final, text = events[-1], ""
+    final, text, reasoning = events[-1], "", ""
     assert isinstance(final, Final)
     for event in events[:-1]:
         assert isinstance(event, Started | Chunk)
         if isinstance(event, Chunk):
-            assert event.at == len(text)
-            assert event.text
+            assert (event.at, event.reasoning_at) == (len(text), len(reasoning))
+            assert event.text or event.reasoning
             text += event.text
-    assert text == final.text
+            reasoning += event.reasoning
+    assert (text, reasoning) == (final.text, final.reasoning or "")
     assert [] == [event for event in events[1:] if isinstance(event, Started)]
     return final
 

@@ -207,7 +207,7 @@ def test_logits_that_are_no_numbers_fail(engine: Engine, backend: FakeBackend) -
 def test_p08_a_library_that_breaks_fails_the_sequence_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error's mask would allow the end of the text: the error is seen before the mask is used."""
     engine.add("bad", request(Regex("a(.{400}b|.{300}c){400}")))
-    compiled = engine._sequences["bad"].constraint._compiled  # type: ignore[union-attr]
+    compiled = engine._sequences["bad"].guide._answer._compiled  # type: ignore[union-attr]
     compiled.consume_token(codec_token(engine, "z"))  # not allowed: the library's matcher stays broken from here on
     assert compiled.is_error()
     engine.add("good", request(Regex("[a-z]{9}")))

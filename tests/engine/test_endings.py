@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edged.core.errors import PromptRefused
@@ -116,6 +117,15 @@ def test_what_is_refused(engine: Engine) -> None:
     with pytest.raises(PromptRefused, match="already"):
         engine.add("a", raw("go"))
     assert ["a"] == list(drain(engine))
+
+
+def test_the_models_own_sampling_is_used_for_what_nobody_set(engine: Engine) -> None:
+    engine.info = msgspec.structs.replace(engine.info, sampling={"temperature": 0.2, "top_k": 5, "top_p": 0.9})
+    given = raw("go", temperature=1.5, top_p=0.5)
+    engine.add("a", msgspec.structs.replace(given, unset=("temperature", "top_k", "min_p")))
+    engine.add("b", given)
+    used = [engine._sequences[key].request.sampling for key in ("a", "b")]
+    assert [(0.2, 5, 0.5, 0.0), (1.5, 0, 0.5, 0.0)] == [(s.temperature, s.top_k, s.top_p, s.min_p) for s in used]
 
 
 def test_seeds_are_drawn_and_told(engine: Engine, backend: FakeBackend, codec: TextCodec, tiny_gguf: Path) -> None:

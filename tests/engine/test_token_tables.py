@@ -22,7 +22,7 @@ from edged.models.tokenizer.table_writer import write_tables
 from edged.models.tokenizer.tables import TABLES, open_tables
 from edged.models.tokenizer.texts import read_texts
 from edged.models.tokenizer.token_bytes import byte_level_bytes, sentencepiece_bytes
-from tests.models.gemma import ROWS, gemma_file
+from tests.models.gemma import ROWS, gemma_codec, gemma_file
 from tests.tiny import CONTROL, vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def both_of_characters(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TextCodec, TextCodec]:
     ours = {
-        "Gemma": lambda: codec_from_gguf(gemma_file()),
+        "Gemma": gemma_codec,
         "space first, no scores": lambda: codec_from_gguf(gemma_file(add_space_prefix=True, scores=None)),
         "merges of characters": of_characters,
     }[request.param]()
@@ -117,12 +117,12 @@ def test_ids_of_characters_are_the_same(both_of_characters: tuple[TextCodec, Tex
 
 
 def test_gemmas_rows_come_from_tables_too(tmp_path: Path) -> None:
-    codec = mapped(codec_from_gguf(gemma_file()), tmp_path / "folder")
+    codec = mapped(gemma_codec(), tmp_path / "folder")
     assert [] == [(text, ids) for text, ids in ROWS if codec.encode(text, specials=True) != ids]
 
 
 def test_what_swallows_blanks_is_kept_in_tables(tmp_path: Path) -> None:
-    codec = codec_from_gguf(gemma_file())
+    codec = gemma_codec()
     stripping = TextCodec(
         codec.splitter,
         [b""] * codec.vocabulary,
@@ -184,6 +184,18 @@ def test_a_packed_model_maps_its_tokenizer(tiny_gguf: Path, tmp_path: Path) -> N
     model = load_model(tmp_path / "packed", store_root=tmp_path)
     assert isinstance(model.codec.splitter, TableSplitter)
     assert read_texts(tiny_gguf).codec.encode("the capital", False) == model.codec.encode("the capital", False)
+
+
+def test_tables_of_another_version_are_not_used(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed folder of an older version has its tokenizer read again, as this version reads it."""
+    with monkeypatch.context() as older:
+        older.setattr("edged.models.tokenizer.table_writer.VERSION", 0)
+        pack_path(tiny_gguf, tmp_path / "packed")
+    model = load_model(tmp_path / "packed", store_root=tmp_path)
+    assert isinstance(model.codec.splitter, LibrarySplitter)
+    assert read_texts(tiny_gguf).codec.stops == model.codec.stops
 
 
 def test_damaged_tables_are_refused(tiny_gguf: Path, tmp_path: Path) -> None:

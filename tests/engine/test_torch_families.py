@@ -127,7 +127,7 @@ SIZES: dict[str, Any] = {
         ("Phimoe", {"num_local_experts": 4}),
         ("Mamba", {}),
         ("Rwkv", {}),
-        ("Gemma4Text", {"head_dim": 16}),
+        ("Gemma4Text", {"head_dim": 16, "vocab_size_per_layer_input": 512, "hidden_size_per_layer_input": 16}),
     ],
 )  # fmt: skip
 def test_a_network_that_would_compute_something_else_is_refused(

@@ -130,6 +130,7 @@ DIGEST = "sha256:" + "a" * 64
         ({"source": "gemma-3"}, "model.source: 'gemma-3' is not in this device's catalog (did you mean"),
         ({"source": "sha256:abc"}, "model.source: must be sha256: and 64 hex digits"),
         ({"source": "/etc/shadow"}, "model.source: '/etc/shadow' can only be named in the device's own file"),
+        ({"template": "/etc/shadow"}, "model.template: a file can only be named in the device's own file"),
         ({"source": "a.gguf"}, "model.source: 'a.gguf' can only be named in the device's own file"),
         ({"source": "https://x/y.gguf", "digest": DIGEST}, "model.source: 'https://x/y.gguf' can only be named"),
     ],

@@ -82,6 +82,11 @@ def test_the_wait_grows_with_each_time() -> None:
     assert [1, 2, 4, 8] == [back_off.after(excess).seconds for _ in range(4)]
 
 
+def test_a_template_that_cannot_be_rendered_is_a_finding() -> None:
+    (finding,) = agent_findings(None, (), None, None, 1.0, (), template_problem="It is broken.")
+    assert ("template_unusable", "It is broken.", "degraded") == (finding.code, finding.advice, finding.severity)
+
+
 def test_it_is_a_finding() -> None:
     (finding,) = agent_findings(None, (), None, None, 1.0, (), broker_excess=True)
     assert "broker_excess" == finding.code

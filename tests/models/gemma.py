@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edged.models.formats.gguf import GgufFile
+from edged.models.tokenizer.codec import TextCodec
+from edged.models.tokenizer.sources import codec_from_gguf
 
 _FILE = json.loads(Path(__file__).with_name("gemma-token-ids.json").read_text("utf-8"))
 ROWS: list[tuple[str, list[int]]] = [(text, ids) for text, ids in _FILE["rows"]]
@@ -32,6 +35,12 @@ def gemma_file(**changes: Any) -> GgufFile:
         "add_space_prefix": False,
     }
     return fake_file({f"tokenizer.ggml.{key}": value for key, value in (given | changes).items()})
+
+
+@cache
+def gemma_codec() -> TextCodec:
+    """The tokenizer of `gemma_file()`."""
+    return codec_from_gguf(gemma_file())
 
 
 def fake_file(metadata: dict[str, object]) -> GgufFile:

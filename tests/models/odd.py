@@ -38,7 +38,7 @@ def value(item: Any) -> bytes:
         return struct.pack("<If", F32, item)
     if isinstance(item, str):
         return struct.pack("<I", TEXT) + text(item)
-    kind, form = {str: (TEXT, ""), int: (I32, "i"), float: (F32, "f")}[type(item[0])]
+    kind, form = {str: (TEXT, ""), int: (I32, "i"), float: (F32, "f")}[type(item[0]) if item else int]
     packed = b"".join(map(text, item)) if kind == TEXT else struct.pack(f"<{len(item)}{form}", *item)
     return struct.pack("<IIQ", LIST, kind, len(item)) + packed
 
@@ -108,6 +108,7 @@ def odd_files(folder: Path) -> dict[str, Path]:
             "lists", {"llama.attention.head_count_kv": [2, 2], "llama.feed_forward_length": [128, 128]}
         ),
         "lists of different values": made("different", {"llama.attention.head_count_kv": [2, 1]}),
+        "an empty list": made("empty", {"llama.feed_forward_length": []}),
         "scores": made("scored", {"tokenizer.ggml.scores": [0.0] * len(metadata["tokenizer.ggml.tokens"])}),
         "scores missing": made("unscored", {"tokenizer.ggml.model": "llama"}),
         "big-endian": big,

@@ -12,17 +12,25 @@ import pytest
 
 from edged.core.errors import ModelError
 from edged.models.formats.gguf import open_gguf
+from edged.models.formats.gguf_split import part_paths
+from edged.models.packing.gguf_source import QUANTIZED
 from edged.models.packing.pack import pack_path
 from edged.models.store.locate import locate
 from edged.models.store.pull import pull
 from edged.models.store.store import Store
 from edged.models.tokenizer.texts import read_texts
 from tests.models.odd import odd_files, split
+from tests.models.odd_kinds import family_files, typed_files
 from tests.models.web import quiet
+from tests.native.fuzz import compute
 from tests.tiny import make_gguf
 
-LOADS = ("good", "no template", "ids of -1", "ids of 2^32-1", "scores", "scores missing", "split")
+LOADS = (
+    "good", "no template", "ids of -1", "ids of 2^32-1", "lists of equal values", "scores", "scores missing", "split",
+)  # fmt: skip
 REFUSED = {
+    "lists of different values": ("unsupported", "differ in llama.attention.head_count_kv"),
+    "an empty list": ("bad_model", "llama.feed_forward_length"),
     "big-endian": ("unsupported", "is big-endian"),
     "Q2_0": ("unsupported", "stored as Q2_0, which this version does not read; use a file quantized as"),
     "Q4_0_4_4": ("unsupported", "stored as Q4_0_4_4"),
@@ -53,6 +61,23 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return odd_files(tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kinds")
+    return typed_files(folder) | family_files(folder)
+
+
+def test_every_odd_file_is_expected_to_load_or_not(files: dict[str, Path]) -> None:
+    assert {*LOADS, *REFUSED} == files.keys()
+
+
+def test_an_unknown_type_is_refused_with_all_types_that_run(files: dict[str, Path]) -> None:
+    with pytest.raises(ModelError) as caught:
+        open_gguf(files["Q2_0"])
+    named = str(caught.value).partition("quantized as ")[2].rstrip(".").replace(" or ", ", ").split(", ")
+    assert sorted([*QUANTIZED, "F16", "BF16", "F32"]) == sorted(named)
 
 
 def used(path: Path, packed: Path) -> None:
@@ -120,16 +145,27 @@ def test_what_is_wrong_with_a_split_model_is_said(tmp_path: Path) -> None:
         pull(str(parts[0]), Store(tmp_path / "store"), quiet)
 
 
-def test_no_damage_of_an_odd_file_crashes_or_hangs(files: dict[str, Path], tmp_path: Path) -> None:
-    """Each one cut at 1, 10, 50 and 99.9 %, and 500 flipped bits over all: opened, or refused in one sentence.
+def test_every_tiny_file_of_a_type_or_family_is_computed(kinds: dict[str, Path], tmp_path: Path) -> None:
+    """What the next test damages is whole before."""
+    for number, path in enumerate(kinds.values()):
+        pack_path(path, tmp_path / str(number))
+        compute(tmp_path / str(number))
+
+
+@pytest.mark.parametrize(("which", "flips"), [("files", 500), ("kinds", 100)])
+def test_no_damage_of_a_file_crashes_or_hangs(
+    request: pytest.FixtureRequest, tmp_path: Path, which: str, flips: int
+) -> None:
+    """Each one cut at 1, 10, 50 and 99.9 %, and flipped bits over all: computed, or refused in one sentence.
 
     In a process of its own: what ends a process must not end this one.
     """
-    for path in files.values():
-        shutil.copy(path, tmp_path / path.name)
-    command = [sys.executable, "-m", "tests.models.damage_odd", str(tmp_path), "500"]
+    files: dict[str, Path] = request.getfixturevalue(which)
+    for part in {part for path in files.values() for part in part_paths(path)}:
+        shutil.copy(part, tmp_path / part.name)
+    command = [sys.executable, "-m", "tests.models.damage_odd", str(tmp_path), str(flips)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ("", 0) == (done.stderr, done.returncode)
-    tried, opened = map(int, done.stdout.split())
-    assert tried >= 500 + 4 * len(files)
-    assert 0 < opened < tried
+    tried, computed = map(int, done.stdout.split())
+    assert tried >= flips + 4 * len(files)
+    assert 0 < computed < tried

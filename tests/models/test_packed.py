@@ -16,6 +16,8 @@ from edged.models.store.locate import LocatedModel, locate
 from edged.models.store.packed_cache import forget, packed_model
 from edged.models.store.store import Store
 from edged.models.store.user_cache import user_cache
+from edged.models.tokenizer import table_writer
+from edged.models.tokenizer.tables import open_tables
 from tests.tiny import make_gguf
 
 
@@ -134,6 +136,20 @@ def test_folders_of_other_formats_go_and_other_bits_stay(located: LocatedModel, 
         (place.parent / name).mkdir()
     packed_model(located, "auto", tmp_path)
     assert [False, True, True] == [(place.parent / name).exists() for name in names]
+
+
+def test_p06_a_folder_with_token_tables_of_another_version_is_packed_again(
+    located: LocatedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an older version read as a model's ends or BOS does not stay in use."""
+    with monkeypatch.context() as older:
+        older.setattr(packed_cache, "VERSION", 0)
+        older.setattr(table_writer, "VERSION", 0)
+        old = packed_model(located, "auto", tmp_path).folder
+    assert open_tables(old) is None
+    new = packed_model(located, "auto", tmp_path).folder
+    assert open_tables(new)
+    assert [new] == list(tmp_path.glob("packed/[!.]*"))
 
 
 def test_a_user_without_a_home_has_no_cache_folder(

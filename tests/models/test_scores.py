@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from edged.models.tokenizer.codec import TextCodec
 from edged.models.tokenizer.scores import ScoreSplitter
 from edged.models.tokenizer.sources import codec_from_gguf
-from tests.models.gemma import ROWS, fake_file, gemma_file
+from tests.models.gemma import ROWS, fake_file, gemma_codec
 from tests.support import SECONDS
 
 
 @pytest.fixture(scope="module")
 def codec() -> TextCodec:
-    return codec_from_gguf(gemma_file())
+    return gemma_codec()
 
 
 def test_all_recorded_rows_of_llama_cpp_for_gemma(codec: TextCodec) -> None:

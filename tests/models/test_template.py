@@ -52,6 +52,63 @@ def test_broken_templates_are_found_at_load(source: str) -> None:
     assert "bad_model" == caught.value.code
 
 
+def test_the_date_is_that_of_the_arrival() -> None:
+    template = ChatTemplate("{{ strftime_now('%Y-%m-%d %H') }}", {}, lambda: datetime(2026, 1, 2))
+    arrived = datetime(2024, 2, 29, 12).timestamp()
+    assert "2024-02-29 12" == template.render(TURNS, arrived=arrived)
+    assert "2026-01-02 00" == template.render(TURNS)
+
+
+GEMMA_LIKE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+)
+
+
+def test_a_system_turn_that_is_refused_goes_before_the_first_user_turn() -> None:
+    turns = (Turn("system", "Be brief."), Turn("user", "hi"))
+    assert "<user>Be brief.\n\nhi</><model>" == ChatTemplate(GEMMA_LIKE, {}).render(turns)
+
+
+def test_a_system_turn_stays_refused_without_a_user_turn_behind_it() -> None:
+    with pytest.raises(PromptRefused, match="no system role"):
+        ChatTemplate(GEMMA_LIKE, {}).render((Turn("system", "Be brief."), Turn("assistant", "hi")))
+
+
+def test_a_last_turn_is_continued() -> None:
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}", {})
+    turns = (Turn("user", "count"), Turn("assistant", "one, "))
+    assert "<user>count</><assistant>one, " == template.render(turns, continue_last=True)
+    trimming = ChatTemplate(GEMMA_LIKE, {})
+    assert "<user>count</><assistant>one," == trimming.render(turns, continue_last=True)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content }}", "{{ messages[-1].content | upper | replace('E', '') }}"]
+)
+def test_a_turn_that_the_template_leaves_out_cannot_be_continued(source: str) -> None:
+    with pytest.raises(PromptRefused, match="leaves the last turn's text out"):
+        ChatTemplate(source, {}).render((Turn("user", "x"), Turn("assistant", "y")), continue_last=True)
+
+
+def test_templates_by_name_are_for_what_is_given() -> None:
+    template = ChatTemplate({"default": "d", "tool_use": "t{{ tools | length }}", "rag": "r"}, {})
+    assert "d" == template.render(TURNS)
+    assert "t1" == template.render(TURNS, tools=[{}])
+    assert "r" == template.render(TURNS, documents=[{"text": "x"}])
+
+
+def test_other_variables_reach_the_template() -> None:
+    template = ChatTemplate("{{ enable_thinking }}{{ add_generation_prompt }}", {})
+    assert "FalseFalse" == template.render(TURNS, add_generation_prompt=False, enable_thinking=False)
+
+
+def test_names_of_gguf_files_are_those_of_templates() -> None:
+    assert "<u><p>" == ChatTemplate(
+        "{{ unk_token }}{{ pad_token }}", {"unknown_token": "<u>", "padding_token": "<p>"}
+    ).render(TURNS)
+
+
 BOMBS = {
     "percent width": "{{ '%1000000000d' % 1 }}",
     "percent precision": "{{ '%.1000000000f' % 1 }}",
@@ -87,6 +144,19 @@ BOMBS = {
     "range": "{{ range(1000000000) | list }}",
     "range far": "{{ range(0, 10 ** 100, 10 ** 99) | list }}",
     "times": "{{ 'x' * 1000000000 }}",
+    "power": "{{ '=' * 10 ** 9 }}",
+    "power of a power": "{{ 'x' * (10 ** 9) ** 2 }}",
+    "times list": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x * 9 %}{% endfor %}",
+    "times in a loop": "{% for i in range(9999) %}{% set x = 'x' * 900000 %}{% for j in range(99) %}{% set y = x * 1 %}"
+    "{% endfor %}{% endfor %}",
+    "times nested": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x] * 9 %}{% endfor %}",
+    "separators": "{{ [1, 2] | tojson(separators=('x'.ljust(9999), ':')) }}",
+    "joiner": "{% set j = joiner('x' * 900000) %}{% for i in range(9999) %}{{ j() }}{% endfor %}",
+    "cycler": "{% set c = cycler('x' * 900000) %}{% for i in range(9999) %}{% set x = c.next() ~ i %}{% endfor %}",
+    "generation": "{% for i in range(9999) %}{% generation %}{% for j in range(9999) %}x{% endfor %}{% endgeneration %}"
+    "{% endfor %}",
+    "continue": "{% for i in range(9999) %}{% for j in range(9999) %}{% continue %}{% endfor %}{% endfor %}",
+    "lazy": "{% for i in range(9999) %}{% for x in range(9999) | map('string') %}{% endfor %}{% endfor %}",
     "numbers": "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
     "macro": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
     "macro twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",

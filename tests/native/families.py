@@ -4,7 +4,7 @@ make of them: its names (the `gguf` package's own map), its permutations, its + 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,9 +97,10 @@ def write_gguf(
     kind: str = "F32",
     metadata: dict[str, Any] | None = None,
     types: Mapping[str, str] | None = None,
+    blocks: Callable[[np.ndarray], tuple[str, np.ndarray] | None] | None = None,
 ) -> Path:
     """The model as a GGUF file, its matrices as `kind`, or as `types` gives for their names without the layer
-    (`ffn_up`). Metadata of a value None is left out."""
+    (`ffn_up`). Metadata of a value None is left out. `blocks`: see `fill_with_blocks`."""
     import gguf
 
     config = model.config.to_dict()
@@ -112,7 +113,9 @@ def write_gguf(
     writer.add_tokenizer_model("none")
     for name, values in gguf_tensors(model, config, architecture).items():
         own = (types or {}).get(name.split(".")[-2], kind)
-        if values.ndim == 1 or own == "F32":
+        if stored := blocks and blocks(values):
+            writer.add_tensor(name, stored[1], raw_dtype=gguf.GGMLQuantizationType[stored[0]])
+        elif values.ndim == 1 or own == "F32":
             writer.add_tensor(name, values)
         else:
             number = gguf.GGMLQuantizationType[own]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -23,6 +24,8 @@ _SPREAD = {
     "Q4_0": 4.6, "Q4_1": 4.6, "Q5_0": 9.2, "Q5_1": 9.2, "Q8_0": 74.0, "Q2_K": 12.0, "Q3_K": 43.0, "Q4_K": 340.0,
     "Q5_K": 700.0, "Q6_K": 1400.0, "IQ4_NL": 74.0, "IQ4_XS": 1400.0,
 }  # fmt: skip
+# The mean of evenly drawn codes, for types whose minima can make it 0.
+_MIDDLE = {"Q4_1": 7.5, "Q5_1": 15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
 def block_of(kind: str) -> int:
@@ -50,6 +53,52 @@ def random_blocks(kind: str, rows: int, cols: int, seed: int = 0, size: float | 
         exponents = random.integers(0, 253, len(blocks)) if size is None else 128 + np.rint(np.log2(size / 6))
         blocks[:, 0] = exponents
     return blocks.reshape(rows, -1)
+
+
+def fill_with_blocks(model: Any, kind: str) -> Callable[[np.ndarray], tuple[str, np.ndarray] | None]:
+    """Gives a transformers model matrices that random blocks of a type stand for, about as large as they were.
+
+    Rows that are no whole blocks get Q8_0; vectors and matrices of few rows, such as routers, stay. Returns what finds
+    the type and the blocks of a tensor whose rows are some of these, in any order.
+    """
+    import torch
+
+    rows_found: dict[bytes, tuple[str, np.ndarray]] = {}
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            cols = parameter.shape[-1]
+            if parameter.ndim < 2 or parameter.shape[-2] < 32 or cols % 32:
+                continue
+            own = kind if cols % block_of(kind) == 0 else "Q8_0"
+            blocks = random_blocks(own, parameter.numel() // cols, cols, seed, float(parameter.std()))
+            _centre(blocks.reshape(-1, GGML_QUANT_SIZES[GGMLQuantizationType[own]][1]), own)
+            values = values_of(blocks, own)
+            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+            rows_found |= {row.tobytes(): (own, stored) for row, stored in zip(values, blocks, strict=True)}
+
+    def find(values: np.ndarray) -> tuple[str, np.ndarray] | None:
+        rows = [rows_found.get(row.tobytes()) for row in values.reshape(-1, values.shape[-1])]
+        known = [row for row in rows if row]
+        if values.ndim < 2 or len(known) < len(rows):
+            return None
+        return known[0][0], np.stack([blocks for _, blocks in known]).reshape(*values.shape[:-1], -1)
+
+    return find
+
+
+def _centre(blocks: np.ndarray, kind: str) -> None:
+    """Gives blocks minima that make the mean of their weights about 0, as a model's are; uint8 [blocks, bytes]."""
+    if kind not in _MIDDLE:
+        return
+    scale, minimum = _HALVES[kind]
+    sign = -1 if kind in {"Q4_1", "Q5_1"} else 1  # K types subtract theirs
+    values = blocks[:, scale : scale + 2].copy().view(np.float16) * np.float16(sign * _MIDDLE[kind])
+    blocks[:, minimum : minimum + 2] = values.view(np.uint8)
+    if kind == "Q2_K":  # scales in the low nibbles, minima in the high ones
+        blocks[:, :16] = (blocks[:, :16] & 15) * 17
+    elif kind in {"Q4_K", "Q5_K"}:  # four scales, four minima, low nibbles of four more of each
+        blocks[:, 8:12] = blocks[:, 4:8]
+        blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
 
 
 def values_of(blocks: np.ndarray, kind: str) -> np.ndarray:

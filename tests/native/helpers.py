@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edged.engine.backends.native_model import NativeModel
-from edged.engine.kernels.build import HERE, BuildError, compile_flags
+from edged.engine.kernels.build import HERE, BuildError, compile_flags, compiler
 from edged.engine.kernels.library import Tensor, load_library
 from edged.models.formats.packed import open_packed
 from edged.models.formats.tiles import Codes, Kind, tile_codes, tile_floats
@@ -31,7 +31,8 @@ ALL_KERNELS = _kernels()
 
 
 def kernel_check(folder: Path, command: list[str], machine: str, *flags: str) -> Path:
-    """The program `kernel_check.cpp`, which compares all kernels with plain C++, compiled for a processor's family."""
+    """The program `kernel_check.cpp`, which compares all kernels with plain C++, compiled with the kernels' sources for
+    a processor's family."""
     program = Path(__file__).with_name("kernel_check.cpp")
     sources = [*HERE.glob("isa/*.cpp"), HERE / "model.cpp", program]
     common = [*command, "-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", *flags]
@@ -46,6 +47,17 @@ def kernel_check(folder: Path, command: list[str], machine: str, *flags: str) ->
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
     subprocess.run([*common, *objects, "-o", str(executable)], check=True)
+    return executable
+
+
+def linked_check(folder: Path, program: str, *sources: Path) -> Path:
+    """A C++ program of this folder, compiled with some of the kernels' sources and linked with the library in use,
+    whose kernels it calls."""
+    library = load_library().path
+    executable = folder / "check"
+    command = [*compiler(), "-std=c++17", "-O1", "-pthread", "-ffp-contract=off", f"-I{HERE}"]
+    named = [str(Path(__file__).with_name(program)), *map(str, sources), str(library), f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([*command, *named, "-Wl,--allow-shlib-undefined", "-o", str(executable)], check=True)
     return executable
 
 

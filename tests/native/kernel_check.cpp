@@ -1,6 +1,6 @@
-// Compares every instruction set that this processor runs with plain C++: a static program, cross-compiled
-// for Arm and run under qemu-user by test_arm.py. Prints one line a table and exits 1 at the first
-// difference.
+// Compares every instruction set that this processor runs with plain C++: linked with the library, or with
+// the sources as a static program, cross-compiled for Arm and run under qemu-user by test_arm.py. Prints one
+// line a table and exits 1 at the first difference.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -339,7 +339,7 @@ void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int
 }  // namespace
 
 int main() {
-  const Kernels& plain = *portable_kernels();
+  const Kernels& plain = *choose_kernels("portable");
   for (const char* name : {"portable", "neon", "dotprod", "avx2", "vnni"}) {
     const Kernels* table = choose_kernels(name);
     if (!table) continue;

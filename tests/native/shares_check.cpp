@@ -1,6 +1,6 @@
 // Threads share products and each tile is computed once, whichever thread claims it: many small products in a
-// row, with plain C++ kernels, by 1 to 4 threads that meet after each. Run by test_shares.py; exits 1 at the
-// first difference.
+// row, with the library's plain C++ kernels, by 1 to 4 threads that meet after each. Run by test_shares.py;
+// exits 1 at the first difference.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -8,10 +8,11 @@
 #include <random>
 #include <vector>
 
-#include "isa/portable.h"
-#include "ops/matmul.h"
+#include "kernels.h"
 #include "ops/tiling.h"
 #include "threads/threads.h"
+
+using namespace edged;
 
 namespace {
 
@@ -50,6 +51,7 @@ struct Given {
 };
 
 struct Work {
+  const Kernels& kernels;
   const Given& given;
   const Tiling& tiling;
   Shares& shares;
@@ -59,18 +61,19 @@ struct Work {
 };
 
 void multiply(void* context, int thread) {
-  const auto& [given, tiling, shares, scratch, y, layer] = *static_cast<Work*>(context);
+  const auto& [kernels, given, tiling, shares, scratch, y, layer] = *static_cast<Work*>(context);
   shares.start_layer(layer + 1, thread);
   WorkRange range;
   while (shares.next(layer, 0, thread, tiling.tiles_per_strip, tiling.policy, range))
-    matmul(given.w, given.x, tiling.strips_of(range), y.data() + (size_t)range.begin * kTileRows,
-           (size_t)given.w.rows, true, *scratch[(size_t)thread]);
+    kernels.matmul(given.w, given.x, tiling.strips_of(range), y.data() + (size_t)range.begin * kTileRows,
+                   (size_t)given.w.rows, true, *scratch[(size_t)thread]);
 }
 
 }  // namespace
 
 int main() {
-  Kernels four{};
+  const Kernels& plain = *choose_kernels("portable");
+  Kernels four = plain;
   four.strips = 4;
   for (int threads = 1; threads <= 4; threads++) {
     Threads pool(threads);
@@ -82,9 +85,9 @@ int main() {
         const Tiling tiling(given.w, m, threads, four);
         Shares shares(1, threads);
         std::vector<float> one((size_t)m * given.w.rows), expected(one.size()), y(one.size());
-        matmul(given.w, given.x, {0, tiles}, one.data(), (size_t)given.w.rows, false, *scratch[0]);
+        plain.matmul(given.w, given.x, {0, tiles}, one.data(), (size_t)given.w.rows, false, *scratch[0]);
         for (int layer = 0; layer < 40; layer++) {
-          Work work{given, tiling, shares, scratch, y, layer};
+          Work work{plain, given, tiling, shares, scratch, y, layer};
           pool.run(multiply, &work);
           for (size_t i = 0; i < y.size(); i++) expected[i] += one[i];
         }

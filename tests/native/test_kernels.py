@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.engine.kernels.build import SANITIZE, BuildError, compiler
-from tests.native.helpers import ALL_KERNELS, kernel_check
+from edged.engine.kernels.build import HERE, SANITIZE, BuildError, compiler
+from tests.native.helpers import ALL_KERNELS, kernel_check, linked_check
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def _lines_of(program: Path) -> set[str]:
 
 
 def test_kernels_agree_with_plain_cpp(command: list[str], tmp_path: Path) -> None:
-    program = kernel_check(tmp_path, command, platform.machine())
+    """Those of the library in use."""
+    program = linked_check(tmp_path, "kernel_check.cpp", HERE / "model.cpp")
     assert _lines_of(program) == {f"{name}: as plain C++" for name in ALL_KERNELS}
 
 

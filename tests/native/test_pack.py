@@ -16,6 +16,7 @@ from edged.engine.kernels.library import load_library
 from edged.models.formats.gguf import open_gguf
 from edged.models.formats.packed import FORMAT, MANIFEST, WEIGHTS, TensorInfo, in_blocks, open_packed, write_weights
 from edged.models.formats.tiles import Kind
+from edged.models.packing import shapes
 from edged.models.packing.pack import pack_path, pack_shape
 from tests.native.gguf_types import write_model
 from tests.native.helpers import open_model, pack_tiny, tiny_checkpoint
@@ -248,8 +249,11 @@ def test_huge_pages_are_asked_for(tmp_path: Path) -> None:
     assert any(" hg " in part.split("VmFlags:")[1].split("\n")[0] + " " for part in parts if WEIGHTS in part[:80])
 
 
-def test_a_shape_of_random_weights_packs(tmp_path: Path) -> None:
-    """`--shape smollm2-135m` gives a folder that loads and computes, with the tokenizer of another folder."""
+def test_a_shape_of_random_weights_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--shape smollm2-135m` gives a folder that loads and computes, with the tokenizer of another folder. Its 30
+    layers are alike: 2 of them here."""
+    assert 30 == shapes.RandomSource("smollm2-135m").shape.layers
+    monkeypatch.setitem(shapes._CONFIGS["smollm2-135m"], "num_hidden_layers", 2)
     (tmp_path / "texts").mkdir()
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "texts" / "tokenizer.json"))
     pack_shape("smollm2-135m", tmp_path / "packed", texts=tmp_path / "texts")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edged.engine.kernels.build import SANITIZE, build, compiler
 from tests.models.odd import odd_files
+from tests.models.odd_kinds import family_files, typed_files
 from tests.native.conftest import HERE
 
 FUZZ_SECONDS = 30
@@ -61,9 +63,12 @@ def test_parsers_under_fuzzing(sanitized: dict[str, str], tmp_path: Path, what: 
 
 
 @pytest.mark.slow
-def test_damaged_odd_files_under_sanitizers(sanitized: dict[str, str], tmp_path: Path) -> None:
-    """The cuts and flips of `tests/models/test_odd_files.py`."""
-    odd_files(tmp_path)
+@pytest.mark.parametrize("make", [odd_files, typed_files, family_files])
+def test_damaged_files_under_sanitizers(
+    sanitized: dict[str, str], tmp_path: Path, make: Callable[[Path], dict[str, Path]]
+) -> None:
+    """The cuts and flips of `tests/models/test_odd_files.py`: odd files, and one of every type and family."""
+    make(tmp_path)
     command = [sys.executable, "-m", "tests.models.damage_odd", str(tmp_path), "500"]
     result = subprocess.run(command, env=sanitized, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
     assert 0 == result.returncode, (result.stdout + result.stderr)[-4000:]

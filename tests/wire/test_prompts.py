@@ -17,6 +17,7 @@ from edged.wire import prompts
 from edged.wire.prompts import BadPrompt, Prompt
 
 CAP = 2000
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def parse(payload: Any, content_type: str | None = None) -> Prompt:
@@ -134,6 +135,8 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
         ("seed", [0, 2**53 - 1], [-1, 2**53, 1.0, "1"]),
         ("stop", [[], ["a", "b"], ["x"] * 8, ["x" * 1000], ["\0"]], ["x", ["x"] * 9, [""], [1], [None], {}]),
         ("stream", [True, False], [0, 1, "true", None]),
+        ("raw", [True, False], [0, 1, "true", None]),
+        ("continue", [False], [True, 0, "true", None]),
         ("priority", [0, 9], [-1, 10, 5.0, "5", True]),
         ("deadline_ms", [1, 2**53 - 1], [0, -1, 2**53, 1.5, "1s"]),
         (
@@ -155,6 +158,12 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
             ],
         ),
         ("format", [{"type": "regex", "pattern": "a"}], [{}, "json", ["a"], None, {"type": "regexp", "pattern": "a"}]),
+        ("logprobs", [0, 20], [-1, 21, 10**6, 1.5, True, "5", None]),
+        ("tools", [[TOOL]], [[], {}, None, [TOOL, TOOL], [{"function": {"name": "a b"}}]]),
+        ("tool_choice", ["auto", "none"], ["any", None, "required", {"function": {"name": "f"}}, {"type": "function"}]),
+        ("reasoning", ["auto", "off", "show"], ["on", True, None, ""]),
+        ("reasoning_tokens", [1, 1000], [0, -1, True, "5", None, 10**7]),
+        ("embed", [], [[], "x", [""], [5], ["x"] * 33, None]),
         ("supersede", [], ["key", ""]),
         ("model", [], ["other", ""]),
         ("privacy", [], ["local", {}]),
@@ -174,6 +183,26 @@ def test_every_key_is_in_the_table_above_or_tested_as_messages() -> None:
     assert set(prompts._PROMPT_KEYS) == {key for key, _, _ in tested} | {"messages"}
 
 
+def test_a_raw_prompt_has_a_text_and_no_turns() -> None:
+    prompt = parse({"prompt": "Once upon", "raw": True})
+    assert ("Once upon", ()) == (prompt.raw, prompt.turns)
+    assert parse({"prompt": "x", "raw": False}) == parse({"prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    "beside", [{"prompt": "x", "system": "y"}, {"messages": [{"role": "assistant", "content": "x"}], "continue": True}]
+)
+def test_a_raw_prompt_takes_nothing_that_needs_a_template(beside: dict[str, Any]) -> None:
+    assert "applies no chat template" in refusal({"id": "a", "raw": True, **beside})[1]
+
+
+def test_a_last_turn_of_the_assistant_is_continued() -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "I am"}]
+    assert parse({"messages": turns, "continue": True}).continue_last
+    assert not parse({"messages": turns}).continue_last
+    assert "needs messages whose last one" in refusal({"messages": turns[:1], "continue": True})[1]
+
+
 @pytest.mark.parametrize("key", ["supersede", "model", "privacy"])
 def test_p12_what_is_not_built_yet_is_refused_and_says_so(key: str) -> None:
     """A privacy mark is never accepted and ignored."""
@@ -189,7 +218,7 @@ def test_p12_what_is_not_built_yet_is_refused_and_says_so(key: str) -> None:
         ("hi", "messages: must be a list"),
         ([{"role": "user"}], "messages[0].content: is required"),
         ([{"content": "x"}], "messages[0].role: is required"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role: must be one of system, user, assistant"),
+        ([{"role": "developer", "content": "x"}], "messages[0].role: must be one of system, user, assistant, tool"),
         ([{"role": "user", "content": 5}], "messages[0].content: must be text"),
         ([{"role": "user", "content": "x", "name": "y"}], "messages[0].name: unknown key"),
         (["x"], "messages[0]: must be a mapping"),

@@ -86,6 +86,9 @@ class _Engine:
         self.begun: queue.Queue[str] = queue.Queue()
         self.go = threading.Semaphore(0)
 
+    def wanted(self, request: Request) -> Format | None:
+        return request.format
+
     def is_checked(self, wanted: Format) -> bool:
         return isinstance(wanted, Choice)
 
@@ -206,7 +209,7 @@ def test_p11_what_is_being_prepared_is_named_before(error: Exception, reason: st
         named.append(said(ours))
         raise error
 
-    worker._model = SimpleNamespace(engine=SimpleNamespace(add=add))  # type: ignore[assignment]
+    worker._model = SimpleNamespace(engine=SimpleNamespace(add=add, wanted=lambda _: None))  # type: ignore[assignment]
     worker._process(frames.Add("a", Request(raw="x")))
     assert named == [[frames.Preparing("a")]]
     (refused,) = said(ours)

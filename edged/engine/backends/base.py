@@ -58,6 +58,7 @@ class Backend(Protocol):
 
     `drafts` is the most that a slice may carry; 0 where their logits could differ from those of one token at a time.
     `max_steps` is the most decode steps of one call; with 1 there is only `run`, and `decode` is never called.
+    `embeds`: whether there are hidden states.
     """
 
     @property
@@ -76,6 +77,8 @@ class Backend(Protocol):
     def max_steps(self) -> int: ...
     @property
     def weights_bytes(self) -> int: ...
+    @property
+    def embeds(self) -> bool: ...
 
     def open(self) -> int:
         """A new empty cache; its number."""
@@ -108,6 +111,10 @@ class Backend(Protocol):
         something else than 0. Raises ComputeError, with all slots as before, where not even one step could be computed:
         `run` then gives the error of each sequence.
         """
+
+    def hidden(self, slot: int, start: int, tokens: Sequence[int]) -> Logits | ComputeError:
+        """Computes a slice: float32 [tokens, width], the hidden state of each token after the last norm, or the error,
+        after which the slot must be closed. Only where `embeds`."""
 
     def keep(self, slot: int, token: int) -> None:
         """Adds the next of the drafts that were computed in the last run to what a slot holds."""

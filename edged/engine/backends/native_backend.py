@@ -57,6 +57,7 @@ class NativeBackend:
     """Slots are tables of blocks from one pool, which keeps blocks of ended sequences for those that begin alike."""
 
     name = "native"
+    embeds = True
 
     def __init__(self, model: NativeModel, slots: int) -> None:
         self.model = model
@@ -141,6 +142,18 @@ class NativeBackend:
             rows = job.rows[0] if len(job.rows) == 1 else np.concatenate(job.rows)
             outcome.append(rows[: job.wanted])
         return outcome
+
+    def hidden(self, slot: int, start: int, tokens: Sequence[int]) -> Logits | ComputeError:
+        """As the protocol says."""
+        cache = self._slots[slot]
+        job = _Job(Slice(slot, start, tokens), cache, every=True)
+        try:
+            self._admit(job)
+            rows = self.model.hidden(job.part(0, len(tokens)))
+        except (ComputeError, MemoryError, KernelError) as error:
+            return ComputeError(str(error))
+        self._append(cache, tokens)
+        return rows
 
     def _append(self, slot: _Slot, tokens: Sequence[int]) -> None:
         slot.tokens += tokens

@@ -107,6 +107,19 @@ class NativeModel:
 
     def step(self, parts: Sequence[Part]) -> npt.NDArray[np.float32]:
         """Computes the parts together and returns the wanted logits, float32 [n, vocabulary], in the parts' order."""
+        stride = -(-self.vocabulary // 8) * 8
+        logits = np.empty((sum(max(0, part.wanted) for part in parts), stride), np.float32)
+        self._step(parts, logits=logits.ctypes.data, logits_stride=stride)
+        return logits[:, : self.vocabulary]
+
+    def hidden(self, part: Part) -> npt.NDArray[np.float32]:
+        """Computes a part and returns what the head would multiply after each wanted token, float32 [n, width]."""
+        rows = np.empty((part.wanted, self.packed.manifest.shape.width), np.float32)
+        self._step([part], hidden=rows.ctypes.data)
+        return rows
+
+    def _step(self, parts: Sequence[Part], **results: int) -> None:
+        """`results`: the addresses to which the results are written."""
         if self._handle is None:
             raise KernelError("the model is closed")
         tokens: list[int] = []
@@ -125,20 +138,16 @@ class NativeModel:
             numbers = np.array([*tokens, *slices, *tables, *wanted], np.int32)
         except OverflowError as error:
             raise KernelError("a token, position or block is not a 32-bit number") from error
-        stride = -(-self.vocabulary // 8) * 8
-        logits = np.empty((len(wanted), stride), np.float32)
         at = numbers.ctypes.data
         first_slice = at + 4 * len(tokens)
         first_table = first_slice + 4 * len(slices)
         step = Step(
             tokens=at, token_count=len(tokens), slices=first_slice, slice_count=len(parts), blocks=first_table,
-            block_count=len(tables), wanted=first_table + 4 * len(tables), wanted_count=len(wanted),
-            logits=logits.ctypes.data, logits_stride=stride,
+            block_count=len(tables), wanted=first_table + 4 * len(tables), wanted_count=len(wanted), **results,
         )  # fmt: skip
         begun = time.perf_counter()
         self._library.step(self._handle, step)
         self.kernel_seconds += time.perf_counter() - begun
-        return logits[:, : self.vocabulary]
 
     def decode(
         self,

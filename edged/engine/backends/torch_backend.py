@@ -32,6 +32,7 @@ class TorchBackend:
     name = "torch"
     drafts = 0
     max_steps = 1
+    embeds = False
 
     def __init__(
         self,
@@ -63,6 +64,9 @@ class TorchBackend:
 
     def close(self, slot: int) -> None:
         del self._caches[slot]
+
+    def hidden(self, slot: int, start: int, tokens: Sequence[int]) -> Logits | ComputeError:
+        raise NotImplementedError("the torch backend gives no hidden states")
 
     def keep(self, slot: int, token: int) -> None:
         raise ComputeError(f"slot {slot} has no draft {token}: the torch backend takes none")

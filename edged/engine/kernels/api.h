@@ -11,7 +11,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 8;
+constexpr int32_t kApiVersion = 9;
 constexpr size_t kErrorBytes = 512;
 
 // How one layer attends.
@@ -108,8 +108,9 @@ struct EdgedStep {
   int32_t block_count;
   const int32_t* wanted;  // indices into tokens whose logits are wanted, ascending
   int32_t wanted_count;
-  float* logits;          // [wanted_count, logits_stride]
+  float* logits;          // [wanted_count, logits_stride]; null: no logits, only `hidden`
   int64_t logits_stride;  // ≥ the vocabulary rounded up to 8
+  float* hidden;          // [wanted_count, width] what the head would multiply; null: not wanted
 };
 
 // A vocabulary and its merges of bytes or characters, as `edged/models/tokenizer/tables.py` writes them.

@@ -73,7 +73,7 @@ int Engine::decode(const DecodeCall& call) {
     if (step && __atomic_load_n(call.interrupt, __ATOMIC_RELAXED)) break;
     try {
       compute({tokens.data(), count, slices.data(), count, call.blocks, call.block_count, wanted.data(),
-               count, logits_.as<float>(), stride});
+               count, logits_.as<float>(), stride, nullptr});
     } catch (const std::exception&) {
       if (!step) throw;
       return step;

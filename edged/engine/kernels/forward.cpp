@@ -205,19 +205,26 @@ void Forward::logits(const Addition* pending, int thread) {
   const int wanted = plan.step.wanted_count;
   if (!wanted) return;
   const Matrix& head = engine.model_.head;
-  float* row = engine.thread_buffers_[thread]->row.data();
+  ThreadBuffers& own = *engine.thread_buffers_[thread];
+  own.all_finite = true;
+  float* row = own.row.data();
   const Share rows = input_rows(wanted, thread);
   for (int i = rows.begin; i < rows.end; i++) {
     const float* x = residual(plan.step.wanted[i], thread);
     std::copy(x, x + c.width, row);
     if (pending) add_pending(*pending, plan.step.wanted[i], row, thread);
     norm_row(engine.model_.final_norm, row, row);
-    write_input(row, c.width, head, hidden_input(wanted, thread), i);
+    // A single row is computed by every thread.
+    if (plan.step.hidden && (wanted > 1 || thread == 0))
+      std::copy(row, row + c.width, plan.step.hidden + (size_t)i * c.width);
+    if (plan.step.logits)
+      write_input(row, c.width, head, hidden_input(wanted, thread), i);
+    else
+      own.all_finite = own.all_finite && engine.kernels_.all_finite(row, c.width);
   }
+  if (!plan.step.logits) return;
   if (wanted > 1) engine.threads_.barrier(thread);
   const Tiling tiling = tiling_of(head, wanted);
-  ThreadBuffers& own = *engine.thread_buffers_[thread];
-  own.all_finite = true;
   own.best.assign((size_t)wanted, {-INFINITY, c.vocabulary});
   WorkRange range;
   while (engine.shares_.next(c.layers, kHead, thread, tiling.tiles_per_strip, tiling.policy, range)) {

@@ -64,7 +64,8 @@ struct Forward {
   // silu(gate (ffn,d) @ hidden_input (m,d)) · (up (ffn,d) @ hidden_input (m,d)) -> ffn_input_ (m,ffn); or
   // gelu
   void gate_up_product(const Layer& layer, int index, int thread);
-  // head (v,d) @ norm(x_ + pending)[wanted (w,)] (w,d) -> logits (w,v)
+  // head (v,d) @ norm(x_ + pending)[wanted (w,)] (w,d) -> logits (w,v); the input of that product -> hidden
+  // (w,d)
   void logits(const Addition* pending, int thread);
 
   // Parts of phases.

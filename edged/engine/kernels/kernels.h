@@ -143,7 +143,8 @@ const Kernels* vnni_kernels();
 const Kernels* neon_kernels();
 const Kernels* dotprod_kernels();
 
-// The best table that this processor runs, or the one of that name (null: not here).
-const Kernels* choose_kernels(const char* name);
+// The best table that this processor runs, or the one of that name (null: not here). Visible outside of the
+// library, for the tests that compare its tables with plain C++.
+__attribute__((visibility("default"))) const Kernels* choose_kernels(const char* name);
 
 }  // namespace edged

@@ -18,7 +18,7 @@ from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 from edged.models.store.user_cache import user_cache
 
-API_VERSION: Final = 8
+API_VERSION: Final = 9
 ERROR_BYTES: Final = 512
 
 
@@ -68,6 +68,7 @@ class Step(_Struct):
         ("wanted_count", c_int32),
         ("logits", c_void_p),
         ("logits_stride", c_int64),
+        ("hidden", c_void_p),
     ]
 
 

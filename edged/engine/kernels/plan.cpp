@@ -99,7 +99,8 @@ void check_step(const EdgedConfig& c, const EdgedStep& step) {
           "a step needs at least one slice, and a token in each");
   require(step.wanted_count >= 0 && step.wanted_count <= step.token_count,
           "more logits are wanted than tokens are computed");
-  require(step.wanted_count == 0 || step.logits_stride >= round_up(c.vocabulary, 8),
+  require(step.wanted_count == 0 || step.logits || step.hidden, "there is no space for what is wanted");
+  require(step.wanted_count == 0 || !step.logits || step.logits_stride >= round_up(c.vocabulary, 8),
           "the rows of the logits are shorter than the vocabulary");
   int tokens = 0;
   for (int s = 0; s < step.slice_count; s++) {

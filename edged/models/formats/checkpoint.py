@@ -81,18 +81,28 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def chat_template(folder: Path) -> str | None:
-    """The chat template: chat_template.jinja, or that in tokenizer_config.json (of several the `default`)."""
-    path = folder / "chat_template.jinja"
+def chat_template(folder: Path) -> str | dict[str, str] | None:
+    """The chat template: chat_template.jinja, or that in tokenizer_config.json or chat_template.json.
+
+    Of several, each by its name; those in `additional_chat_templates` are named by their files.
+    """
+    paths = {"default": folder / "chat_template.jinja"}
+    paths |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    found = {name: _read_text(path) for name, path in paths.items() if path.is_file()}
+    if "default" in found:
+        return found if len(found) > 1 else found["default"]
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        template = read_json(folder / file).get("chat_template")
+        if isinstance(template, list):
+            named = [(entry.get("name"), entry.get("template")) for entry in template if isinstance(entry, dict)]
+            template = {name: text for name, text in named if isinstance(name, str) and isinstance(text, str)}
+        if isinstance(template, str | dict) and template:
+            return template
+    return None
+
+
+def _read_text(path: Path) -> str:
     try:
-        if path.is_file():
-            return path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError("bad_model", f"{path} cannot be read ({error}); fetch the model again.") from error
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        template = next(
-            (entry.get("template") for entry in template if isinstance(entry, dict) and entry.get("name") == "default"),
-            None,
-        )
-    return template if isinstance(template, str) else None

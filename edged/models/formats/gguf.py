@@ -47,6 +47,8 @@ _TYPES: Final = {
     30: ("BF16", 1, 2),
     39: ("MXFP4", 32, 17),
 }
+_NAMES: Final = [name for name, _, _ in _TYPES.values()]
+_KNOWN_TYPES: Final = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 _NEWER_TYPES: Final = {40: "NVFP4", 41: "Q1_0", 42: "Q2_0"}  # that a `gguf` package may not know
 _REMOVED_TYPES: Final = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 # value type → struct format (little endian)
@@ -118,7 +120,7 @@ class GgufFile:
             raise ModelError(
                 "unsupported",
                 f"Tensor {name} of {self.path.name} is stored as {tensor.type}, which cannot be read; "
-                "use a file quantized as Q4_0, Q4_1, Q8_0, a K type, F16, BF16 or F32.",
+                f"use a file quantized as {_KNOWN_TYPES}.",
             ) from error
         return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
 
@@ -245,7 +247,7 @@ def _block(number: int, tensor: str, file: str) -> tuple[str, int, int]:
     raise ModelError(
         "unsupported",
         f"Tensor {tensor[:60]} of {file} is stored as {name}, which this version does not read; use a file quantized "
-        "as Q4_0, Q4_1, Q8_0, a K type, F16, BF16 or F32.",
+        f"as {_KNOWN_TYPES}.",
     )
 
 

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 SLAB: Final = 4_000_000  # weights handled at once
 _HUB_FILES: Final = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
 

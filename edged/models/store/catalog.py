@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -25,8 +26,8 @@ class CatalogEntry:
     """One model of the catalog. Sizes in bytes; `digest` is `sha256:` + 64 hex digits of the model file.
 
     An entry of the hub may have no digest (""): then the first pull takes the hub's own, and its size is `approximate`.
-    `parts`: of a model in several wheels. `context`: tokens it was made for; `cache`: bytes of the key/value cache for
-    one token.
+    `parts`: of a model in several wheels. `sampling`: values for prompts that do not set them. `context`: tokens it was
+    made for; `cache`: bytes of the key/value cache for one token.
     """
 
     name: str
@@ -41,6 +42,7 @@ class CatalogEntry:
     context: int = 0
     cache: int = 0
     parts: tuple[WheelPart, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -80,6 +82,7 @@ def _entry(name: str, row: dict[str, Any]) -> CatalogEntry:
         approximate=row.get("approximate", False),
         context=row["context"],
         cache=row["cache"],
+        sampling=row.get("sampling", {}),
         parts=tuple(WheelPart(part["source"], part["file"], part["size"]) for part in row.get("parts", [])),
     )
 

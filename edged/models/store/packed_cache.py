@@ -1,6 +1,6 @@
 """Packed folders that edged makes by itself when a model is first used, and removes with the model.
 
-    {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>
+    {models}/packed/<32 hex digits of the source's digest>-<bits>-v<format>.<version of the token tables>
     {models}/packed/.<32 hex digits>.lock      locked by the process that makes or removes folders of that model
 
 beside the store, or in the user's cache folder where the store cannot be written.
@@ -16,7 +16,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -26,9 +26,11 @@ from edged.models.formats.packed import FORMAT, PackedModel, is_packed, open_pac
 from edged.models.packing.pack import open_source, pack
 from edged.models.store.locate import LocatedModel
 from edged.models.store.user_cache import user_cache
+from edged.models.tokenizer.tables import VERSION
 
 CHECKPOINT_BITS: Final = 4  # what `bits: auto` makes of a checkpoint
 FOLDER: Final = "packed"
+_STEM_DIGITS: Final = 32
 
 
 def packed_model(
@@ -49,7 +51,7 @@ def packed_model(
     checkpoint = model.format == "checkpoint"
     if not checkpoint and bits != "auto":
         raise ModelError("unsupported", "A GGUF file keeps its own quantization; set model.bits to auto.")
-    name = f"{_stem(model.digest)}-{bits}-v{FORMAT}"
+    name = f"{_stem(model.digest)}-{bits}-v{FORMAT}.{VERSION}"
     for place in _places(models):
         if kept := _kept(place / name, model.digest, models):
             return kept
@@ -92,6 +94,27 @@ def forget(models: Path, digest: str) -> None:
                     for old in place.glob(pattern):
                         with suppress(OSError):
                             _remove(old)
+
+
+def forget_others(models: Path, digests: Iterable[str]) -> list[str]:
+    """Removes what is kept beside the store and was packed from none of these models; gives the folders' names.
+
+    What a process is packing now is left alone. Folders of the user's cache may serve others, so they stay.
+    """
+    place, kept, removed = models / FOLDER, {_stem(digest) for digest in digests}, []
+    for folder in [*place.glob("[0-9a-f]*-*"), *place.glob(".*-*.part")]:
+        stem = folder.name.lstrip(".").partition("-")[0]
+        if stem in kept or len(stem) != _STEM_DIGITS:
+            continue
+        with suppress(OSError), _locked(place, stem, wait=False):
+            _remove(folder)
+            removed.append(folder.name)
+    return removed
+
+
+def packed_bytes(models: Path, digest: str) -> int:
+    """The bytes that the packed forms of a model use beside the store."""
+    return sum(path.lstat().st_size for path in (models / FOLDER).glob(f"{_stem(digest)}-*/*") if not path.is_symlink())
 
 
 def _verified(folder: Path) -> PackedModel:
@@ -139,7 +162,8 @@ def _deny_others(path: Path) -> None:
 
 
 def _clear(place: Path, name: str, other_versions: str, progress: Callable[[str], None]) -> None:
-    """Removes a damaged folder `name`, those of other formats, and the work folders of packers that were killed.
+    """Removes a damaged folder `name`, those of other formats and versions, and the work folders of packers that
+    were killed.
 
     Raises OSError where `name` stays. Call it with the lock held: then no other process uses those folders.
     """
@@ -162,19 +186,23 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _locked(place: Path, digest: str, progress: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Holds the lock of one model's folders in `place`; waits for another process that has it."""
+def _locked(
+    place: Path, digest: str, progress: Callable[[str], None] = lambda _: None, *, wait: bool = True
+) -> Iterator[None]:
+    """Holds the lock of one model's folders in `place`; waits for another process that has it, or raises OSError."""
     with (place / f".{_stem(digest)}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             progress("waiting for another process that packs the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _stem(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:32]
+    return digest.removeprefix("sha256:")[:_STEM_DIGITS]
 
 
 def _places(models: Path) -> Iterator[Path]:

@@ -64,12 +64,21 @@ class StoredModel(msgspec.Struct, frozen=True):
     size: int
     path: Path
 
+    @property
+    def folder(self) -> Path:
+        """The model's folder in the store."""
+        return self.path.parent
+
 
 class Store:
-    """The models below `root`, which is created when the first one is added. Safe to use from several processes."""
+    """The models below `root`, which is created when the first one is added. Safe to use from several processes.
 
-    def __init__(self, root: Path) -> None:
+    `make_room` is called with the number of bytes that are missing before a model is refused for lack of disk.
+    """
+
+    def __init__(self, root: Path, make_room: Callable[[int], None] = lambda _: None) -> None:
         self.root = root
+        self._make_room = make_room
 
     def list(self) -> list[StoredModel]:
         """All models, by name. Folders without a readable manifest are left out."""
@@ -146,11 +155,14 @@ class Store:
         return model.digest == f"sha256:{found}"
 
     def check_room(self, size: int) -> None:
-        """Raises ModelError `no_disk` unless 1.1 × `size` bytes are free on the store's file system."""
+        """Raises ModelError `no_disk` unless 1.1 × `size` bytes are free on the store's file system, or can be made."""
         place = self.root
         while not place.exists():
             place = place.parent
         free, needed = shutil.disk_usage(place).free, size * 11 // 10
+        if needed > free:
+            self._make_room(needed - free)
+            free = shutil.disk_usage(place).free
         if needed > free:
             raise ModelError(
                 "no_disk",

@@ -7,6 +7,7 @@ are plain text. Decoding gives bytes, because one character may be spread over s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -138,7 +139,7 @@ class TextCodec:
                 piece = piece.lstrip(BLANKS)  # noqa: PLW2901
             if index + 1 < len(pieces) and self.control[pieces[index + 1]] in self.strips.before:
                 piece = piece.rstrip(BLANKS)  # noqa: PLW2901
-            if plain := piece.replace(guard, "") if guard else piece:
+            if plain := piece.replace(guard, "").replace(_escaped(guard), "") if guard else piece:
                 ids += self._plain(plain)
         return ids
 
@@ -161,8 +162,15 @@ class TextCodec:
 
 def choose_guard(texts: Iterable[str]) -> str:
     """A private-use character that none of the texts contains. Raises PromptRefused `invalid` where there is none."""
-    used = set("".join(texts))
-    guard = next((letter for letter in map(chr, _PRIVATE_USE) if letter not in used), None)
+    text = "".join(texts)
+    used = set(text)
+    free = (letter for letter in map(chr, _PRIVATE_USE) if letter not in used and _escaped(letter) not in text)
+    guard = next(free, None)
     if guard is None:
         raise PromptRefused("invalid", "prompt", "The prompt contains every private-use character; remove some.")
     return guard
+
+
+def _escaped(guard: str) -> str:
+    """A guard as a template writes it that asks for JSON in ASCII."""
+    return json.dumps(guard)[1:-1]

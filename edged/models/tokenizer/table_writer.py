@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from edged.models.tokenizer.codec import LibrarySplitter, TextCodec
 from edged.models.tokenizer.scores import ScoreSplitter
-from edged.models.tokenizer.tables import NO_TOKEN, TABLES, About, Array
+from edged.models.tokenizer.tables import NO_TOKEN, TABLES, VERSION, About, Array
 from edged.models.tokenizer.token_bytes import SPACE, byte_level_letters
 
 # Options of a byte-pair model, each with the values that change nothing.
@@ -25,7 +25,7 @@ _PLAIN: Final = {
 _Made = tuple[dict[str, Array], dict[str, Any]]  # arrays, and what About has of the way to them
 
 
-def write_tables(folder: Path, codec: TextCodec, template: str | None, architecture: str) -> bool:
+def write_tables(folder: Path, codec: TextCodec, template: str | dict[str, str] | None, architecture: str) -> bool:
     """Writes the tables of a tokenizer; False where it is of a kind without tables."""
     if isinstance(codec.splitter, ScoreSplitter):
         made: _Made | None = _scored(codec.splitter, codec)
@@ -46,6 +46,7 @@ def write_tables(folder: Path, codec: TextCodec, template: str | None, architect
         **steps,
         before=sorted(codec.strips.before),
         behind=sorted(codec.strips.behind),
+        version=VERSION,
     )
     save_file(arrays, folder / TABLES, {"about": msgspec.json.encode(about).decode()})
     return True

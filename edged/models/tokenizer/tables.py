@@ -20,6 +20,7 @@ from edged.core.errors import ModelError
 from edged.models.formats.packed import read_header
 
 TABLES: Final = "tokenizer.safetensors"
+VERSION: Final = 1  # of what is in them: raise it when a tokenizer, its ends or its BOS are read from a file otherwise
 # Names and types; their contents: see EdgedMerges in kernels/api.h.
 ARRAYS: Final[Mapping[str, type]] = {
     "letters": np.int32,
@@ -42,11 +43,11 @@ class About(msgspec.Struct, frozen=True):
 
     `whole`: added tokens, each encoded as one wherever a text contains its letters. `normalizer` and `pre_tokenizer`:
     the library's descriptions, None where the tokenizer has none. `unknown`: the id of a byte without a token.
-    `before`, `behind`: control tokens that swallow blanks (`Strips`).
+    `before`, `behind`: control tokens that swallow blanks (`Strips`). `version`: VERSION of the writer.
     """
 
     architecture: str
-    template: str | None
+    template: str | dict[str, str] | None
     control: dict[str, int]
     bos: int | None
     stops: list[int]
@@ -57,6 +58,11 @@ class About(msgspec.Struct, frozen=True):
     unknown: int | None = None
     before: list[int] = []
     behind: list[int] = []
+    version: int = 0
+
+
+class _Version(msgspec.Struct):
+    version: int = 0
 
 
 class TokenTables:
@@ -82,7 +88,8 @@ class TokenBytes(Sequence[bytes]):
 
 
 def open_tables(folder: Path) -> TokenTables | None:
-    """The tables of a packed folder; None where it has none. Raises ModelError `bad_model`."""
+    """The tables of a packed folder; None where it has none, or those of another version: then the tokenizer's files
+    beside them are read. Raises ModelError `bad_model`."""
     path = folder / TABLES
     if not path.is_file():
         return None
@@ -90,6 +97,8 @@ def open_tables(folder: Path) -> TokenTables | None:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         places, metadata = read_header(data)
+        if msgspec.json.decode(metadata["about"], type=_Version).version != VERSION:
+            return None
         about = msgspec.json.decode(metadata["about"], type=About)
         kinds = {**ARRAYS, **(CHARACTER_ARRAYS if "characters" in places else {})}
         arrays = {name: _view(data, places[name], kind) for name, kind in kinds.items()}

@@ -19,6 +19,7 @@ import edged
 from edged.core.errors import ModelError, PromptRefused
 from edged.core.prompt import Turn
 from edged.models.tokenizer.template import MAX_SOURCE, ChatTemplate
+from edged.models.tokenizer.template_budget import RaisedError
 
 CPU_SECONDS: Final = 2
 WALL_SECONDS: Final = 20.0  # for a machine whose processor is busy with others
@@ -46,12 +47,13 @@ _CHATS: Final = (
 )
 
 
-def check_template(source: str, names: Mapping[str, str]) -> None:
+def check_template(source: str | Mapping[str, str], names: Mapping[str, str]) -> None:
     """Raises ModelError `bad_model` for a template that is broken or that reaches a limit.
 
     One that refuses the chats which are tried is good: many want turns of a certain order.
     """
-    if len(source) > MAX_SOURCE:  # refused by ChatTemplate with its own sentence
+    sources = [source] if isinstance(source, str) else [*source.values()]
+    if max(map(len, sources)) > MAX_SOURCE:  # refused by ChatTemplate with its own sentence
         return
     text = json.dumps({"source": source, "names": dict(names)}).encode()
     digest = hashlib.sha256(text).hexdigest()
@@ -73,19 +75,22 @@ def check_template(source: str, names: Mapping[str, str]) -> None:
     _KNOWN.add(digest)
 
 
-def trial(source: str, names: Mapping[str, str]) -> str:
+def trial(source: str | Mapping[str, str], names: Mapping[str, str]) -> str:
     """What is wrong with a template; "" for nothing."""
     try:
         template = ChatTemplate(source, names)
     except ModelError as error:
         return str(error)
+    faults = []
     for chat in _CHATS:
         try:
             template.render(chat)
         except PromptRefused as refusal:
             if refusal.reason == "failed":
                 return str(refusal)
-    return ""
+            if not isinstance(refusal.__cause__, RaisedError):
+                faults.append(f"The model's chat template cannot be rendered ({refusal.__cause__}); use another model.")
+    return faults[0] if len(faults) == len(_CHATS) else ""
 
 
 def _unbounded() -> ModelError:

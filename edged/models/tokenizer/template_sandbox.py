@@ -10,22 +10,21 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import nodes
+from jinja2.ext import LoopControlExtension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, pass_context
-from jinja2.visitor import NodeTransformer
+from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 
-MAX_OPERATIONS: Final = 300_000  # beside one for each character of the turns; one more for each 64 characters handled
-MAX_SECONDS: Final = 1.0  # of this thread's processor time
+from edged.models.tokenizer.template_budget import Budget, RaisedError, TooMuchError
+from edged.models.tokenizer.template_syntax import Counted, Generation
+
 MAX_NUMBER: Final = 10_000  # arguments that are counts or widths; the length of a range
-_PER_OPERATION: Final = 64
-_MAX_BITS: Final = 4096
 _MAX_INDENT: Final = 16
+_POWER_BITS: Final = 64  # of a result of the operator **
 _PERCENT: Final = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\*|\d{4,}|\d*\.(?:\*|\d{4,}))")
 _FORMAT: Final = re.compile(r"\d{4,}|\{[^{}]*\{")
 _STRING_METHODS: Final = frozenset(
@@ -41,57 +40,6 @@ _OTHER_METHODS: Final = frozenset({"get", "items", "keys", "values", "copy", "in
 _DROPPED_FILTERS: Final = ("random", "urlize", "pprint", "xmlattr")
 
 
-class TooMuchError(TemplateError):
-    """The template wants more than any template needs, or what is not allowed."""
-
-
-class Budget:
-    """What one rendering may do. `size`: characters of its turns; `longest`: characters of any one value."""
-
-    def __init__(self, size: int, longest: int) -> None:
-        self.left = MAX_OPERATIONS + size
-        self.longest = longest
-        self._until = time.thread_time() + MAX_SECONDS
-        self._checked = self.left
-
-    def charge(self, operations: int) -> None:
-        """Counts; raises TooMuchError where the budget is used up."""
-        self.left -= operations
-        if self._checked - self.left > 256:
-            self._checked = self.left
-            if time.thread_time() > self._until:
-                self.left = -1
-        if self.left < 0:
-            raise TooMuchError("it computes without end")
-
-    def fits(self, length: int) -> None:
-        """Charges a text or list of that length; raises TooMuchError where it is too long."""
-        if length > self.longest:
-            raise TooMuchError("it makes a value that is far too large")
-        self.charge(1 + length // _PER_OPERATION)
-
-    def weigh(self, value: Any) -> Any:
-        """Charges a value with all that it holds, and gives it back."""
-        if isinstance(value, str | bytes):
-            self.fits(len(value))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            if value.bit_length() > _MAX_BITS:
-                raise TooMuchError("it makes a number that is far too large")
-            self.charge(1)
-        elif isinstance(value, Mapping):
-            self.fits(len(value))
-            for key, item in value.items():
-                self.weigh(key)
-                self.weigh(item)
-        elif isinstance(value, list | tuple | set | frozenset):
-            self.fits(len(value))
-            for item in value:
-                self.weigh(item)
-        else:
-            self.charge(1)
-        return value
-
-
 class CountingSandbox(ImmutableSandboxedEnvironment):
     """See the module. `budget` is set for each rendering."""
 
@@ -99,30 +47,47 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
     intercepted_unops = frozenset({"-", "+"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+        extensions = [LoopControlExtension, Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, autoescape=False, extensions=extensions)
         self.budget = Budget(0, 1_000_000)
         for name in _DROPPED_FILTERS:
             del self.filters[name]
         self.filters["tojson"] = _tojson
         self.filters = {name: self._guarded(name, filter_) for name, filter_ in self.filters.items()}
         self.filters |= {"_turns": self._turns, "_joined": self._joined, "_weighed": self._weighed, "_out": self._out}
-        self.globals = {"namespace": _Namespace, "dict": dict, "range": _range, "raise_exception": _raise}
+        self.globals = {
+            "namespace": _Namespace,
+            "dict": dict,
+            "range": _range,
+            "raise_exception": _raise,
+            "cycler": Cycler,
+            "joiner": Joiner,
+        }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Counted().visit(super()._parse(source, name, filename))
+        template: nodes.Template = Counted().visit(super()._parse(source, name, filename))
         template.set_environment(self)
         return template
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Operators on large values, and those that make them."""
-        if operator == "**" or (operator == "*" and not (_is_number(left) and _is_number(right))):
-            raise TooMuchError(f"the operator {operator} is not allowed here")
+        if operator == "**":
+            _check_power(left, right)
+        if operator == "*" and not (_is_number(left) and _is_number(right)):
+            self._check_repeated(left, right)
         if operator == "%" and isinstance(left, str | bytes):
             _check_percent(left)
             self.budget.weigh(right)
         if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
             self.budget.fits(len(left) + len(right))
         return self.budget.weigh(super().call_binop(context, operator, left, right))
+
+    def _check_repeated(self, left: Any, right: Any) -> None:
+        """A text or list times a number."""
+        items, times = (right, left) if _is_number(left) else (left, right)
+        if not isinstance(items, str | list | tuple) or not isinstance(times, int):
+            raise TooMuchError("such a product is not allowed here")
+        self.budget.fits(len(items) * max(times, 0))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063  - Jinja's
         """Calls of functions, macros and methods."""
@@ -191,7 +156,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
             self._check_filter(name, value, given)
             result = filter_(*args, **kwargs)
             if isinstance(result, Iterator):
-                result = list(self._turns(result))
+                return self._weighed_turns(result)
             return self.budget.weigh(result)
 
         return guarded
@@ -202,6 +167,7 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
         if name == "format":
             _check_percent(value)
         elif name == "tojson":
+            longest = max([longest, *(len(one) for pair in given if isinstance(pair, list | tuple) for one in pair)])
             if any(_is_number(one) and one > _MAX_INDENT for one in given) or longest > _MAX_INDENT:
                 raise TooMuchError("such an indentation is not allowed here")
         elif name == "replace" and len(given) >= 2:
@@ -219,6 +185,10 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
             self.budget.charge(1)
             yield item
 
+    def _weighed_turns(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            yield self.budget.weigh(item)
+
     def _joined(self, items: tuple[Any, ...]) -> str:
         self.budget.weigh(items)
         self.budget.fits(sum(_length(item) for item in items))
@@ -230,48 +200,6 @@ class CountingSandbox(ImmutableSandboxedEnvironment):
     @pass_context  # so that Jinja does not compute it when it compiles
     def _out(self, _: Context, value: Any) -> Any:
         return self.budget.weigh(value)
-
-
-class _Counted(NodeTransformer):
-    """Puts the counting filters into a syntax tree."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        node.iter = _filter(node.iter, "_turns")
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        return _filter(nodes.Tuple(node.nodes, "load", lineno=node.lineno), "_joined")
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        return _filter(node, "_weighed")
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        return _filter(node, "_weighed")
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        return _filter(node, "_weighed") if node.ctx == "load" else node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802  - Jinja's name
-        self.generic_visit(node)
-        node.nodes = [_counted_output(child) for child in node.nodes]
-        return node
-
-
-def _counted_output(child: nodes.Expr) -> nodes.Expr:
-    if isinstance(child, nodes.TemplateData):
-        if len(child.data) < _PER_OPERATION:
-            return child
-        child = nodes.Const(child.data, lineno=child.lineno)
-    return _filter(child, "_out")
-
-
-def _filter(node: nodes.Node, name: str) -> nodes.Filter:
-    return nodes.Filter(cast("nodes.Expr", node), name, [], [], None, None, lineno=node.lineno)
 
 
 class _Namespace(Namespace):
@@ -302,6 +230,12 @@ def _check_numbers(values: Iterable[Any]) -> None:
             raise TooMuchError(f"the number {value} is too large here")
 
 
+def _check_power(base: Any, exponent: Any) -> None:
+    whole = isinstance(base, int) and isinstance(exponent, int)
+    if whole and base.bit_length() * max(exponent, 0) > _POWER_BITS:
+        raise TooMuchError("it makes a number that is far too large")
+
+
 def _check_percent(form: Any) -> None:
     text = form.decode("latin-1") if isinstance(form, bytes) else str(form)
     if _PERCENT.search(text):
@@ -316,8 +250,14 @@ def _range(*bounds: int) -> range:
 
 
 def _raise(message: object) -> NoReturn:
-    raise TemplateError(str(message)[:1000])
+    raise RaisedError(str(message)[:1000])
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
