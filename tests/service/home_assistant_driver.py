@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,11 @@ def prepare(folder: Path, port: int) -> None:
     """A configuration in which the MQTT integration is set up."""
     storage = folder / ".storage"
     storage.mkdir(parents=True, exist_ok=True)
-    (folder / "configuration.yaml").write_text("homeassistant: {}\nhttp: {server_host: 127.0.0.1, server_port: 0}\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        own = free.getsockname()[1]
+    settings = f"homeassistant: {{}}\nhttp: {{server_host: 127.0.0.1, server_port: {own}}}\n"
+    (folder / "configuration.yaml").write_text(settings)
     data = {"broker": "127.0.0.1", "port": port, "discovery": True, "discovery_prefix": "homeassistant"}
     entry = {
         "entry_id": "edged", "version": 1, "minor_version": 1, "domain": "mqtt", "title": "broker", "source": "user",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -26,6 +27,8 @@ PACKAGES = (
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if given := os.environ.get("HOME_ASSISTANT_PYTHON"):
+        return given
     if sys.version_info[:2] != (3, 11):
         pytest.skip("this release of Home Assistant needs Python 3.11")
     folder = tmp_path_factory.mktemp("home-assistant")
