@@ -25,11 +25,12 @@ _ENTITIES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("sensor", "memory", {
         "name": "Memory in use", "from": "telemetry", "icon": "mdi:memory", "unit_of_measurement": "%",
         "state_class": "measurement",
-        "value_template": "{{ (100 * value_json.memory.used_bytes / value_json.memory.total_bytes) | round(1) }}",
+        "value_template": "{{ (100 * value_json.memory.used_bytes / value_json.memory.total_bytes) | round(1)"
+                          " if value_json.memory.total_bytes is defined else None }}",
     }),
     ("sensor", "processor", {
         "name": "Processor", "from": "telemetry", "icon": "mdi:cpu-64-bit", "unit_of_measurement": "%",
-        "state_class": "measurement", "value_template": "{{ value_json.cpu.percent }}",
+        "state_class": "measurement", "value_template": "{{ value_json.cpu.percent | default(None) }}",
     }),
     ("sensor", "speed", {
         "name": "Tokens per second", "from": "telemetry", "icon": "mdi:speedometer", "unit_of_measurement": "tok/s",
@@ -37,7 +38,7 @@ _ENTITIES: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     }),
     ("sensor", "queue", {
         "name": "Prompts", "from": "telemetry", "icon": "mdi:tray-full", "state_class": "measurement",
-        "value_template": "{{ value_json.queue.waiting + value_json.queue.running }}",
+        "value_template": "{{ value_json.queue.open }}",
     }),
     ("binary_sensor", "throttled", {
         "name": "Throttled", "from": "telemetry", "device_class": "problem", "entity_category": "diagnostic",

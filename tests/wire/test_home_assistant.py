@@ -8,13 +8,21 @@ from typing import Any
 import jinja2
 import pytest
 
+from edged.core.reading import Cpu, Memory, Reading
+from edged.wire import documents
 from edged.wire.home_assistant import discovery
 from edged.wire.topics import Topics
 
-TELEMETRY = {
-    "temperature_c": 51.5, "memory": {"used_bytes": 1_000, "total_bytes": 4_000}, "cpu": {"percent": 12.0},
-    "speed": {"tokens_per_second": 49.1, "ttft_ms": 40.0}, "queue": {"waiting": 2, "running": 1}, "throttled": None,
-}  # fmt: skip
+FRAME = documents.Frame(1_700_000_000.0, "boot", True)
+READING = Reading(
+    1_700_000_000.0, 1.0, cpu=Cpu(percent=12.0), memory=Memory(4_000, 3_000, 1_000, 0, 0), temperature_c=51.5
+)
+BARE = Reading(1_700_000_000.0, 1.0)
+
+
+def telemetry(reading: Reading) -> Any:
+    queue = documents.Queue(3, 1, 64, 0, 0, 0, 0)
+    return json.loads(documents.telemetry(FRAME, reading, documents.Speed(49.1, 40.0), queue))
 
 
 def configs() -> dict[str, dict[str, Any]]:
@@ -39,7 +47,13 @@ def test_each_entity_has_a_topic_and_an_id_of_its_own() -> None:
      ("throttled", "OFF")],
 )  # fmt: skip
 def test_readings_become_states(entity: str, expected: str) -> None:
-    assert expected == rendered(configs()[entity]["value_template"], TELEMETRY)
+    assert expected == rendered(configs()[entity]["value_template"], telemetry(READING))
+
+
+def test_what_a_board_cannot_measure_is_unknown() -> None:
+    names = ("temperature", "memory", "processor", "throttled")
+    templates = [configs()[name]["value_template"] for name in names]
+    assert ["None", "None", "None", "OFF"] == [rendered(template, telemetry(BARE)) for template in templates]
 
 
 def test_findings_are_a_problem() -> None:
