@@ -22,8 +22,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `edgectl serve`, besides those of the connection to the broker."""
     command.add_argument("--listen", default=DEFAULT_LISTEN, metavar="ADDRESS:PORT", help=f"default: {DEFAULT_LISTEN}")
     command.add_argument("--token-file", type=Path, metavar="FILE", help="a secret that every request must carry")
-    command.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain (PEM)")
-    command.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    command.add_argument("--https-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain")
+    command.add_argument("--https-key", type=Path, metavar="FILE", help="its private key")
     command.add_argument("--host", action="append", default=[], metavar="NAME", help="also answer to this host name")
     command.add_argument("--requester", help="the requester in the topics (default: your user name)")
 
@@ -34,8 +34,8 @@ def serve(settings: Settings, arguments: argparse.Namespace, requester: str) -> 
     token = None if arguments.token_file is None else _token(arguments.token_file)
     if token is None and not _is_loopback(address):
         raise ConfigError(f"--listen {arguments.listen}: another address than the loopback needs --token-file FILE")
-    if (arguments.tls_cert is None) != (arguments.tls_key is None):
-        raise ConfigError("give --tls-cert and --tls-key together")
+    if (arguments.https_cert is None) != (arguments.https_key is None):
+        raise ConfigError("give --https-cert and --https-key together")
     try:
         import uvicorn
 
@@ -45,8 +45,8 @@ def serve(settings: Settings, arguments: argparse.Namespace, requester: str) -> 
             raise EdgedError(INSTALL) from None
         raise
     tls: dict[str, Any] = {}
-    if arguments.tls_cert is not None:
-        tls = {"ssl_certfile": str(arguments.tls_cert), "ssl_keyfile": str(arguments.tls_key)}
+    if arguments.https_cert is not None:
+        tls = {"ssl_certfile": str(arguments.https_cert), "ssl_keyfile": str(arguments.https_key)}
     options = ServeOptions(settings.identity.fleet, requester, token, tuple(arguments.host), bool(tls))
     app = make_app(settings.mqtt, options)
     scheme = "https" if tls else "http"
