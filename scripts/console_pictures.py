@@ -1,6 +1,6 @@
 """Takes the pictures of the console for docs/images, from a running `edgectl serve`.
 
-    python scripts/console_pictures.py http://127.0.0.1:8080 DEVICE docs/images
+    python scripts/console_pictures.py URL DEVICE docs/images
 
 Needs `playwright` (pip) and Debian's chromium.
 """
