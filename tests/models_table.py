@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -60,6 +60,7 @@ PEOPLE: Final = {
     "phi3": "Phi-3, Phi-4-mini",
     "stablelm": "StableLM",
     "glm4": "GLM-4 (dense)",
+    "lfm2": "LFM2, LFM2.5",
 }
 HEAD: Final = """# Models
 
@@ -152,7 +153,7 @@ def _native(source: Path, tokens: list[int]) -> np.ndarray:
     packed = source.with_name(f"{source.name}.packed")
     pack_path(source, packed)
     with NativeModel(open_packed(packed), context=512, blocks=16, threads=1) as model:
-        return model.step([Part(tokens, 0, range(16), wanted=len(tokens))])
+        return model.step([Part(tokens, 0, range(16), len(tokens), next_state=0)])
 
 
 def _torch(path: Path, tokens: list[int]) -> np.ndarray:
@@ -160,15 +161,18 @@ def _torch(path: Path, tokens: list[int]) -> np.ndarray:
 
     file = open_gguf(path)
     shape = torch_gguf.written_out(file)
-    assert shape is not None
+    if shape is None:
+        return _hub(path, tokens, "gguf", exact=True)
     return _all_logits(torch_gguf.open_llama(file, shape, 512, "cpu", _quiet, lambda: 1 << 40, exact=True), tokens)
 
 
-def _hub(folder: Path, tokens: list[int]) -> np.ndarray:
+def _hub(
+    path: Path, tokens: list[int], form: Literal["checkpoint", "gguf"] = "checkpoint", *, exact: bool = False
+) -> np.ndarray:
     from edged.engine.backends import torch_hub
 
-    located = LocatedModel(folder.name, folder, "", "checkpoint", 0)
-    return _all_logits(torch_hub.open_hub(located, None, "cpu", _quiet, lambda: 1 << 40, exact=False), tokens)
+    located = LocatedModel(path.name, path, "", form, 0)
+    return _all_logits(torch_hub.open_hub(located, None, "cpu", _quiet, lambda: 1 << 40, exact=exact), tokens)
 
 
 def _quiet(_: str) -> None:

@@ -11,7 +11,7 @@
   of a step.
 - A chunk takes at most MAX_CHUNK_SECONDS, estimated from the chunk before. On a slow board the agent must see that the
   worker makes progress, and a cancel must take effect. Chunks are not limited by time if logits depend on a chunk's
-  length (`Backend.drafts` is 0), because greedy answers would then depend on the board's current speed.
+  length (not `Backend.exact`), because greedy answers would then depend on the board's current speed.
 - Before each chunk, the part of the prompt that is in the cache is reused. If several prompts with the same beginning
   arrive together, each of them computes a part of it for all.
 - Cache slots are assigned in order of arrival. If no slot is free, a sequence that is more than SHARED_LEVELS less
@@ -106,7 +106,7 @@ class Scheduler:
     def _max_chunk(self, *, mixed: bool) -> int:
         """Returns how many tokens the next chunk may have; `mixed`: sequences decode in the same step."""
         most, seconds = (MIXED_SLICE, MIXED_CHUNK_SECONDS) if mixed else (MAX_SLICE, MAX_CHUNK_SECONDS)
-        if not self._backend.drafts:
+        if not self._backend.exact:
             return most
         if self._token_seconds is None:
             return FIRST_CHUNK

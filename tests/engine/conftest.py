@@ -46,6 +46,10 @@ class FakeBackend:
         self.kept: list[int] = []  # what `reuse` finds
         self.script: Callable[[list[int]], int | float | ComputeError | None] = lambda _: None
 
+    @property
+    def exact(self) -> bool:
+        return self.drafts > 0
+
     def open(self) -> int:
         slot = max(self.caches, default=0) + 1
         self.caches[slot] = []

@@ -12,6 +12,7 @@ import pytest
 from edged.core.errors import ModelError, NoBackend
 from edged.engine import load_model
 from edged.models.formats.gguf import open_gguf
+from edged.models.store.locate import LocatedModel
 from tests.native.families import FAMILIES, reference, write_gguf
 from tests.native.helpers import tiny_checkpoint
 
@@ -21,7 +22,7 @@ TOKENS = np.random.default_rng(1).integers(0, 203, 300).tolist()
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_gguf_file_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     """A prompt of 300 tokens at once and in pieces down to one token: within 1e-4 of transformers."""
-    from edged.engine.backends import torch_gguf
+    from edged.engine.backends import torch_gguf, torch_hub
 
     family, changes = FAMILIES[name]
     model = tiny_checkpoint(tmp_path / "checkpoint", family, **changes)
@@ -29,8 +30,11 @@ def test_a_gguf_file_computes_what_transformers_computes(name: str, tmp_path: Pa
     tokens = TOKENS[:40] if name == "mistral" else TOKENS  # GGUF files of Mistral do not say their window
     expected = reference(model, tokens)
     shape = torch_gguf.written_out(file)
-    assert shape is not None
-    backend = torch_gguf.open_llama(file, shape, 512, "cpu", lambda _: None, lambda: 10**10, exact=True)
+    if shape:
+        backend = torch_gguf.open_llama(file, shape, 512, "cpu", lambda _: None, lambda: 10**10, exact=True)
+    else:
+        located = LocatedModel("model.gguf", tmp_path / "model.gguf", "", "gguf", 0)
+        backend = torch_hub.open_hub(located, 512, "cpu", lambda _: None, lambda: 10**10, exact=True)
     for sizes in ([len(tokens)], [7, 1, 1, len(tokens) - 10, 1]):
         assert _relative(_logits(backend._network, tokens, sizes), expected) < 1e-4
 

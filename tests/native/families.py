@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from edged.models.formats.config_shape import native_shape_from_config
+
 YARN: Final = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 LLAMA3: Final = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -63,11 +65,17 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     }),
     "stablelm": ("stablelm", {"use_qkv_bias": True, "hidden_size": 128}),
     "glm4": ("glm4", {"head_dim": 16}),
+    "lfm2": ("lfm2", {"num_hidden_layers": 5, "layer_types": ["conv", "full_attention", "conv", "conv",
+                                                             "full_attention"], "tie_word_embeddings": True}),
+    "lfm2, two taps": ("lfm2", {"num_hidden_layers": 3, "full_attn_idxs": [1], "conv_L_cache": 2,
+                                "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
 }  # fmt: skip
 GGUF_ARCHITECTURES: Final = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
     "mistral": "llama",
 }  # fmt: skip
+UNROUNDED: Final = ("shortconv.conv.weight", "ssm_conv1d.weight")  # convolutions stay float32
+HYBRID: Final = frozenset({"lfm2"})  # architectures with recurrent states
 _PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3"})
 
 
@@ -110,12 +118,19 @@ def write_gguf(
     for key, value in figures.items():
         if value is not None:
             _add(writer, f"{architecture}.{key}", value)
-    writer.add_tokenizer_model("none")
+    if architecture in HYBRID:  # torch computes these by transformers, which wants a vocabulary
+        size = config["vocab_size"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"<{token}>" for token in range(size)])
+        writer.add_token_types([1] * size)
+        writer.add_token_merges(["< 1"])
+    else:
+        writer.add_tokenizer_model("none")
     for name, values in gguf_tensors(model, config, architecture).items():
         own = (types or {}).get(name.split(".")[-2], kind)
         if stored := blocks and blocks(values):
             writer.add_tensor(name, stored[1], raw_dtype=gguf.GGMLQuantizationType[stored[0]])
-        elif values.ndim == 1 or own == "F32":
+        elif values.ndim == 1 or own == "F32" or name.endswith(UNROUNDED):
             writer.add_tensor(name, values)
         else:
             number = gguf.GGMLQuantizationType[own]
@@ -144,6 +159,8 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
             values = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
+        if name.endswith("conv.conv.weight"):
+            values = values[:, 0]
         base, _, suffix = name.rpartition(".")
         tensors[f"{names.get_name(base)}.{suffix}"] = values
     return tensors | _rope_tensors(model, config)
@@ -182,7 +199,14 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
     }
-    if architecture == "stablelm":
+    if architecture == "lfm2":
+        attends = [kind == "full_attention" for kind in config["layer_types"]]
+        figures |= {
+            "attention.head_count_kv": [config["num_key_value_heads"] * attend for attend in attends],
+            "attention.layer_norm_rms_epsilon": config["norm_eps"], "shortconv.l_cache": config["conv_L_cache"],
+            "feed_forward_length": native_shape_from_config(config).ffn,
+        }  # fmt: skip
+    elif architecture == "stablelm":
         figures |= {"attention.layer_norm_epsilon": config["layer_norm_eps"], "use_parallel_residual": False}
     else:
         figures["attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]

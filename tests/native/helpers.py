@@ -137,7 +137,7 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
         "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma",
         "gemma2": "Gemma2", "gemma3": "Gemma3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
         "olmo3": "Olmo3", "ernie4_5": "Ernie4_5", "hunyuan": "HunYuanDenseV1", "exaone4": "Exaone4",
-        "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4",
+        "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4", "lfm2": "Lfm2",
     }[family]  # fmt: skip
     make_config = tf.Gemma3TextConfig if family == "gemma3" else getattr(tf, f"{name}Config")
     make_model = getattr(tf, f"{name}ForCausalLM")

@@ -56,7 +56,8 @@ class Decoding:
 class Backend(Protocol):
     """`context` is the most tokens a slot holds, `slots` how many may be open beside one for `Model.logits`.
 
-    `drafts` is the most that a slice may carry; 0 where their logits could differ from those of one token at a time.
+    `exact`: logits do not depend on how tokens are divided into slices, nor on other slices. `drafts` is the most that
+    a slice may carry; 0 without `exact`, and where a computed token cannot be taken back.
     `max_steps` is the most decode steps of one call; with 1 there is only `run`, and `decode` is never called.
     `embeds`: whether there are hidden states.
     """
@@ -71,6 +72,8 @@ class Backend(Protocol):
     def context(self) -> int: ...
     @property
     def slots(self) -> int: ...
+    @property
+    def exact(self) -> bool: ...
     @property
     def drafts(self) -> int: ...
     @property

@@ -12,18 +12,21 @@ from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits
 from edged.engine.backends.native_model import BLOCK, NativeModel, Part
 from edged.engine.blocks import BlockPool, Table
 from edged.engine.kernels.library import KernelError
+from edged.engine.states import NO_STATE, StatePool
 
 LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small compared with the weights
 MAX_DRAFTS: Final = 7  # with the token before them two times the rows that the kernels stream weights for at once
 
 
 class _Slot:
-    """A sequence's tokens that are in the cache, and its blocks. `drafts` follow them, until kept or replaced."""
+    """A sequence's tokens that are in the cache, its blocks, and the recurrent state after these tokens, where the
+    model has one. `drafts` follow the tokens, until kept or replaced."""
 
     def __init__(self) -> None:
         self.table = Table()
         self.tokens: list[int] = []
         self.drafts: list[int] = []
+        self.state = NO_STATE
 
 
 class _Job:
@@ -37,11 +40,12 @@ class _Job:
         self.rows: list[Logits] = []
         self.error: ComputeError | None = None
 
-    def part(self, begin: int, end: int) -> Part:
-        """The tokens from `begin` to `end` as part of a step."""
+    def part(self, begin: int, end: int, next_state: int) -> Part:
+        """The tokens from `begin` to `end` as part of a step, which writes the state after them."""
         unwanted = len(self.tokens) - self.wanted
         wanted = max(0, end - max(begin, unwanted))
-        return Part(self.tokens[begin:end], self.item.start + begin, self.slot.table.blocks, wanted)
+        blocks, state = self.slot.table.blocks, self.slot.state
+        return Part(self.tokens[begin:end], self.item.start + begin, blocks, wanted, state, next_state)
 
     def shorten(self, drafts: int) -> None:
         """Keeps at most so many drafts."""
@@ -54,21 +58,27 @@ _Piece = tuple[_Job, int, int]  # begin and end within the job's tokens
 
 
 class NativeBackend:
-    """Slots are tables of blocks from one pool, which keeps blocks of ended sequences for those that begin alike."""
+    """Slots are tables of blocks from one pool, which keeps blocks of ended sequences for those that begin alike.
+
+    Of a model with recurrent states each slot has one, too: drafts would change it before they are known to be right,
+    and blocks of another sequence come without one. So such a model computes no drafts and keeps no blocks.
+    """
 
     name = "native"
     embeds = True
+    exact = True
 
     def __init__(self, model: NativeModel, slots: int) -> None:
         self.model = model
         self.vocabulary = model.vocabulary
         self.context = model.context
         self.slots = slots
-        self.drafts = MAX_DRAFTS
+        self.drafts = 0 if model.states else MAX_DRAFTS
         self.max_steps = BLOCK
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
         self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
+        self.states = StatePool(model.states)
         self._slots: dict[int, _Slot] = {}
         self._next = 0
 
@@ -81,12 +91,13 @@ class NativeBackend:
     def close(self, slot: int) -> None:
         """Releases a cache's blocks to the pool, which remembers what they hold."""
         cache = self._slots.pop(slot)
-        self.pool.release(cache.table, cache.tokens)
+        self.states.release(cache.state)
+        self.pool.release(cache.table, () if self.model.states else cache.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """As the protocol says, also for a slot that holds full blocks: another may have computed more meanwhile."""
         cache = self._slots[slot]
-        if len(cache.tokens) % BLOCK or len(cache.table.blocks) * BLOCK != len(cache.tokens):
+        if self.model.states or len(cache.tokens) % BLOCK or len(cache.table.blocks) * BLOCK != len(cache.tokens):
             return len(cache.tokens)
         count = self.pool.reuse(cache.table, tokens)
         cache.tokens = list(tokens[:count])
@@ -107,18 +118,25 @@ class NativeBackend:
         for slot, one in zip(slots, sequences, strict=True):
             if len(slot.tokens) != one.start:
                 raise ComputeError(f"a token at {one.start} does not follow {len(slot.tokens)}")
+        next_states: list[int] = []
         try:
             for slot in slots:
                 self.pool.extend(slot.table, len(slot.tokens) + 1)
+                next_states.append(self.states.allocate())
             space = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
             tables = [slot.table.blocks for slot in slots]
-            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt)
-        except (MemoryError, KernelError) as error:
+            states = [(slot.state, state) for slot, state in zip(slots, next_states, strict=True)]
+            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt, states)
+            if not chosen[0]:
+                raise ComputeError("no next token can be chosen")
+        except (MemoryError, KernelError, ComputeError) as error:
+            for state in next_states:
+                self.states.release(state)
             raise ComputeError(str(error)) from error
-        if not chosen[0]:
-            raise ComputeError("no next token can be chosen")
-        for slot, one, tokens in zip(slots, sequences, chosen, strict=True):
+        for slot, one, tokens, state in zip(slots, sequences, chosen, next_states, strict=True):
             slot.drafts = []
+            slot.state, unused = (state, slot.state) if len(tokens) % 2 else (slot.state, state)
+            self.states.release(unused)
             self._append(slot, [one.token, *tokens][: len(tokens)])
         return chosen
 
@@ -147,27 +165,39 @@ class NativeBackend:
         """As the protocol says."""
         cache = self._slots[slot]
         job = _Job(Slice(slot, start, tokens), cache, every=True)
+        state = NO_STATE
         try:
             self._admit(job)
-            rows = self.model.hidden(job.part(0, len(tokens)))
+            state = self.states.allocate()
+            rows = self.model.hidden(job.part(0, len(tokens), state))
         except (ComputeError, MemoryError, KernelError) as error:
+            self.states.release(state)
             return ComputeError(str(error))
+        self.states.release(cache.state)
+        cache.state = state
         self._append(cache, tokens)
         return rows
 
     def _append(self, slot: _Slot, tokens: Sequence[int]) -> None:
         slot.tokens += tokens
-        self.pool.register(slot.table, slot.tokens)
+        if not self.model.states:
+            self.pool.register(slot.table, slot.tokens)
 
     def _compute(self, step: Sequence[_Piece]) -> None:
         """Computes the pieces of one step; where the kernels refuse it, each alone, so that only the one with the error
         fails, and without drafts, which may have been the cause."""
-        parts = [job.part(begin, end) for job, begin, end in step]
+        states = [self.states.allocate() for _ in step]
+        parts = [job.part(begin, end, state) for (job, begin, end), state in zip(step, states, strict=True)]
         try:
             logits = self.model.step(parts)
         except KernelError as error:
+            for state in states:
+                self.states.release(state)
             self._compute_alone(step, error)
             return
+        for (job, _, _), state in zip(step, states, strict=True):
+            self.states.release(job.slot.state)
+            job.slot.state = state
         at = 0
         for (job, _, _), part in zip(step, parts, strict=True):
             if part.wanted:

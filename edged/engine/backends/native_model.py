@@ -24,8 +24,9 @@ MAX_ROWS: Final = 512  # tokens computed in one step
 _LAYER: Final = (
     "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
     "out", "ffn_norm", "gate_up", "gate", "up", "down", "attention_norm_bias", "out_bias", "post_attention_norm",
-    "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm",
+    "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm", "conv_in", "taps", "conv_out",
 )  # fmt: skip
+_KINDS: Final = {"attention": 0, "convolution": 1}  # EdgedLayerKind
 _LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM = 1, 2, 4, 8  # EdgedFlag
 
 
@@ -35,12 +36,16 @@ class Part:
 
     The keys and values of the tokens are written into the table's blocks; tokens before `start` must be there already.
     Logits are wanted after the last `wanted` tokens. The parts of one step belong to different sequences.
+    `state`, `next_state`: of a model that has recurrent states, the number of the one before the first token (-1 at the
+    start) and of that after the last, which no part of the step reads.
     """
 
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
     wanted: int = 1
+    state: int = -1
+    next_state: int = -1
 
 
 def block_bytes(packed: PackedModel) -> int:
@@ -49,9 +54,15 @@ def block_bytes(packed: PackedModel) -> int:
     return 2 * BLOCK * shape.cache_values
 
 
+def state_bytes(packed: PackedModel) -> int:
+    """What the recurrent state of one sequence takes, float32; 0 where the model has none."""
+    return 4 * packed.manifest.shape.state_values
+
+
 class NativeModel:
     """Weights (mapped, shared), a cache of `blocks` blocks and the threads that compute. One caller at a time.
 
+    `states`: how many recurrent states it holds, where the model has any.
     `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto`
     or a name. Raises KernelError where the model or a step cannot be run. A step that is refused for what it asks has
     changed nothing; one whose logits are not finite was computed, and its tokens' keys and values are in the blocks.
@@ -63,6 +74,7 @@ class NativeModel:
         *,
         context: int,
         blocks: int,
+        states: int = 16,
         threads: int = 0,
         max_rows: int = MAX_ROWS,
         kernels: str = "auto",
@@ -73,6 +85,7 @@ class NativeModel:
         self.vocabulary = shape.vocabulary
         self.context = context
         self.blocks = blocks
+        self.states = states if shape.state_values else 0
         self.max_rows = max_rows
         self.threads = threads or usable_cores()
         self.kernel_seconds = 0.0  # spent in the kernels so far
@@ -82,7 +95,8 @@ class NativeModel:
         ropes = shape.ropes_for(context)
         frequencies = np.asarray([rope.frequencies for rope in ropes], np.float32)
         scales = np.asarray([rope.scale for rope in ropes], np.float32)
-        attention = np.asarray(shape.attention, np.int32)
+        kinds = [_KINDS[kind] for kind in shape.kinds]
+        attention = np.column_stack([kinds, shape.attention]).astype(np.int32)
         config = Config(
             layers=shape.layers, width=shape.width, ffn=shape.ffn, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, vocabulary=shape.vocabulary, context=context, blocks=blocks, max_rows=max_rows,
@@ -91,7 +105,7 @@ class NativeModel:
             attention_scale=shape.attention_scale, attention_cap=shape.attention_cap, logit_cap=shape.logit_cap,
             growth=shape.growth, growth_tokens=shape.growth_tokens, rope_pairs=shape.rotated // 2, ropes=len(ropes),
             inverse_frequency=frequencies.ctypes.data, rope_scale=scales.ctypes.data,
-            attention=attention.ctypes.data,
+            attention=attention.ctypes.data, taps=shape.taps, states=self.states,
         )  # fmt: skip
         names = ["embedding", "head", "final_norm", "final_norm_bias"]
         names += [f"layers.{layer}.{part}" for layer in range(shape.layers) for part in _LAYER]
@@ -129,7 +143,7 @@ class NativeModel:
         for part in parts:
             if not 0 <= part.wanted <= len(part.tokens):
                 raise KernelError(f"logits after {part.wanted} of {len(part.tokens)} tokens are wanted")
-            slices += (part.start, len(part.tokens), len(tables), len(part.blocks))
+            slices += (part.start, len(part.tokens), len(tables), len(part.blocks), part.state, part.next_state)
             tokens += part.tokens
             tables += part.blocks
             wanted += range(len(tokens) - part.wanted, len(tokens))
@@ -156,11 +170,14 @@ class NativeModel:
         steps: int,
         stops: array[int],
         interrupt: array[int],
+        states: Sequence[tuple[int, int]] = (),
     ) -> list[list[int]]:
         """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
 
-        `tables`: their block tables, covering `start` + `steps` tokens. No tokens where none could be chosen. Raises
-        KernelError where not even one step could be computed.
+        `tables`: their block tables, covering `start` + `steps` tokens. `states`: where the model has recurrent states,
+        the present one of each sequence and another; steps write them in turns, so after an odd number of steps the
+        other is the newest. No tokens where none could be chosen. Raises KernelError where not even one step could be
+        computed.
         """
         if self._handle is None:
             raise KernelError("the model is closed")
@@ -168,8 +185,10 @@ class NativeModel:
         chosen = np.empty((len(sequences), steps), np.int32)
         calls = (c.Decoding * len(sequences))()
         first = 0
-        for call, one, table, row in zip(calls, sequences, tables, chosen, strict=True):
+        pairs = states or [(-1, -1)] * len(sequences)
+        for call, one, table, pair, row in zip(calls, sequences, tables, pairs, chosen, strict=True):
             call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
+            call.state, call.next_state = pair
             call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
             call.uniforms = one.uniforms.buffer_info()[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edged.core.errors import ModelError
 from edged.engine.backends.native_backend import NativeBackend
-from edged.engine.backends.native_model import BLOCK, NativeModel, block_bytes
+from edged.engine.backends.native_model import BLOCK, NativeModel, block_bytes, state_bytes
 from edged.engine.kernels.build import BuildError
 from edged.engine.kernels.library import KernelError, load_library
 from edged.engine.memory import MAX_SLOTS, admit
@@ -40,12 +40,19 @@ def open_native(
     shape = packed.manifest.shape
     context = min(context or shape.default_context, shape.context)
     per_slot = -(-context // BLOCK)
-    budget = admit(packed.weights_bytes, per_slot * block_bytes(packed), available_bytes(), slots)
+    # Each slot has a recurrent state and writes the next; one more is for Model.logits.
+    state = state_bytes(packed)
+    cache = per_slot * block_bytes(packed) + 2 * state
+    budget = admit(packed.weights_bytes + state, cache, available_bytes(), slots)
+    states = 2 * budget.slots + 1 if state else 0
     # One cache more than the slots, for Model.logits beside them, where that fits as well. The pool fills with what
     # earlier sequences left, so all of it counts.
-    blocks = min(per_slot * (budget.slots + 1), budget.cache_bytes // block_bytes(packed))
+    free = budget.cache_bytes - 2 * budget.slots * state
+    blocks = min(per_slot * (budget.slots + 1), free // block_bytes(packed))
     try:
-        model = NativeModel(packed, context=context, blocks=blocks, threads=threads or 0, kernels=kernels)
+        model = NativeModel(
+            packed, context=context, blocks=blocks, states=states, threads=threads or 0, kernels=kernels
+        )
     except KernelError as error:
         code = "no_memory" if "memory" in str(error) else "bad_model"
         raise ModelError(code, f"The model {packed.manifest.name} cannot be run: {error}.") from error

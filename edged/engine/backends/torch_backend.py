@@ -30,6 +30,7 @@ class TorchBackend:
     """Sequences one after the other, each in its own cache, so that a text never depends on others in the batch."""
 
     name = "torch"
+    exact = False
     drafts = 0
     max_steps = 1
     embeds = False

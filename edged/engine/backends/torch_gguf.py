@@ -32,7 +32,8 @@ def written_out(file: GgufFile) -> Shape | None:
     Raises ModelError `bad_model`, and NoBackend for a file with figures that would not be applied.
     """
     architecture = file.get("general.architecture")
-    return shape_from_gguf(file) if isinstance(architecture, str) and architecture in FAMILIES else None
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    return shape_from_gguf(file) if family and not family.hybrid else None
 
 
 def open_llama(

@@ -14,12 +14,17 @@
 constexpr int32_t kApiVersion = 9;
 constexpr size_t kErrorBytes = 512;
 
-// How one layer attends.
+// What mixes the tokens of a sequence in a layer.
+enum EdgedLayerKind : int32_t { kAttention, kConvolution, kLayerKinds };
+
+// How one layer mixes the tokens. Rope and window are for attention.
 struct EdgedAttention {
+  int32_t kind;    // EdgedLayerKind
   int32_t rope;    // which of the rotary embeddings turns its queries and keys; −1: none
   int32_t window;  // tokens that a token sees, itself the last of them; 0: all
 };
 
+constexpr int32_t kMaxTaps = 8;       // of a convolution
 constexpr int32_t kModelTensors = 4;  // before those of the layers
 
 // What a family computes in another way than Llama, as bits of EdgedConfig::flags.
@@ -52,6 +57,8 @@ struct EdgedConfig {
   const float* inverse_frequency;   // [ropes, rope_pairs], with the model's scaling applied
   const float* rope_scale;          // [ropes]: cosines and sines are multiplied by it
   const EdgedAttention* attention;  // [layers]
+  int32_t taps;                     // tokens that a convolution sees, itself the last of them
+  int32_t states;                   // recurrent states in memory, for a model that has such layers
 };
 
 // One tensor of the packed file. `kind`: a Kind of ops/matrix.h; a vector has one row of cols float32.
@@ -87,6 +94,9 @@ enum EdgedLayerTensor : int32_t {
   kGateUpBias,  // in the order of kGateUp's rows
   kDownBias,
   kPostFfnNorm,  // of what the feed-forward layer adds
+  kConvIn,       // of a convolution, [3 · width, width]
+  kTaps,         // its weights, taps · width: those of the oldest token first
+  kConvOut,
   kLayerTensors
 };
 
@@ -97,6 +107,9 @@ struct EdgedSlice {
   int32_t count;        // of tokens
   int32_t first_block;  // where the sequence's block table starts in `blocks`
   int32_t block_count;  // its length; it must cover position + count tokens
+  // Of a model with recurrent layers: the states before the first token (−1 at position 0) and after the last.
+  // States that are read are not written in the same step, so a step can be repeated.
+  int32_t state, next_state;
 };
 
 struct EdgedStep {
@@ -141,6 +154,8 @@ struct EdgedDecoding {
   int32_t position;        // of that token
   int32_t first_block;     // where the sequence's block table starts in `blocks`
   int32_t block_count;     // its length; it must cover position + steps tokens
+  // As of a slice. The steps read and write the two in turns: after an odd number the newest is `next_state`.
+  int32_t state, next_state;
   EdgedSampling sampling;  // `uniform` is not read; chosen tokens are added to the seen ones
   const double* uniforms;  // [steps], draws from [0, 1)
   const int32_t* past;     // [past_count] all its tokens up to `token`; empty: the call does not end where
@@ -167,7 +182,7 @@ EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequenc
 // Copies all keys and values of one cache block into another, so that a sequence can continue from the middle
 // of a shared block.
 EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
-EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, 1 buffers
+EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache and states, 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
 // Token ids of byte strings that follow each other in `text`; `ids` has space for one a byte, `count` gets
 // their number.

@@ -65,7 +65,7 @@ int Engine::decode(const DecodeCall& call) {
     const EdgedDecoding& one = call.sequences[i];
     tokens.push_back(one.token);
     wanted.push_back(i);
-    slices.push_back({one.position, 1, one.first_block, one.block_count});
+    slices.push_back({one.position, 1, one.first_block, one.block_count, one.state, one.next_state});
   }
   bool more = true;
   int step = 0;
@@ -86,6 +86,8 @@ int Engine::decode(const DecodeCall& call) {
     for (int i = 0; i < count; i++) {
       sequences[i].append(tokens[i], step);
       slices[i].position++;
+      slices[i].state = slices[i].next_state;
+      slices[i].next_state = step % 2 ? call.sequences[i].next_state : call.sequences[i].state;
       const bool stops =
           std::find(call.stops, call.stops + call.stop_count, tokens[i]) != call.stops + call.stop_count;
       more = more && !stops && !sequences[i].ends_in_repeated_pair();

@@ -43,11 +43,22 @@ CodedRow ActivationBuffer::coded_row(int at, int from) const {
           half_sum.as<float>() + 2 * group};
 }
 
+namespace {
+
+// The most values of one row that the projections of a layer make.
+int projected_values(const Model& model) {
+  const EdgedConfig& c = model.config;
+  const int attention = (c.heads + 2 * c.kv_heads) * c.head_dim;
+  return model.recurrent_layers ? std::max(attention, 3 * c.width) : attention;
+}
+
+}  // namespace
+
 Engine::Engine(Model model, const Kernels& kernels)
     : model_(std::move(model)),
       kernels_(kernels),
       threads_(model_.config.threads),
-      projected_stride_((model_.config.heads + 2 * model_.config.kv_heads) * model_.config.head_dim),
+      projected_stride_(projected_values(model_)),
       shares_(kSharedPhases, model_.config.threads) {
   const EdgedConfig& c = model_.config;
   const size_t rows = (size_t)c.max_rows;
@@ -55,12 +66,14 @@ Engine::Engine(Model model, const Kernels& kernels)
   layer_stride_ = head_stride_ * c.kv_heads;
   // All layers of a block are adjacent: a short sequence then touches little memory, even where pages are
   // huge.
-  block_stride_ = layer_stride_ * c.layers;
+  block_stride_ = layer_stride_ * model_.attention_layers;
   cache_ = Buffer(block_stride_ * c.blocks * 2);
   const size_t q = (size_t)c.heads * c.head_dim;
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
   projected_ = Buffer(rows * projected_stride_ * 4);
-  attended_ = Buffer(rows * q * 4);
+  attended_ = Buffer(rows * (model_.recurrent_layers ? std::max(q, (size_t)c.width) : q) * 4);
+  if (model_.recurrent_layers)
+    states_ = Buffer((size_t)c.states * model_.recurrent_layers * model_.state_floats() * 4);
   if (!model_.adds_products) added_ = Buffer(rows * c.width * 4);
   cosine_ = Buffer(rows * c.ropes * c.rope_pairs * 4);
   sine_ = Buffer(cosine_.bytes());
@@ -116,7 +129,7 @@ Best Engine::best(int row) const {
 }
 
 void Engine::compute(const EdgedStep& step) {
-  check_step(model_.config, step);
+  check_step(model_.config, model_.recurrent_layers ? model_.config.states : 0, step);
   const Plan plan = plan_step(model_.config, model_.window, step);
   const size_t partials = std::max(plan.full.partial_floats, plan.windowed.partial_floats) * 4;
   if (partials_.bytes() < partials) partials_ = Buffer(partials);

@@ -75,7 +75,7 @@ class Engine {
   int decode(const DecodeCall& call);
   // Throws std::invalid_argument for a block outside the cache.
   void copy_block(int from, int to);
-  size_t cache_bytes() const { return cache_.bytes(); }
+  size_t cache_bytes() const { return cache_.bytes() + states_.bytes(); }
   size_t buffer_bytes() const;
 
  private:
@@ -88,8 +88,9 @@ class Engine {
   Threads threads_;
   std::mutex mutex_;
   size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
-  const int projected_stride_;                        // of query, key and value of one row
+  const int projected_stride_;                        // of the projections of one row
   Buffer cache_, x_, projected_, attended_, partials_;
+  Buffer states_;         // [states, recurrent layers, floats of a layer's state]
   Buffer cosine_, sine_;  // of the step's rows, [ropes, max_rows, rope_pairs]
   Buffer added_;          // a product that is changed before it is added to x_, [max_rows, width]
   Buffer logits_;         // of a decode, [sequences, vocabulary rounded up to 8]

@@ -13,27 +13,18 @@ void Forward::run(int thread) {
   threads.barrier(thread);
   for (int i = 0; i < model.config.layers; i++) {
     const Layer& layer = model.layers[i];
-    const AttentionPlan& attention = plan.attention(layer.attention);
     engine.shares_.start_layer(i + 1, thread);
-    normalize(layer.attention_norm, pending, layer.qkv, thread);
+    normalize(layer.attention_norm, pending, layer.projections, thread);
     barrier_unless_single_row(thread);
     project(layer, i, thread);
     threads.barrier(thread);
-    if (model.has(kWideNorm)) {
-      normalize_wide(layer, thread);
+    if (layer.attention.kind == kAttention) {
+      mix_by_attention(layer, i, thread);
+    } else {
+      convolve(layer, thread);
       threads.barrier(thread);
     }
-    if (!plan.one_token_each) {
-      write_kv(layer, i, thread);
-      threads.barrier(thread);
-    }
-    attend(layer, i, thread);
-    threads.barrier(thread);
-    if (attention.partial_floats) {
-      merge_partials(attention, thread);
-      threads.barrier(thread);
-    }
-    quantize_attention(layer, thread);
+    quantize_mixed(layer, thread);
     barrier_unless_single_row(thread);
     add_product(layer.out, hidden_input((int)plan.rows.size(), thread), i, kAttentionOut, thread);
     threads.barrier(thread);

@@ -39,25 +39,30 @@ struct Forward {
   void run(int thread);
 
  private:
+  // The phases of attention: queries, keys and values in projected_ -> attended_ (m,q).
+  void mix_by_attention(const Layer& layer, int index, int thread);
+
   // The phases, in their order. All threads call each of them; `thread` selects the caller's share.
 
   // embedding (v,d)[tokens (m,)] -> x_ (m,d); the angles of RoPE -> cosine_, sine_ (ropes,m,pairs)
   void embed(int thread);
   // x_ (m,d) + pending, normalized -> hidden_input (m,d)
   void normalize(const Norm& norm, const Addition* pending, InputForms forms, int thread);
-  // qkv (q+2kv,d) @ hidden_input (m,d) -> projected_ (m,q+2kv)
+  // projections (q+2kv,d) @ hidden_input (m,d) -> projected_ (m,q+2kv); of another layer kind (3d,d)
   void project(const Layer& layer, int index, int thread);
   // Norms of queries (q,) and keys (kv,) over all heads, in projected_ in place.
   void normalize_wide(const Layer& layer, int thread);
   // RoPE of queries in projected_ (m,q) in place; RoPE of keys (m,kv), with values (m,kv) -> cache
-  void write_kv(const Layer& layer, int index, int thread);
+  void write_kv(const Layer& layer, int thread);
   // softmax(queries (m,q) @ cached keysᵀ) @ cached values -> attended_ (m,q), or partials_ where chunks are
   // split
   void attend(const Layer& layer, int index, int thread);
   // partials_ [rows, kv_heads, chunks, heads / kv_heads, head_dim + 8] -> attended_ (m,q)
   void merge_partials(const AttentionPlan& attention, int thread);
-  // attended_ (m,q) -> hidden_input (m,q)
-  void quantize_attention(const Layer& layer, int thread);
+  // B, C and x in projected_ (m,3d), with the states of the slices -> attended_ (m,d), and the next states
+  void convolve(const Layer& layer, int thread);
+  // attended_ (m,q) or (m,d) -> hidden_input
+  void quantize_mixed(const Layer& layer, int thread);
   // w (d,n) @ input (m,n) -> x_ (m,d), added, or -> added_ (m,d): the output of attention (n = q) or of the
   // ffn (n = ffn)
   void add_product(const Matrix& w, const ActivationBuffer& input, int index, int phase, int thread);
@@ -77,8 +82,11 @@ struct Forward {
   float query_scale(int position) const;
   void rope_query(const Layer& layer, int row, int head, float* x);
   void rope_queries(const Layer& layer, const Piece& piece, int thread);
-  void write_kv_head(const Layer& layer, int index, int row, int head);
-  void attend_piece(const Layer& layer, const Piece& piece, int index, int thread);
+  void write_kv_head(const Layer& layer, int row, int head);
+  float* state_of(const Layer& layer, int state) const;
+  void convolve_slice(const Layer& layer, const EdgedSlice& slice, const float* inputs, int begin, int n,
+                      float* out) const;
+  void attend_piece(const Layer& layer, const Piece& piece, int thread);
   void swiglu(const Layer& layer, float* gate, float* up, size_t stride, int rows, int from, int pair);
   void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;
   void change_logits(float* logits, int n) const;

@@ -10,7 +10,7 @@ void Forward::project(const Layer& layer, int index, int thread) {
   const Activations x = hidden_input((int)plan.rows.size(), thread).view((int)plan.rows.size());
   float* y = engine.projected_.as<float>();
   int phase = kProject;
-  for (const Matrix& w : layer.qkv) {
+  for (const Matrix& w : layer.projections) {
     const Tiling tiling = tiling_of(w, x.m);
     WorkRange range;
     while (engine.shares_.next(index, phase, thread, tiling.tiles_per_strip, tiling.policy, range))
@@ -22,7 +22,26 @@ void Forward::project(const Layer& layer, int index, int thread) {
   }
 }
 
-void Forward::write_kv(const Layer& layer, int index, int thread) {
+void Forward::mix_by_attention(const Layer& layer, int index, int thread) {
+  Threads& threads = engine.threads_;
+  const AttentionPlan& attention = plan.attention(layer.attention);
+  if (engine.model_.has(kWideNorm)) {
+    normalize_wide(layer, thread);
+    threads.barrier(thread);
+  }
+  if (!plan.one_token_each) {
+    write_kv(layer, thread);
+    threads.barrier(thread);
+  }
+  attend(layer, index, thread);
+  threads.barrier(thread);
+  if (attention.partial_floats) {
+    merge_partials(attention, thread);
+    threads.barrier(thread);
+  }
+}
+
+void Forward::write_kv(const Layer& layer, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int all = c.heads + c.kv_heads;
   const Share units = share((int)plan.rows.size() * all, thread, c.threads);
@@ -31,7 +50,7 @@ void Forward::write_kv(const Layer& layer, int index, int thread) {
     if (head < c.heads)
       rope_query(layer, i, head, projected(i, head));
     else
-      write_kv_head(layer, index, i, head - c.heads);
+      write_kv_head(layer, i, head - c.heads);
   }
 }
 
@@ -80,7 +99,7 @@ void Forward::apply_rope(const Layer& layer, const float* bias, const float* nor
 }
 
 // A row's key (head_dim,) and value (head_dim,) of one head -> cache.
-void Forward::write_kv_head(const Layer& layer, int index, int i, int head) {
+void Forward::write_kv_head(const Layer& layer, int i, int head) {
   const EdgedConfig& c = engine.model_.config;
   const Row& row = plan.rows[i];
   const size_t at = (size_t)head * c.head_dim;
@@ -89,7 +108,7 @@ void Forward::write_kv_head(const Layer& layer, int index, int i, int head) {
   if (layer.value_bias) engine.kernels_.add(value, layer.value_bias + at, c.head_dim);
   const EdgedSlice& slice = plan.step.slices[row.slice];
   const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
-  uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ +
+  uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)layer.number * engine.layer_stride_ +
                     (size_t)block * engine.block_stride_ + (size_t)head * engine.head_stride_;
   engine.kernels_.write_kv(key, value, c.head_dim, place, row.position % kBlockTokens);
 }
@@ -121,13 +140,13 @@ void Forward::attend(const Layer& layer, int index, int thread) {
         roped = &pieces[i - 1];
         // Key and value are written by the thread that attends to the chunk that they end.
         if (plan.rows[piece.row].position < piece.chunk_end * kChunkTokens)
-          write_kv_head(layer, index, piece.row, piece.kv_head);
+          write_kv_head(layer, piece.row, piece.kv_head);
       }
-      attend_piece(layer, piece, index, thread);
+      attend_piece(layer, piece, thread);
     }
 }
 
-void Forward::attend_piece(const Layer& layer, const Piece& piece, int index, int thread) {
+void Forward::attend_piece(const Layer& layer, const Piece& piece, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
   const Row& row = plan.rows[piece.row];
@@ -142,7 +161,7 @@ void Forward::attend_piece(const Layer& layer, const Piece& piece, int index, in
   work.position = row.position;
   work.window = layer.attention.window;
   work.cap = c.attention_cap * (float)kLog2e;
-  work.cache = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ +
+  work.cache = engine.cache_.as<uint16_t>() + (size_t)layer.number * engine.layer_stride_ +
                (size_t)piece.kv_head * engine.head_stride_;
   work.block_stride = engine.block_stride_;
   work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
@@ -172,9 +191,8 @@ void Forward::merge_partials(const AttentionPlan& attention, int thread) {
   }
 }
 
-void Forward::quantize_attention(const Layer& layer, int thread) {
-  const EdgedConfig& c = engine.model_.config;
-  const int n = c.heads * c.head_dim, all = (int)plan.rows.size();
+void Forward::quantize_mixed(const Layer& layer, int thread) {
+  const int n = layer.out.cols, all = (int)plan.rows.size();
   const Share rows = input_rows(all, thread);
   for (int i = rows.begin; i < rows.end; i++)
     write_input(engine.attended_.as<float>() + (size_t)i * n, n, layer.out, hidden_input(all, thread), i);

@@ -127,6 +127,11 @@ struct Kernels {
   // Merges the partial results of one head, chunk by chunk, into out (dim,); the records begin at
   // partial[chunk * stride].
   void (*merge_partials)(const float* partial, size_t stride, int chunks, int dim, float* out);
+  // x (n,) · y (n,), in place.
+  void (*multiply)(float* x, const float* y, int n);
+  // rows (taps; n each), weight (taps,n), its rows `stride` apart -> out (n,) = Σ weight · row, the first row
+  // first; null rows are left out.
+  void (*convolve)(const float* const* rows, const float* weight, size_t stride, int taps, int n, float* out);
   // Whether all n values are finite.
   bool (*all_finite)(const float* x, int n);
   // The largest of n values; NaN where one of them is NaN or +infinity.

@@ -39,6 +39,7 @@ class Config(_Struct):
         *((name, c_float) for name in ("attention_scale", "attention_cap", "logit_cap", "growth")),
         *((name, c_int32) for name in ("growth_tokens", "rope_pairs", "ropes", "reserved")),
         *((name, c_void_p) for name in ("inverse_frequency", "rope_scale", "attention")),
+        *((name, c_int32) for name in ("taps", "states")),
     ]
 
 
@@ -106,7 +107,7 @@ class Decoding(_Struct):
 
     __slots__ = ()
     _fields_ = [
-        *((name, c_int32) for name in ("token", "position", "first_block", "block_count")),
+        *((name, c_int32) for name in ("token", "position", "first_block", "block_count", "state", "next_state")),
         ("sampling", SamplingCall),
         ("uniforms", c_void_p),
         ("past", c_void_p),

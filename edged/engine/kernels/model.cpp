@@ -60,13 +60,18 @@ void check_attention(const EdgedConfig& c) {
     require(std::isfinite(c.inverse_frequency[i]) && std::isfinite(c.rope_scale[i / c.rope_pairs]),
             "a rotary frequency is not finite");
   int window = 0;
+  bool recurrent = false;
   for (int i = 0; i < c.layers; i++) {
     const EdgedAttention& layer = c.attention[i];
+    require(layer.kind >= 0 && layer.kind < kLayerKinds, "a layer is of an unknown kind");
+    recurrent |= layer.kind != kAttention;
     require(layer.rope >= -1 && layer.rope < c.ropes, "a layer's rotary embedding is missing");
     require(layer.window >= 0 && (!layer.window || !window || layer.window == window),
             "its layers have different windows");
     if (layer.window) window = layer.window;
   }
+  require(!recurrent || (c.taps >= 2 && c.taps <= kMaxTaps), "a convolution has 2 to 8 taps");
+  require(!recurrent || (c.states >= 2 && c.states <= 4096), "states must be 2 to 4096");
 }
 
 void check_config(const EdgedConfig& c) {
@@ -188,10 +193,18 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
     layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, q_norm, true);
     layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, k_norm, true);
-    layer.qkv = fuse_adjacent({read_matrix(t[kQuery], "query" + at, q, c.width),
-                               read_matrix(t[kKey], "key" + at, kv, c.width),
-                               read_matrix(t[kValue], "value" + at, kv, c.width)});
-    layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
+    const bool attends = layer.attention.kind == kAttention;
+    layer.number = attends ? model.attention_layers++ : model.recurrent_layers++;
+    if (attends) {
+      layer.projections = fuse_adjacent({read_matrix(t[kQuery], "query" + at, q, c.width),
+                                         read_matrix(t[kKey], "key" + at, kv, c.width),
+                                         read_matrix(t[kValue], "value" + at, kv, c.width)});
+      layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
+    } else {
+      layer.projections = {read_matrix(t[kConvIn], "convolution's input" + at, 3 * c.width, c.width)};
+      layer.out = read_matrix(t[kConvOut], "convolution's output" + at, c.width, c.width);
+    }
+    layer.taps = read_vector(t[kTaps], "taps" + at, c.taps * c.width, attends);
     const int ffn = round_up(c.ffn, 32);
     if (t[kGateUp].data)
       layer.gate_up = {read_matrix(t[kGateUp], "gate and up" + at, 2 * ffn, c.width)};

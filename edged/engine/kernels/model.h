@@ -25,7 +25,11 @@ struct Layer {
   const float *query_norm, *key_norm;
   const float* gate_up_bias;
   Addition attention_addition, ffn_addition;
-  std::vector<Matrix> qkv;  // query, key and value; fused where they are adjacent and stored alike
+  int number;  // of the layers of its kind; of all recurrent ones where it is one
+  // Query, key and value, or what a recurrent layer begins with; fused where they are adjacent and stored
+  // alike.
+  std::vector<Matrix> projections;
+  const float* taps;
   std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
   Matrix out, down;
 };
@@ -37,6 +41,9 @@ struct Model {
   std::vector<Layer> layers;
   std::vector<float> inverse_frequency, rope_scale;  // as the config's, which the caller may free
   int window = 0;  // of the layers that see some tokens only; 0: there are none
+  int attention_layers = 0, recurrent_layers = 0;
+  // Floats of a sequence's state in one recurrent layer.
+  size_t state_floats() const { return (size_t)(config.taps - 1) * config.width; }
   // Whether products are added to the residual stream as they are: else they are changed first.
   bool adds_products = true;
   bool has(EdgedFlag flag) const { return config.flags & flag; }

@@ -47,6 +47,23 @@ void check_slice(const EdgedConfig& c, const EdgedStep& step, const EdgedSlice& 
   }
 }
 
+// Each slice writes a state of its own, which no slice reads.
+void check_states(const EdgedStep& step, int states) {
+  std::vector<uint8_t> written((size_t)states);
+  for (int s = 0; s < step.slice_count; s++) {
+    const EdgedSlice& slice = step.slices[s];
+    require(slice.next_state >= 0 && slice.next_state < states && !written[slice.next_state],
+            "two slices write the same state, or one that does not exist");
+    written[slice.next_state] = 1;
+  }
+  for (int s = 0; s < step.slice_count; s++) {
+    const EdgedSlice& slice = step.slices[s];
+    require(slice.state < states && (slice.position ? slice.state >= 0 : slice.state == -1),
+            "a slice does not begin with the state of its position");
+    require(slice.state < 0 || !written[slice.state], "a state is read and written in the same step");
+  }
+}
+
 // Few rows and a long past: each chunk of each key/value head is a piece of its own.
 void split_by_chunks(const EdgedConfig& c, const EdgedSlice& slice, int first, AttentionPlan& p) {
   const size_t record = (size_t)(c.heads / c.kv_heads) * (c.head_dim + 8);
@@ -92,7 +109,7 @@ AttentionPlan plan_attention(const EdgedConfig& c, const EdgedStep& step, int wi
 
 }  // namespace
 
-void check_step(const EdgedConfig& c, const EdgedStep& step) {
+void check_step(const EdgedConfig& c, int states, const EdgedStep& step) {
   if (step.token_count < 1 || step.token_count > c.max_rows)
     fail("a step computes 1 to ", c.max_rows, " tokens, not ", step.token_count);
   require(step.slice_count >= 1 && step.slice_count <= step.token_count,
@@ -108,6 +125,7 @@ void check_step(const EdgedConfig& c, const EdgedStep& step) {
     tokens += step.slices[s].count;
   }
   require(tokens == step.token_count, "the slices' counts do not add up to the tokens");
+  if (states) check_states(step, states);
   for (int i = 0; i < step.wanted_count; i++)
     require(step.wanted[i] >= 0 && step.wanted[i] < step.token_count,
             "logits are wanted of a token that is not in the step");

@@ -41,8 +41,8 @@ struct Plan {
 };
 
 // Throws std::invalid_argument with a sentence for a step that this shape cannot run. Reads only what the
-// step says it has.
-void check_step(const EdgedConfig& config, const EdgedStep& step);
+// step says it has. `states`: how many recurrent states there are; 0: the model has none.
+void check_step(const EdgedConfig& config, int states, const EdgedStep& step);
 
 // The plan of a step that check_step accepts, for layers without a window and with this one (0: there are
 // none).

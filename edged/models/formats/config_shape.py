@@ -27,6 +27,7 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ernie4_5": {"head_dim": 128},
     "smollm3": {"rope_theta": 2e6},
     "exaone4": {"sliding_window_pattern": 4},
+    "lfm2": {"norm_eps": 1e-5, "rope_theta": 1e6, "conv_L_cache": 3, "intermediate_size": 12_288},
 }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
     architecture = HUB_TYPES[kind]
     family = FAMILIES[architecture]
     _check_parts(config, architecture)
+    epsilon = {True: "layer_norm_eps"}.get(family.layer_norm, "norm_eps" if kind == "lfm2" else "rms_norm_eps")
     width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     layers, head_dim = int(config["num_hidden_layers"]), int(config.get("head_dim") or width // heads)
     windows = _windows(config, kind, layers)
@@ -58,13 +60,13 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         architecture=architecture,
         layers=layers,
         width=width,
-        ffn=int(config["intermediate_size"]),
+        ffn=_lfm2_ffn(config) if kind == "lfm2" else int(config["intermediate_size"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=head_dim,
         vocabulary=int(config["vocab_size"]),
         context=int(config["max_position_embeddings"]),
-        epsilon=float(config.get("layer_norm_eps" if family.layer_norm else "rms_norm_eps", 1e-6)),
+        epsilon=float(config.get(epsilon, 1e-6)),
         **ropes,
         window_of=tuple(windows) if any(windows) else (),
         embedding_scale=width**0.5 if family.norm_offset else float(config.get("embedding_multiplier", 1.0)),
@@ -73,7 +75,27 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         attention_scale=float(scale) ** -0.5 if scale else float(config.get("attention_multiplier", 0.0)),
         attention_cap=float(config.get("attn_logit_softcapping", 0.0)),
         logit_cap=float(config.get("final_logit_softcapping", 0.0)),
+        **(_lfm2_layers(config, layers) if kind == "lfm2" else {}),
     )
+
+
+def _lfm2_ffn(config: Mapping[str, Any]) -> int:
+    """The width of the feed-forward layers, which old files give before two thirds of it are taken."""
+    given = int(config.get("block_ff_dim") or config["intermediate_size"])
+    if not config.get("block_auto_adjust_ff_dim", True):
+        return given
+    multiple = int(config.get("block_multiple_of", 256))
+    return -(-int(float(config.get("block_ffn_dim_multiplier", 1.0)) * int(2 * given / 3)) // multiple) * multiple
+
+
+def _lfm2_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The fields of Shape about kinds of layers."""
+    attend = config.get("full_attn_idxs", range(layers))
+    types = config.get("layer_types") or [_FULL if layer in attend else "conv" for layer in range(layers)]
+    if len(types) != layers or not {*types} <= {_FULL, "conv"}:
+        raise not_native(f"layers of the kinds {', '.join(sorted({str(name)[:40] for name in types}))}")
+    kinds = tuple("convolution" if name == "conv" else "attention" for name in types)
+    return {"kind_of": kinds, "taps": int(config["conv_L_cache"])} if "convolution" in kinds else {}
 
 
 def _check_parts(config: Mapping[str, Any], architecture: str) -> None:
@@ -97,7 +119,7 @@ def _windows(config: Mapping[str, Any], kind: str, layers: int) -> list[int]:
         return [window] * layers
     if kind.startswith("qwen") and not config.get("use_sliding_window"):
         return [0] * layers
-    types = config.get("layer_types")
+    types = None if kind == "lfm2" else config.get("layer_types")
     if types is None and kind.startswith("qwen"):
         first = int(config.get("max_window_layers", 28))
         types = [_SLIDING if layer >= first else _FULL for layer in range(layers)]

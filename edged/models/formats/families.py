@@ -21,7 +21,8 @@ class Family:
     and have biases. `gelu`: GELU (tanh form) in place of SiLU. `norm_offset`: what a checkpoint's norm weights lack;
     GGUF files have it. `gguf_pairs`, `hub_pairs`: GGUF files, or checkpoints, hold the rows of a query or key head in
     the order 0, R/2, 1, R/2 + 1, … (R: the rotated values of a head). `fused`: what lies in one tensor with its
-    neighbours: query, key and value, or gate and up. `hub`: a checkpoint's names that differ from Llama's.
+    neighbours: query, key and value, or gate and up. `hub`, `gguf`: a checkpoint's or GGUF file's names that differ
+    from Llama's. `hybrid`: some layers have a recurrent state in place of keys and values (`Shape.kind_of`).
     """
 
     qkv_bias: bool = False
@@ -35,6 +36,8 @@ class Family:
     hub_pairs: bool = False
     fused: frozenset[str] = frozenset()
     hub: Mapping[str, str] = field(default_factory=dict)
+    gguf: Mapping[str, str] = field(default_factory=dict)
+    hybrid: bool = False
 
 
 _SANDWICH: Final = {
@@ -70,10 +73,19 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "post_ffn_norm": "post_mlp_layernorm",
         },
     ),
+    "lfm2": Family(
+        qk_norm="heads", hybrid=True,
+        hub={
+            "final_norm": "model.embedding_norm", "attention_norm": "operator_norm", "ffn_norm": "ffn_norm",
+            "query_norm": "self_attn.q_layernorm", "key_norm": "self_attn.k_layernorm", "out": "self_attn.out_proj",
+            "gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2",
+        },
+        gguf={"final_norm": "token_embd_norm"},
+    ),
 }  # fmt: skip
 # Other architectures whose GGUF files transformers reads, and so the torch backend.
 TORCH_GGUF: Final = frozenset({
-    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "lfm2", "minimax-m2", "nemotron", "qwen2moe", "qwen3moe",
+    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "minimax-m2", "nemotron", "qwen2moe", "qwen3moe",
     "starcoder2",
 })  # fmt: skip
 # Architectures of checkpoints that neither backend runs: their state is no key/value cache, or their parts change when

@@ -37,6 +37,14 @@ class Figures:
             raise self._wrong(key, value)
         return value
 
+    def each(self, key: str, layers: int) -> list[int]:
+        """A number of at least 0 for each layer: a list of them, or one for all."""
+        value = self._get(key, None)
+        values = value if isinstance(value, list) else [value] * layers
+        if len(values) != layers or not all(isinstance(one, int) and 0 <= one <= 10_000_000 for one in values):
+            raise self._wrong(key, value)
+        return values
+
     def count(self, key: str) -> int:
         """A number from 0 to 10,000,000; 0 where it is missing."""
         value = self._get(key, 0)

@@ -41,7 +41,11 @@ def shape_from_gguf(file: GgufFile) -> Shape:
     layers, width, heads = (figures.whole(key) for key in ("block_count", "embedding_length", "attention.head_count"))
     if architecture == "stablelm" and "blk.0.ffn_norm.weight" not in file.tensors:
         raise no_backend("StableLM with parallel layers")
-    kv_heads = figures.whole("attention.head_count_kv", heads)
+    hybrid: dict[str, Any] = {}
+    if FAMILIES[architecture].hybrid:
+        kv_heads, hybrid = _convolutions(figures, layers)
+    else:
+        kv_heads = figures.whole("attention.head_count_kv", heads)
     head_dim = figures.whole("attention.key_length", width // heads)
     if figures.whole("attention.value_length", head_dim) != head_dim:
         raise no_backend("values of another size than keys")
@@ -72,6 +76,7 @@ def shape_from_gguf(file: GgufFile) -> Shape:
         logit_scale=1 / (figures.number("logit_scale", 0.0) or 1.0),
         attention_scale=(width / heads) ** -0.5 if wide else figures.number("attention.scale", 0.0),
         **_caps(figures, architecture),
+        **hybrid,
     )
     figures.check_all_read()
     return shape
@@ -80,6 +85,15 @@ def shape_from_gguf(file: GgufFile) -> Shape:
 def native_shape_from_gguf(file: GgufFile) -> Shape:
     """The shape as the native engine runs it. Raises ModelError."""
     return check_native(shape_from_gguf(file))
+
+
+def _convolutions(figures: Figures, layers: int) -> tuple[int, dict[str, Any]]:
+    """The key/value heads, and the fields of Shape about kinds of layers: LFM2's convolutions have no such heads."""
+    heads = figures.each("attention.head_count_kv", layers)
+    if len(set(heads) - {0}) != 1:
+        raise no_backend("layers with different numbers of key/value heads")
+    kinds = tuple("attention" if count else "convolution" for count in heads)
+    return max(heads), {"kind_of": kinds, "taps": figures.whole("shortconv.l_cache")}
 
 
 def _caps(figures: Figures, architecture: str) -> dict[str, Any]:

@@ -34,7 +34,6 @@ GGUF_TOKENIZER: Final = "tokenizer.gguf"
 LINE: Final = 64  # bytes; tensors begin on a multiple
 MAX_HEADER: Final = 20_000_000  # bytes of a safetensors header or a manifest
 HUGE_PAGE: Final = 2 << 20  # bytes; files are written in whole ones, but for their end
-LAYER_MATRICES: Final = ("query", "key", "value", "out", "gate_up", "down")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
     yield "final_norm", width, True
     if family.layer_norm:
         yield "final_norm_bias", width, False
-    for layer in range(shape.layers):
+    for layer, kind in enumerate(shape.kinds):
         at = f"layers.{layer}."
         if family.pre_norm:
             yield from ((at + "attention_norm", width, True), (at + "ffn_norm", width, True))
@@ -136,11 +135,14 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
             yield from ((at + "attention_norm_bias", width, False), (at + "ffn_norm_bias", width, False))
         if family.post_norm:
             yield from ((at + "post_attention_norm", width, True), (at + "post_ffn_norm", width, True))
-        if family.qk_norm:
-            yield from ((at + "query_norm", norms[0], True), (at + "key_norm", norms[1], True))
-        for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
-            yield at + name, length, family.qkv_bias
-        yield at + "out_bias", width, False
+        if kind == "convolution":
+            yield at + "taps", shape.taps * width, True
+        else:
+            if family.qk_norm:
+                yield from ((at + "query_norm", norms[0], True), (at + "key_norm", norms[1], True))
+            for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
+                yield at + name, length, family.qkv_bias
+            yield at + "out_bias", width, False
         yield at + "gate_up_bias", 2 * padded_ffn(shape), False
         yield at + "down_bias", width, False
 
@@ -154,14 +156,18 @@ def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Ite
     yield "embedding", shape.vocabulary, shape.width
     if not tied:
         yield "head", shape.vocabulary, shape.width
-    attention = ((q, shape.width), (kv, shape.width), (kv, shape.width), (shape.width, q))
-    sizes = (*attention, (2 * padded_ffn(shape), shape.width), (shape.width, shape.ffn))
-    for layer in range(shape.layers):
-        for name, (rows, cols) in zip(LAYER_MATRICES, sizes, strict=True):
-            if name == "gate_up" and layer in separate:
-                yield from ((f"layers.{layer}.{part}", rows // 2, cols) for part in ("gate", "up"))
-            else:
-                yield f"layers.{layer}.{name}", rows, cols
+    width, ffn = shape.width, padded_ffn(shape)
+    mixers = {
+        "attention": {"query": (q, width), "key": (kv, width), "value": (kv, width), "out": (width, q)},
+        "convolution": {"conv_in": (3 * width, width), "conv_out": (width, width)},
+    }
+    for layer, kind in enumerate(shape.kinds):
+        gate_up = {"gate": ffn, "up": ffn} if layer in separate else {"gate_up": 2 * ffn}
+        for name, (rows, cols) in mixers[kind].items():
+            yield f"layers.{layer}.{name}", rows, cols
+        for name, rows in gate_up.items():
+            yield f"layers.{layer}.{name}", rows, width
+        yield f"layers.{layer}.down", width, shape.ffn
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, Iterable[bytes]]]) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from edged.core.errors import ModelError, NoBackend
 from edged.models.formats.families import FAMILIES, Family
+
+LayerKind = Literal["attention", "convolution"]
+MAX_TAPS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Shape:
     the number of its rotary embedding (−1: none), and the tokens that a token sees, itself the last (0: all); empty: 0
     for all layers. `attention_scale`: of query · key, 0: 1 / √head_dim. `attention_cap`, `logit_cap`: x becomes
     cap · tanh(x / cap), 0: not. `growth`: a query at position p is multiplied by
-    1 + growth · ln(1 + ⌊p / growth_tokens⌋).
+    1 + growth · ln(1 + ⌊p / growth_tokens⌋). `kind_of`: what mixes the tokens in each layer; empty: attention in all.
+    `taps`: how many tokens a convolution sees, itself the last.
     """
 
     architecture: str
@@ -53,6 +58,8 @@ class Shape:
     logit_cap: float = 0.0
     growth: float = 0.0
     growth_tokens: int = 0
+    kind_of: tuple[LayerKind, ...] = ()
+    taps: int = 0
 
     @property
     def family(self) -> Family:
@@ -64,6 +71,12 @@ class Shape:
         """The number of the rotary embedding and the window of each layer."""
         none = (0,) * self.layers
         return tuple(zip(self.rope_of or none, self.window_of or none, strict=True))
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """What mixes the tokens in each layer."""
+        attention: tuple[LayerKind, ...] = ("attention",) * self.layers
+        return self.kind_of or attention
 
     @property
     def rotated(self) -> int:
@@ -82,7 +95,12 @@ class Shape:
     @property
     def cache_values(self) -> int:
         """The number of values that one token has in the key/value cache, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        return 2 * self.kinds.count("attention") * self.kv_heads * self.head_dim
+
+    @property
+    def state_values(self) -> int:
+        """The number of values of a sequence's recurrent state, over all layers; 0: the model has none."""
+        return self.kinds.count("convolution") * (self.taps - 1) * self.width
 
 
 def check_native(shape: Shape) -> Shape:
@@ -118,6 +136,7 @@ def check_native(shape: Shape) -> Shape:
             f"a width of {shape.width} and {shape.heads} heads for {shape.kv_heads}; use torch.",
         )
     _check_figures(shape)
+    _check_kinds(shape)
     return shape
 
 
@@ -143,6 +162,14 @@ def _check_figures(shape: Shape) -> None:
         raise ModelError("bad_model", "The model's rotary frequencies or other figures are wrong; fetch it again.")
     if len(set(shape.window_of) - {0}) > 1:
         raise not_native("layers with different sliding windows")
+
+
+def _check_kinds(shape: Shape) -> None:
+    """Raises ModelError `bad_model` for kinds of layers that do not fit the family or the other figures."""
+    recurrent = shape.layers - shape.kinds.count("attention")
+    fits = len(shape.kinds) == shape.layers and recurrent < shape.layers and (shape.family.hybrid or not recurrent)
+    if not fits or (recurrent and not 2 <= shape.taps <= MAX_TAPS):
+        raise ModelError("bad_model", "The kinds of the model's layers are wrong; fetch it again.")
 
 
 def no_backend(what: str) -> NoBackend:

@@ -14,13 +14,15 @@ from edged.core.errors import ModelError
 from edged.models.formats.config_shape import native_shape_from_config
 from edged.models.formats.packed import matrix_names, vector_names
 from edged.models.formats.tiles import Codes, Kind
-from edged.models.packing.source import Array, copy_texts, fused_part, halves, slabs, unpaired, widen
+from edged.models.packing.source import Array, copy_texts, fused_part, halves, slabs, taps_first, unpaired, widen
 
 _HUB_NAMES: Final = {
     "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm", "query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm",
     "qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj",
+    "conv_in": "conv.in_proj", "conv_out": "conv.out_proj", "taps": "conv.conv", "embedding": "model.embed_tokens",
+    "head": "lm_head", "final_norm": "model.norm",
 }  # fmt: skip
 _IGNORED: Final = (".rotary_emb.inv_freq", ".masked_bias")  # what old files keep beside the weights
 _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), "BF16": (Kind.BF16, np.uint16)}
@@ -65,7 +67,7 @@ class CheckpointSource:
 
     def vector(self, name: str) -> Array:
         kind, values = self._tensor(name)
-        wide = widen(values.reshape(-1)[self._place(name)[1]], kind)
+        wide = taps_first(widen(values.reshape(-1)[self._place(name)[1]], kind), name, self.shape)
         if name.endswith("_norm"):
             wide = wide + np.float32(self.shape.family.norm_offset)
         order = self._order(name, len(wide))
@@ -102,16 +104,15 @@ class CheckpointSource:
     def _place(self, name: str) -> tuple[str, slice]:
         """A tensor's name in the checkpoint, and its rows there."""
         kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
-        top = {"embedding": "model.embed_tokens", "head": "lm_head", "final_norm": "model.norm"}
-        if name in top:
-            return f"{top[name]}.{kind}", slice(None)
+        hub = {**_HUB_NAMES, **self.shape.family.hub}
+        if "." not in name:
+            return f"{hub[name]}.{kind}", slice(None)
         _, layer, part = name.split(".")
         rows = slice(None)
         if fused := fused_part(self.shape, part):
             part, first, count = fused
             rows = slice(first, first + count)
-        module = self.shape.family.hub.get(part, _HUB_NAMES.get(part))
-        return f"model.layers.{layer}.{module}.{kind}", rows
+        return f"model.layers.{layer}.{hub.get(part)}.{kind}", rows
 
 
 def _read_checkpoint(folder: Path, mappings: list[mmap.mmap]) -> Iterator[tuple[str, tuple[Kind, Array]]]:

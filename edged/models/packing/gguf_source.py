@@ -17,7 +17,7 @@ from edged.models.formats.packed import GGUF_TOKENIZER, matrix_names, vector_nam
 from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
 from edged.models.packing.gguf_blocks import read_blocks
-from edged.models.packing.source import Array, fused_part, halves, slabs, unpaired
+from edged.models.packing.source import Array, fused_part, halves, slabs, taps_first, unpaired
 
 _FLOATS: Final = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 QUANTIZED: Final = {  # the GGUF types that are packed without rounding
@@ -29,7 +29,8 @@ _GGUF_NAMES: Final = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "out": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
     "down": "ffn_down", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "query_norm": "attn_q_norm",
     "key_norm": "attn_k_norm", "post_attention_norm": "post_attention_norm", "post_ffn_norm": "post_ffw_norm",
-    "qkv": "attn_qkv", "gate_up": "ffn_up",
+    "qkv": "attn_qkv", "gate_up": "ffn_up", "conv_in": "shortconv.in_proj", "conv_out": "shortconv.out_proj",
+    "taps": "shortconv.conv", "embedding": "token_embd", "head": "output", "final_norm": "output_norm",
 }  # fmt: skip
 _ROPE_TENSORS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
@@ -66,6 +67,7 @@ class GgufSource:
     def vector(self, name: str) -> Array:
         _, rows = _place(self.shape, name)
         values = self._file.dequantize(self._tensor(name).name).reshape(-1)[rows]
+        values = taps_first(values, name, self.shape)
         order = self._order(name, len(values))
         return values if order is None else values[order]
 
@@ -136,17 +138,8 @@ def _place(shape: Shape, name: str) -> tuple[str, slice]:
     if fused := fused_part(shape, part):
         whole, first, rows = fused
         return f"blk.{name.split('.')[1]}.{_GGUF_NAMES[whole]}.{kind}", slice(first, first + rows)
-    return _gguf_name(name), slice(None)
-
-
-def _gguf_name(name: str) -> str:
-    """A tensor's name in a GGUF file."""
-    kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
-    top = {"embedding": "token_embd", "head": "output", "final_norm": "output_norm"}
-    if name in top:
-        return f"{top[name]}.{kind}"
-    _, layer, part = name.split(".")
-    return f"blk.{layer}.{_GGUF_NAMES[part]}.{kind}"
+    stored = {**_GGUF_NAMES, **shape.family.gguf}[part]
+    return f"blk.{name.split('.')[1]}.{stored}.{kind}" if "." in name else f"{stored}.{kind}", slice(None)
 
 
 def _instead_of(kind: str) -> str:

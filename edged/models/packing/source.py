@@ -81,6 +81,11 @@ def unpaired(name: str, rows: int, shape: Shape) -> Array | None:
     return np.asarray(np.concatenate([turned, heads[:, shape.rotated :]], axis=1).reshape(-1))
 
 
+def taps_first(values: Array, name: str, shape: Shape) -> Array:
+    """A convolution's weights, which files hold channel by channel, as [taps, channels]; other vectors as they are."""
+    return values.reshape(-1, shape.taps).T.reshape(-1) if name.endswith(".taps") else values
+
+
 def copy_texts(source: Path, folder: Path) -> None:
     """Copies a checkpoint folder's tokenizer, chat template and small configuration files."""
     for name in _HUB_FILES:
