@@ -9,6 +9,7 @@ rounding a model is not counted.
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,7 @@ PEOPLE: Final = {
     "stablelm": "StableLM",
     "glm4": "GLM-4 (dense)",
     "lfm2": "LFM2, LFM2.5",
+    "qwen3_5": "Qwen3.5 (dense)",
 }
 HEAD: Final = """# Models
 
@@ -84,6 +86,7 @@ reference has the weights that the file stands for.
   the effect of rounding.
 - A file with a tensor that is not used, or with metadata that is not applied, is refused by name in
   both backends.
+- A dash: the torch backend does not read such GGUF files.
 - A rotary scaling that depends on the length (LongRoPE) is the one for the context that the model
   is loaded with: up to the context of the first training the short one, which is the default.
 """
@@ -130,8 +133,8 @@ def _wide(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**changes, **sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 2}
 
 
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
+def _relative(a: np.ndarray | None, b: np.ndarray) -> float:
+    return math.nan if a is None else float(np.abs(a - b).max() / np.abs(b).max())
 
 
 def _stored_as(model: Any, kind: str) -> Any:
@@ -143,8 +146,8 @@ def _stored_as(model: Any, kind: str) -> Any:
     dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in changed.parameters():
-            if parameter.ndim >= 2:
+        for name, parameter in changed.named_parameters():
+            if parameter.ndim >= 2 and "conv1d" not in name and ".conv.conv" not in name:  # convolutions stay float32
                 parameter.copy_(parameter.to(dtype).float())
     return changed
 
@@ -156,11 +159,13 @@ def _native(source: Path, tokens: list[int]) -> np.ndarray:
         return model.step([Part(tokens, 0, range(16), len(tokens), next_state=0)])
 
 
-def _torch(path: Path, tokens: list[int]) -> np.ndarray:
+def _torch(path: Path, tokens: list[int]) -> np.ndarray | None:
     from edged.engine.backends import torch_gguf
 
     file = open_gguf(path)
     shape = torch_gguf.written_out(file)
+    if shape is None and file.get("general.architecture") == "qwen35":  # transformers does not read these files
+        return None
     if shape is None:
         return _hub(path, tokens, "gguf", exact=True)
     return _all_logits(torch_gguf.open_llama(file, shape, 512, "cpu", _quiet, lambda: 1 << 40, exact=True), tokens)
@@ -223,6 +228,8 @@ def written(old: str, measured: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     digits, _, exponent = f"{value:.0e}".partition("e")
     return f"{digits}e{int(exponent)}"
 

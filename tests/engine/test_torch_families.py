@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -19,7 +19,10 @@ from tests.native.helpers import tiny_checkpoint
 TOKENS = np.random.default_rng(1).integers(0, 203, 300).tolist()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+READ: Final = [name for name in FAMILIES if not name.startswith("qwen3_5")]  # transformers does not read those
+
+
+@pytest.mark.parametrize("name", READ)
 def test_a_gguf_file_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     """A prompt of 300 tokens at once and in pieces down to one token: within 1e-4 of transformers."""
     from edged.engine.backends import torch_gguf, torch_hub

@@ -24,6 +24,13 @@ LONGROPE: Final = {
     "long_factor": [1.0 + 0.3 * i for i in range(12)], "original_max_position_embeddings": 100,
 }  # fmt: skip
 
+DELTA: Final = {
+    "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1],
+    },
+}  # fmt: skip
+
 # What differs from a plain model of the family: windows and original contexts far shorter than the tests' prompts.
 FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "llama": ("llama", {}),
@@ -69,13 +76,18 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
                                                              "full_attention"], "tie_word_embeddings": True}),
     "lfm2, two taps": ("lfm2", {"num_hidden_layers": 3, "full_attn_idxs": [1], "conv_L_cache": 2,
                                 "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
+    "qwen3_5": ("qwen3_5", {**DELTA, "num_hidden_layers": 5, "full_attention_interval": 3}),
+    "qwen3_5, three values per key": ("qwen3_5", {
+        **DELTA, "num_hidden_layers": 4, "linear_num_value_heads": 6, "linear_value_head_dim": 40,
+        "tie_word_embeddings": True,
+    }),
 }  # fmt: skip
 GGUF_ARCHITECTURES: Final = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    "mistral": "llama",
+    "mistral": "llama", "qwen3_5_text": "qwen35",
 }  # fmt: skip
 UNROUNDED: Final = ("shortconv.conv.weight", "ssm_conv1d.weight")  # convolutions stay float32
-HYBRID: Final = frozenset({"lfm2"})  # architectures with recurrent states
+HYBRID: Final = frozenset({"lfm2", "qwen35"})  # architectures with recurrent states
 _PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3"})
 
 
@@ -157,13 +169,36 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
             heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
             halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
             values = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        if (
+            (architecture.startswith("gemma") or architecture == "qwen35")
+            and name.endswith("norm.weight")
+            and "linear_attn" not in name
+        ):
             values = values + 1
-        if name.endswith("conv.conv.weight"):
+        if "conv" in name and values.ndim == 3:
             values = values[:, 0]
-        base, _, suffix = name.rpartition(".")
-        tensors[f"{names.get_name(base)}.{suffix}"] = values
+        if "linear_attn" in name:
+            values = np.ascontiguousarray(_tiled(name.split("linear_attn.")[1], values, config))
+        if name.endswith("A_log"):
+            values = -np.exp(values)
+        base, _, suffix = name.replace("dt_bias", "dt_proj.bias").rpartition(".")
+        tensors[f"{names.get_name(base)}.{suffix}" if suffix != "A_log" else names.get_name(name)] = values
     return tensors | _rope_tensors(model, config)
+
+
+def _tiled(part: str, values: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+    """A tensor of linear attention with its value heads as llama.cpp orders them: the first of each key head first."""
+    keys, count, dim = (config[f"linear_{size}"] for size in ("num_key_heads", "num_value_heads", "value_head_dim"))
+    order = np.arange(count).reshape(keys, -1).T.reshape(-1)
+    rows = (order[:, None] * dim + np.arange(dim)).reshape(-1)
+    if part == "out_proj.weight":
+        return values[:, rows]
+    if part in {"in_proj_qkv.weight", "conv1d.weight"}:
+        first = 2 * keys * config["linear_key_head_dim"]
+        return np.concatenate([values[:first], values[first:][rows]])
+    if part == "norm.weight":
+        return values
+    return values[rows] if part == "in_proj_z.weight" else values[order]
 
 
 def _rope_tensors(model: Any, config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -210,6 +245,14 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         figures |= {"attention.layer_norm_epsilon": config["layer_norm_eps"], "use_parallel_residual": False}
     else:
         figures["attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]
+    if architecture == "qwen35":
+        values = config["linear_num_value_heads"] * config["linear_value_head_dim"]
+        figures |= {
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"], "ssm.state_size": config["linear_key_head_dim"],
+            "ssm.group_count": config["linear_num_key_heads"], "ssm.inner_size": values,
+            "ssm.time_step_rank": config["linear_num_value_heads"], "rope.dimension_sections": [2, 1, 1, 0],
+            "full_attention_interval": config["layer_types"].index("full_attention") + 1,
+        }  # fmt: skip
     if architecture == "granite":
         figures |= {
             "attention.scale": config["attention_multiplier"], "embedding_scale": config["embedding_multiplier"],

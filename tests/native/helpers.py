@@ -137,9 +137,11 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
         "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma",
         "gemma2": "Gemma2", "gemma3": "Gemma3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
         "olmo3": "Olmo3", "ernie4_5": "Ernie4_5", "hunyuan": "HunYuanDenseV1", "exaone4": "Exaone4",
-        "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4", "lfm2": "Lfm2",
+        "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4",
+        "lfm2": "Lfm2", "qwen3_5": "Qwen3_5",
     }[family]  # fmt: skip
-    make_config = tf.Gemma3TextConfig if family == "gemma3" else getattr(tf, f"{name}Config")
+    text = family in {"gemma3", "qwen3_5"}
+    make_config = getattr(tf, f"{name}TextConfig" if text else f"{name}Config")
     make_model = getattr(tf, f"{name}ForCausalLM")
     figures = {
         "hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 3,
@@ -152,7 +154,10 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.normal_(0 if family.startswith("gemma") else 1, 0.2)
+                centred = family.startswith("gemma") or (family == "qwen3_5" and "linear_attn" not in name)
+                parameter.normal_(0 if centred else 1, 0.2)
+            if name.endswith(("conv.weight", "conv1d.weight")):
+                parameter.normal_(0, 0.5)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
     model.save_pretrained(folder)

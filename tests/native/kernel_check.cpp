@@ -336,6 +336,52 @@ void check_attention_of_rows(const Kernels& k, int rows, int heads, int dim, int
              std::to_string(heads) + " heads of " + std::to_string(dim));
 }
 
+// What layers with a recurrent state compute beside products, against the formulas in double.
+void check_recurrent(const Kernels& k) {
+  const auto x = values(200, 3), y = values(200, 3);
+  std::vector<float> a(200), b(200);
+  for (int i = 0; i < 200; i++) b[i] = x[i] / (1 + std::exp(-x[i]));
+  a = x;
+  k.silu(a.data(), 200);
+  expect(near(a, b, 1e-5f), k.name, "silu");
+  for (int i = 0; i < 200; i++) b[i] = x[i] / (1 + std::exp(-y[i]));
+  k.gate(x.data(), y.data(), 200, a.data());
+  expect(near(a, b, 1e-5f), k.name, "gate");
+  for (int i = 0; i < 200; i++) b[i] = x[i] * y[i];
+  a = x;
+  k.multiply(a.data(), y.data(), 200);
+  expect(same_bits(a, b), k.name, "multiply");
+  const float* rows[] = {nullptr, x.data(), y.data()};
+  const auto weights = values(3 * 210);
+  for (int i = 0; i < 200; i++) b[i] = weights[210 + i] * x[i] + weights[420 + i] * y[i];
+  k.convolve(rows, weights.data(), 210, 3, 200, a.data());
+  expect(near(a, b, 1e-5f), k.name, "convolve");
+}
+
+void check_delta_rule(const Kernels& k, int tokens, int dim, int columns) {
+  const size_t stride = 2 * (size_t)dim + 40;
+  const auto inputs = values(tokens * stride), gates = values(2 * (size_t)tokens, 0.9f);
+  auto state = values((size_t)dim * kDeltaColumns);
+  std::vector<float> out((size_t)tokens * 40), expected(out.size());
+  std::vector<double> plain(state.begin(), state.end());
+  DeltaTask work{inputs.data(), inputs.data() + dim, inputs.data() + 2 * dim, stride, gates.data(),
+                 gates.data() + tokens, tokens, dim, columns, state.data(), out.data(), 40};
+  for (int t = 0; t < tokens; t++)
+    for (int i = 0; i < columns; i++) {
+      const float *query = inputs.data() + t * stride, *key = query + dim, *value = key + dim;
+      double read = 0, sum = 0;
+      for (int d = 0; d < dim; d++) read += gates[t] * plain[d * kDeltaColumns + i] * key[d];
+      for (int d = 0; d < dim; d++) {
+        double& s = plain[d * kDeltaColumns + i];
+        s = gates[t] * s + key[d] * gates[tokens + t] * (value[i] - read);
+        sum += query[d] * s;
+      }
+      expected[(size_t)t * 40 + i] = (float)sum;
+    }
+  k.delta_rule(work);
+  expect(near(out, expected, 1e-4f), k.name, "delta_rule");
+}
+
 }  // namespace
 
 int main() {
@@ -346,6 +392,8 @@ int main() {
     check_products(*table, plain);
     check_elementwise(*table, plain);
     check_sampling(*table, plain);
+    check_recurrent(*table);
+    for (int columns : {8, 32}) check_delta_rule(*table, 5, 16, columns);
     for (int dim : {8, 64, 80, 256})
       for (int tokens : {1, 31, 300, 1024, 2500}) check_attention(*table, 7, dim, tokens);
     for (int heads = 1; heads < 9; heads++)

@@ -20,10 +20,12 @@ from edged.engine.kernels.library import KernelError
 from edged.engine.memory import WORKSPACE_BYTES
 from edged.engine.states import StatePool
 from edged.models.formats.packed import open_packed
+from tests.native.families import DELTA
 from tests.native.helpers import ALL_KERNELS, open_model, pack_tiny
 
 SHAPES = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "tie_word_embeddings": True},
+    "qwen3_5": {**DELTA, "linear_num_value_heads": 4, "full_attention_interval": 2},
 }
 
 

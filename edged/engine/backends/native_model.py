@@ -16,8 +16,8 @@ import numpy.typing as npt
 from edged.engine.backends.base import Decoding
 from edged.engine.kernels import library as c
 from edged.engine.kernels.library import Config, KernelError, Library, Step, Tensor, load_library, sampling_call
-from edged.models.formats.families import Family
 from edged.models.formats.packed import PackedModel
+from edged.models.formats.shape import DeltaNet, Shape
 
 BLOCK: Final = 32  # tokens of a cache block
 MAX_ROWS: Final = 512  # tokens computed in one step
@@ -25,9 +25,11 @@ _LAYER: Final = (
     "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
     "out", "ffn_norm", "gate_up", "gate", "up", "down", "attention_norm_bias", "out_bias", "post_attention_norm",
     "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm", "conv_in", "taps", "conv_out",
+    "attention_gate", "delta_in", "delta_gate", "delta_beta", "delta_alpha", "delta_out", "delta_decay",
+    "delta_step_bias", "delta_norm",
 )  # fmt: skip
-_KINDS: Final = {"attention": 0, "convolution": 1}  # EdgedLayerKind
-_LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM = 1, 2, 4, 8  # EdgedFlag
+_KINDS: Final = {"attention": 0, "convolution": 1, "delta_net": 2}  # EdgedLayerKind
+_LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM, _GATED, _TILED_HEADS = 1, 2, 4, 8, 16, 32  # EdgedFlag
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,18 @@ class NativeModel:
         scales = np.asarray([rope.scale for rope in ropes], np.float32)
         kinds = [_KINDS[kind] for kind in shape.kinds]
         attention = np.column_stack([kinds, shape.attention]).astype(np.int32)
+        net = shape.delta_net or DeltaNet(0, 0, 0, 0)
         config = Config(
             layers=shape.layers, width=shape.width, ffn=shape.ffn, heads=shape.heads, kv_heads=shape.kv_heads,
             head_dim=shape.head_dim, vocabulary=shape.vocabulary, context=context, blocks=blocks, max_rows=max_rows,
-            threads=self.threads, flags=_flags(shape.family), epsilon=shape.epsilon,
+            threads=self.threads, flags=_flags(shape), epsilon=shape.epsilon,
             embedding_scale=shape.embedding_scale, residual_scale=shape.residual_scale, logit_scale=shape.logit_scale,
             attention_scale=shape.attention_scale, attention_cap=shape.attention_cap, logit_cap=shape.logit_cap,
             growth=shape.growth, growth_tokens=shape.growth_tokens, rope_pairs=shape.rotated // 2, ropes=len(ropes),
             inverse_frequency=frequencies.ctypes.data, rope_scale=scales.ctypes.data,
             attention=attention.ctypes.data, taps=shape.taps, states=self.states,
+            delta_key_heads=net.key_heads, delta_value_heads=net.value_heads, delta_key_dim=net.key_dim,
+            delta_value_dim=net.value_dim,
         )  # fmt: skip
         names = ["embedding", "head", "final_norm", "final_norm_bias"]
         names += [f"layers.{layer}.{part}" for layer in range(shape.layers) for part in _LAYER]
@@ -231,13 +236,16 @@ class NativeModel:
             self.close()
 
 
-def _flags(family: Family) -> int:
+def _flags(shape: Shape) -> int:
     """What the family computes in another way than Llama, as EdgedFlag says it."""
+    family = shape.family
     return (
         _LAYER_NORM * family.layer_norm
         + _GELU * family.gelu
         + _NORM_AFTER_ROPE * (family.qk_norm == "after_rope")
         + _WIDE_NORM * (family.qk_norm == "wide")
+        + _GATED * family.gated
+        + _TILED_HEADS * (shape.delta_net is not None and shape.delta_net.tiled)
     )
 
 

@@ -11,11 +11,11 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 9;
+constexpr int32_t kApiVersion = 10;
 constexpr size_t kErrorBytes = 512;
 
 // What mixes the tokens of a sequence in a layer.
-enum EdgedLayerKind : int32_t { kAttention, kConvolution, kLayerKinds };
+enum EdgedLayerKind : int32_t { kAttention, kConvolution, kDeltaNet, kLayerKinds };
 
 // How one layer mixes the tokens. Rope and window are for attention.
 struct EdgedAttention {
@@ -33,8 +33,11 @@ enum EdgedFlag : int32_t {
   kGelu = 2,           // GELU (its tanh form) in place of SiLU
   kNormAfterRope = 4,  // queries and keys are normalized after RoPE
   kWideNorm = 8,       // the norm of queries, and that of keys, is over all heads together
+  kGated = 16,         // attention's result is multiplied by the sigmoid of a gate
+  kTiledHeads = 32,    // value head h of a delta net belongs to key head h % key heads; else h / (value heads
+                       // / key heads)
 };
-constexpr int32_t kFlags = 15;  // all of them
+constexpr int32_t kFlags = 63;  // all of them
 
 // The shape of a decoder and how it is run.
 struct EdgedConfig {
@@ -59,6 +62,8 @@ struct EdgedConfig {
   const EdgedAttention* attention;  // [layers]
   int32_t taps;                     // tokens that a convolution sees, itself the last of them
   int32_t states;                   // recurrent states in memory, for a model that has such layers
+  // Heads and their sizes in delta nets; 0: there are none.
+  int32_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim;
 };
 
 // One tensor of the packed file. `kind`: a Kind of ops/matrix.h; a vector has one row of cols float32.
@@ -97,6 +102,16 @@ enum EdgedLayerTensor : int32_t {
   kConvIn,       // of a convolution, [3 · width, width]
   kTaps,         // its weights, taps · width: those of the oldest token first
   kConvOut,
+  kAttentionGate,  // [heads · head_dim, width]
+  // Of a delta net, with k = key heads · key dim and v = value heads · value dim.
+  kDeltaIn,     // [2k + v, width]: queries, keys and values, which are convolved with kTaps
+  kDeltaGate,   // [v, width]
+  kDeltaBeta,   // [value heads, width]
+  kDeltaAlpha,  // the same
+  kDeltaOut,    // [width, v]
+  kDeltaDecay,  // a value head's state fades by e^(decay · softplus(alpha + step bias)) with each token
+  kDeltaStepBias,
+  kDeltaNorm,  // of a value head's result
   kLayerTensors
 };
 
@@ -107,8 +122,8 @@ struct EdgedSlice {
   int32_t count;        // of tokens
   int32_t first_block;  // where the sequence's block table starts in `blocks`
   int32_t block_count;  // its length; it must cover position + count tokens
-  // Of a model with recurrent layers: the states before the first token (−1 at position 0) and after the last.
-  // States that are read are not written in the same step, so a step can be repeated.
+  // Of a model with recurrent layers: the states before the first token (−1 at position 0) and after the
+  // last. States that are read are not written in the same step, so a step can be repeated.
   int32_t state, next_state;
 };
 
@@ -182,7 +197,7 @@ EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequenc
 // Copies all keys and values of one cache block into another, so that a sequence can continue from the middle
 // of a shared block.
 EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
-EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache and states, 1 buffers
+EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, states; 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
 // Token ids of byte strings that follow each other in `text`; `ids` has space for one a byte, `count` gets
 // their number.

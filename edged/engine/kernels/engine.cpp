@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -48,8 +49,19 @@ namespace {
 // The most values of one row that the projections of a layer make.
 int projected_values(const Model& model) {
   const EdgedConfig& c = model.config;
-  const int attention = (c.heads + 2 * c.kv_heads) * c.head_dim;
-  return model.recurrent_layers ? std::max(attention, 3 * c.width) : attention;
+  const int attention = ((model.has(kGated) ? 2 : 1) * c.heads + 2 * c.kv_heads) * c.head_dim;
+  if (!model.recurrent_layers) return attention;
+  const int heads = round_up(c.delta_value_heads, kTileRows);
+  return std::max(attention,
+                  c.delta_key_heads ? model.channels() + model.delta_values() + 2 * heads : 3 * c.width);
+}
+
+// The values of one row that the output product of any layer reads.
+int mixed_values(const Model& model) {
+  const EdgedConfig& c = model.config;
+  const int attention = c.heads * c.head_dim;
+  if (!model.recurrent_layers) return attention;
+  return std::max(attention, c.delta_key_heads ? model.delta_values() : c.width);
 }
 
 }  // namespace
@@ -68,16 +80,21 @@ Engine::Engine(Model model, const Kernels& kernels)
   // huge.
   block_stride_ = layer_stride_ * model_.attention_layers;
   cache_ = Buffer(block_stride_ * c.blocks * 2);
-  const size_t q = (size_t)c.heads * c.head_dim;
+  const int mixed = mixed_values(model_);
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
   projected_ = Buffer(rows * projected_stride_ * 4);
-  attended_ = Buffer(rows * (model_.recurrent_layers ? std::max(q, (size_t)c.width) : q) * 4);
+  attended_ = Buffer(rows * mixed * 4);
   if (model_.recurrent_layers)
     states_ = Buffer((size_t)c.states * model_.recurrent_layers * model_.state_floats() * 4);
+  if (c.delta_key_heads) {
+    convolved_ = Buffer(rows * model_.channels() * 4);
+    unit_query_.assign((size_t)c.delta_key_dim, 1.f / (float)c.delta_key_dim);
+    unit_key_.assign((size_t)c.delta_key_dim, 1.f / std::sqrt((float)c.delta_key_dim));
+  }
   if (!model_.adds_products) added_ = Buffer(rows * c.width * 4);
   cosine_ = Buffer(rows * c.ropes * c.rope_pairs * 4);
   sine_ = Buffer(cosine_.bytes());
-  hidden_input_ = ActivationBuffer(c.max_rows, std::max(c.width, (int)q));
+  hidden_input_ = ActivationBuffer(c.max_rows, std::max(c.width, mixed));
   ffn_input_ = ActivationBuffer(c.max_rows, c.ffn);
   for (int t = 0; t < c.threads; t++) {
     auto buffers = std::make_unique<ThreadBuffers>();
@@ -85,6 +102,10 @@ Engine::Engine(Model model, const Kernels& kernels)
     if (!model_.adds_products) {
       buffers->added.resize((size_t)c.width);
       buffers->residual.resize((size_t)c.width);
+    }
+    if (c.delta_key_heads) {
+      buffers->delta_state.resize((size_t)c.delta_key_dim * kDeltaColumns);
+      buffers->delta_gates.resize(2 * rows);
     }
     buffers->best.reserve(rows);
     buffers->hidden_input = ActivationBuffer(1, hidden_input_.stride);
@@ -110,9 +131,12 @@ void Engine::copy_block(int from, int to) {
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + projected_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
   all += hidden_input_.bytes() + ffn_input_.bytes() + added_.bytes() + cosine_.bytes() + sine_.bytes();
+  all += convolved_.bytes();
   for (const auto& buffers : thread_buffers_)
     all += sizeof *buffers + buffers->hidden_input.bytes() + buffers->attention_memory.bytes() +
-           (buffers->row.size() + buffers->added.size() + buffers->residual.size()) * 4;
+           (buffers->row.size() + buffers->added.size() + buffers->residual.size() +
+            buffers->delta_state.size() + buffers->delta_gates.size()) *
+               4;
   return all;
 }
 

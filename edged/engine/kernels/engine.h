@@ -58,6 +58,7 @@ struct ThreadBuffers {
   std::vector<float> residual;  // in a step of one row each thread has its own copy of it, see Forward
   Buffer attention_memory;
   AttentionScratch attention;
+  std::vector<float> delta_state, delta_gates;  // of the columns that are computed; decay and beta of rows
   ActivationBuffer hidden_input;  // the input of a step of one row, which each thread computes for itself
   float gate_up[kGateUpFloats];
   // Of the logits that the thread computed in this step: whether all are finite, and the best of each row.
@@ -91,6 +92,8 @@ class Engine {
   const int projected_stride_;                        // of the projections of one row
   Buffer cache_, x_, projected_, attended_, partials_;
   Buffer states_;         // [states, recurrent layers, floats of a layer's state]
+  Buffer convolved_;      // queries, keys and values of a delta net, [max_rows, channels]
+  std::vector<float> unit_query_, unit_key_;  // weights of the norms of its queries and keys
   Buffer cosine_, sine_;  // of the step's rows, [ropes, max_rows, rope_pairs]
   Buffer added_;          // a product that is changed before it is added to x_, [max_rows, width]
   Buffer logits_;         // of a decode, [sequences, vocabulary rounded up to 8]

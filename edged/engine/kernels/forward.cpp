@@ -20,8 +20,13 @@ void Forward::run(int thread) {
     threads.barrier(thread);
     if (layer.attention.kind == kAttention) {
       mix_by_attention(layer, i, thread);
-    } else {
+    } else if (layer.attention.kind == kConvolution) {
       convolve(layer, thread);
+      threads.barrier(thread);
+    } else {
+      convolve_heads(layer, thread);
+      threads.barrier(thread);
+      apply_delta_rule(layer, thread);
       threads.barrier(thread);
     }
     quantize_mixed(layer, thread);

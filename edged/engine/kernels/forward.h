@@ -16,9 +16,9 @@
 
 namespace edged {
 
-// Phases whose work is shared by `Shares`: the products of query, key and value, which may be one or three,
+// Phases whose work is shared by `Shares`: the products of a layer's projections, which may be one to four,
 // and the others of a layer; and that of the head, as if in a layer of its own.
-enum SharedPhase { kProject, kAttend = kProject + 3, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
+enum SharedPhase { kProject, kAttend = kProject + 4, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
 
 // The forms of activations that matrices read: floats, int8 codes, or both.
 struct InputForms {
@@ -61,7 +61,12 @@ struct Forward {
   void merge_partials(const AttentionPlan& attention, int thread);
   // B, C and x in projected_ (m,3d), with the states of the slices -> attended_ (m,d), and the next states
   void convolve(const Layer& layer, int thread);
-  // attended_ (m,q) or (m,d) -> hidden_input
+  // Queries, keys and values of a delta net in projected_, convolved; queries and keys normalized ->
+  // convolved_
+  void convolve_heads(const Layer& layer, int thread);
+  // convolved_, the gates in projected_, with the states of the slices -> attended_, and the next states
+  void apply_delta_rule(const Layer& layer, int thread);
+  // attended_ (m,q) or (m,d) with its gates -> hidden_input
   void quantize_mixed(const Layer& layer, int thread);
   // w (d,n) @ input (m,n) -> x_ (m,d), added, or -> added_ (m,d): the output of attention (n = q) or of the
   // ffn (n = ffn)
@@ -85,7 +90,11 @@ struct Forward {
   void write_kv_head(const Layer& layer, int row, int head);
   float* state_of(const Layer& layer, int state) const;
   void convolve_slice(const Layer& layer, const EdgedSlice& slice, const float* inputs, int begin, int n,
-                      float* out) const;
+                      float* out, size_t out_stride) const;
+  void convolve_head(const Layer& layer, int head, float* out) const;
+  void find_gates(const Layer& layer, int first, int count, int head, float* decay, float* beta) const;
+  void delta_columns(const Layer& layer, int slice, int first, int head, int column, int thread);
+  const float* gated(const Layer& layer, int row, float* out) const;
   void attend_piece(const Layer& layer, const Piece& piece, int thread);
   void swiglu(const Layer& layer, float* gate, float* up, size_t stride, int rows, int from, int pair);
   void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;

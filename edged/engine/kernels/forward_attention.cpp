@@ -17,7 +17,7 @@ void Forward::project(const Layer& layer, int index, int thread) {
       engine.kernels_.matmul(w, x, tiling.strips_of(range), y + (size_t)range.begin * kTileRows,
                              (size_t)engine.projected_stride_, false,
                              engine.thread_buffers_[thread]->scratch);
-    y += w.rows;
+    y += w.tiles * kTileRows;
     phase++;
   }
 }
@@ -194,8 +194,28 @@ void Forward::merge_partials(const AttentionPlan& attention, int thread) {
 void Forward::quantize_mixed(const Layer& layer, int thread) {
   const int n = layer.out.cols, all = (int)plan.rows.size();
   const Share rows = input_rows(all, thread);
+  float* row = engine.thread_buffers_[thread]->row.data();
   for (int i = rows.begin; i < rows.end; i++)
-    write_input(engine.attended_.as<float>() + (size_t)i * n, n, layer.out, hidden_input(all, thread), i);
+    write_input(gated(layer, i, row), n, layer.out, hidden_input(all, thread), i);
+}
+
+// A row of attended_ with its gates, which is then in `out`: of attention where the model has such gates, and
+// of a delta net, whose heads are normalized before.
+const float* Forward::gated(const Layer& layer, int row, float* out) const {
+  const Model& model = engine.model_;
+  const EdgedConfig& c = model.config;
+  const Kernels& k = engine.kernels_;
+  const float* mixed = engine.attended_.as<float>() + (size_t)row * layer.out.cols;
+  const float* projected = engine.projected_.as<float>() + (size_t)row * engine.projected_stride_;
+  if (layer.attention.kind == kAttention && model.has(kGated)) {
+    k.gate(mixed, projected + (c.heads + 2 * c.kv_heads) * c.head_dim, layer.out.cols, out);
+    return out;
+  }
+  if (layer.attention.kind != kDeltaNet) return mixed;
+  for (int at = 0; at < layer.out.cols; at += c.delta_value_dim)
+    k.rms_norm(mixed + at, layer.delta_norm, c.delta_value_dim, c.epsilon, out + at);
+  k.swiglu(projected + model.channels(), out, layer.out.cols, out);
+  return out;
 }
 
 }  // namespace edged

@@ -95,6 +95,21 @@ struct AttentionScratch {
   }
 };
 
+constexpr int kDeltaColumns = 32;  // of a value head's matrix, computed together; the last may be fewer
+
+// The gated delta rule (Yang et al. 2024, "Gated Delta Networks") for some columns of one value head's matrix
+// S (key_dim, columns), token by token:
+//   S = decay · S; S += key ⊗ beta · (value − keyᵀ S); out = queryᵀ S
+struct DeltaTask {
+  const float *query = nullptr, *key = nullptr, *value = nullptr;  // of the first token
+  size_t stride = 0;                                               // from one token to the next
+  const float *decay = nullptr, *beta = nullptr;                   // (tokens,)
+  int tokens = 0, key_dim = 0, columns = 0;
+  float* state = nullptr;  // (key_dim, kDeltaColumns), changed
+  float* out = nullptr;    // of the first token, (columns,)
+  size_t out_stride = 0;
+};
+
 struct Kernels {
   const char* name;
   // One row: x (n,), weight (n,) -> out (n,) = x / rms(x) * weight.
@@ -132,6 +147,11 @@ struct Kernels {
   // rows (taps; n each), weight (taps,n), its rows `stride` apart -> out (n,) = Σ weight · row, the first row
   // first; null rows are left out.
   void (*convolve)(const float* const* rows, const float* weight, size_t stride, int taps, int n, float* out);
+  // silu(x) (n,), in place; n is a multiple of 8.
+  void (*silu)(float* x, int n);
+  // x (n,) · sigmoid(gate (n,)) -> out (n,); n is a multiple of 8.
+  void (*gate)(const float* x, const float* gate, int n, float* out);
+  void (*delta_rule)(const DeltaTask& work);
   // Whether all n values are finite.
   bool (*all_finite)(const float* x, int n);
   // The largest of n values; NaN where one of them is NaN or +infinity.

@@ -18,7 +18,7 @@ from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 from edged.models.store.user_cache import user_cache
 
-API_VERSION: Final = 9
+API_VERSION: Final = 10
 ERROR_BYTES: Final = 512
 
 
@@ -39,7 +39,10 @@ class Config(_Struct):
         *((name, c_float) for name in ("attention_scale", "attention_cap", "logit_cap", "growth")),
         *((name, c_int32) for name in ("growth_tokens", "rope_pairs", "ropes", "reserved")),
         *((name, c_void_p) for name in ("inverse_frequency", "rope_scale", "attention")),
-        *((name, c_int32) for name in ("taps", "states")),
+        *(
+            (name, c_int32)
+            for name in ("taps", "states", "delta_key_heads", "delta_value_heads", "delta_key_dim", "delta_value_dim")
+        ),
     ]
 
 

@@ -65,6 +65,8 @@ void check_attention(const EdgedConfig& c) {
     const EdgedAttention& layer = c.attention[i];
     require(layer.kind >= 0 && layer.kind < kLayerKinds, "a layer is of an unknown kind");
     recurrent |= layer.kind != kAttention;
+    require(layer.kind != (c.delta_key_heads ? kConvolution : kDeltaNet),
+            "it has delta nets without sizes, or beside convolutions");
     require(layer.rope >= -1 && layer.rope < c.ropes, "a layer's rotary embedding is missing");
     require(layer.window >= 0 && (!layer.window || !window || layer.window == window),
             "its layers have different windows");
@@ -72,6 +74,16 @@ void check_attention(const EdgedConfig& c) {
   }
   require(!recurrent || (c.taps >= 2 && c.taps <= kMaxTaps), "a convolution has 2 to 8 taps");
   require(!recurrent || (c.states >= 2 && c.states <= 4096), "states must be 2 to 4096");
+}
+
+void check_delta_net(const EdgedConfig& c) {
+  if (!c.delta_key_heads && !c.delta_value_heads && !c.delta_key_dim && !c.delta_value_dim) return;
+  require(c.delta_key_heads >= 1 && c.delta_value_heads >= 1 && c.delta_value_heads <= 1024 &&
+              c.delta_value_heads % c.delta_key_heads == 0,
+          "a delta net's value heads must be a multiple of its key heads");
+  for (const int dim : {c.delta_key_dim, c.delta_value_dim})
+    require(dim >= 8 && dim <= 256 && dim % 8 == 0,
+            "a delta net's head dimensions must be multiples of 8 from 8 to 256");
 }
 
 void check_config(const EdgedConfig& c) {
@@ -95,6 +107,7 @@ void check_config(const EdgedConfig& c) {
   for (const float factor : {c.attention_scale, c.attention_cap, c.logit_cap, c.growth})
     require(std::isfinite(factor) && factor >= 0, "a cap or a scale of attention is negative or not finite");
   require(c.growth_tokens >= 1 || c.growth == 0, "growth_tokens must be 1 or more");
+  check_delta_net(c);
   check_attention(c);
 }
 
@@ -141,7 +154,7 @@ std::vector<Matrix> fuse_adjacent(const std::vector<Matrix>& parts) {
   for (size_t i = 1; i < parts.size(); i++) {
     Matrix& last = fused.back();
     const Matrix& part = parts[i];
-    if (part.kind == last.kind && part.group == last.group &&
+    if (part.kind == last.kind && part.group == last.group && last.rows % kTileRows == 0 &&
         part.data == last.data + last.tiles * last.tile_bytes) {
       last.rows += part.rows;
       last.tiles += part.tiles;
@@ -150,6 +163,40 @@ std::vector<Matrix> fuse_adjacent(const std::vector<Matrix>& parts) {
     }
   }
   return fused;
+}
+
+}  // namespace
+
+namespace {
+
+// What mixes the tokens in a layer: its projections, what is beside them, and its output product.
+void read_mixer(const Model& model, const EdgedTensor* t, const std::string& at, Layer& layer) {
+  const EdgedConfig& c = model.config;
+  const int kind = layer.attention.kind, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  const bool delta = kind == kDeltaNet;
+  if (kind == kAttention) {
+    std::vector<Matrix> parts = {read_matrix(t[kQuery], "query" + at, q, c.width),
+                                 read_matrix(t[kKey], "key" + at, kv, c.width),
+                                 read_matrix(t[kValue], "value" + at, kv, c.width)};
+    if (model.has(kGated))
+      parts.push_back(read_matrix(t[kAttentionGate], "attention's gate" + at, q, c.width));
+    layer.projections = fuse_adjacent(parts);
+    layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
+  } else if (delta) {
+    const int values = model.delta_values(), heads = c.delta_value_heads;
+    layer.projections = fuse_adjacent({read_matrix(t[kDeltaIn], "delta net" + at, model.channels(), c.width),
+                                       read_matrix(t[kDeltaGate], "gate" + at, values, c.width),
+                                       read_matrix(t[kDeltaBeta], "beta" + at, heads, c.width),
+                                       read_matrix(t[kDeltaAlpha], "alpha" + at, heads, c.width)});
+    layer.out = read_matrix(t[kDeltaOut], "delta net's output" + at, c.width, values);
+  } else {
+    layer.projections = {read_matrix(t[kConvIn], "convolution's input" + at, 3 * c.width, c.width)};
+    layer.out = read_matrix(t[kConvOut], "convolution's output" + at, c.width, c.width);
+  }
+  layer.taps = read_vector(t[kTaps], "taps" + at, c.taps * model.channels(), kind == kAttention);
+  layer.delta_decay = read_vector(t[kDeltaDecay], "decay" + at, c.delta_value_heads, !delta);
+  layer.delta_step_bias = read_vector(t[kDeltaStepBias], "step bias" + at, c.delta_value_heads, !delta);
+  layer.delta_norm = read_vector(t[kDeltaNorm], "norm" + at, c.delta_value_dim, !delta);
 }
 
 }  // namespace
@@ -193,18 +240,9 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
     layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, q_norm, true);
     layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, k_norm, true);
-    const bool attends = layer.attention.kind == kAttention;
-    layer.number = attends ? model.attention_layers++ : model.recurrent_layers++;
-    if (attends) {
-      layer.projections = fuse_adjacent({read_matrix(t[kQuery], "query" + at, q, c.width),
-                                         read_matrix(t[kKey], "key" + at, kv, c.width),
-                                         read_matrix(t[kValue], "value" + at, kv, c.width)});
-      layer.out = read_matrix(t[kOut], "out" + at, c.width, q);
-    } else {
-      layer.projections = {read_matrix(t[kConvIn], "convolution's input" + at, 3 * c.width, c.width)};
-      layer.out = read_matrix(t[kConvOut], "convolution's output" + at, c.width, c.width);
-    }
-    layer.taps = read_vector(t[kTaps], "taps" + at, c.taps * c.width, attends);
+    layer.number =
+        layer.attention.kind == kAttention ? model.attention_layers++ : model.recurrent_layers++;
+    read_mixer(model, t, at, layer);
     const int ffn = round_up(c.ffn, 32);
     if (t[kGateUp].data)
       layer.gate_up = {read_matrix(t[kGateUp], "gate and up" + at, 2 * ffn, c.width)};

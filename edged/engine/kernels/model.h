@@ -29,7 +29,7 @@ struct Layer {
   // Query, key and value, or what a recurrent layer begins with; fused where they are adjacent and stored
   // alike.
   std::vector<Matrix> projections;
-  const float* taps;
+  const float *taps, *delta_decay, *delta_step_bias, *delta_norm;
   std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
   Matrix out, down;
 };
@@ -42,8 +42,15 @@ struct Model {
   std::vector<float> inverse_frequency, rope_scale;  // as the config's, which the caller may free
   int window = 0;  // of the layers that see some tokens only; 0: there are none
   int attention_layers = 0, recurrent_layers = 0;
-  // Floats of a sequence's state in one recurrent layer.
-  size_t state_floats() const { return (size_t)(config.taps - 1) * config.width; }
+  // Values that a delta net's projections have for queries or keys, and for values.
+  int delta_keys() const { return config.delta_key_heads * config.delta_key_dim; }
+  int delta_values() const { return config.delta_value_heads * config.delta_value_dim; }
+  // Of a recurrent layer: what is convolved, and the floats of a sequence's state: the last inputs of the
+  // convolution, and each value head's matrix.
+  int channels() const { return delta_keys() ? 2 * delta_keys() + delta_values() : config.width; }
+  size_t state_floats() const {
+    return (size_t)(config.taps - 1) * channels() + (size_t)delta_values() * config.delta_key_dim;
+  }
   // Whether products are added to the residual stream as they are: else they are changed first.
   bool adds_products = true;
   bool has(EdgedFlag flag) const { return config.flags & flag; }

@@ -8,9 +8,9 @@ from typing import Any, Final
 from edged.core.errors import ModelError
 from edged.models.formats.families import FAMILIES, HUB_TYPES, NO_BACKEND
 from edged.models.formats.rope import config_rope
-from edged.models.formats.shape import Rope, Shape, check_native, no_backend, not_native
+from edged.models.formats.shape import DeltaNet, Rope, Shape, check_native, no_backend, not_native
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attention"
 _GELU: Final = frozenset({"gelu_pytorch_tanh"})
 # Each n-th layer sees all tokens, where the file does not list the layers.
 _PATTERNS: Final = {"gemma2": 2, "gemma3": 6, "olmo3": 4}
@@ -27,6 +27,9 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ernie4_5": {"head_dim": 128},
     "smollm3": {"rope_theta": 2e6},
     "exaone4": {"sliding_window_pattern": 4},
+    "qwen35": {"head_dim": 256, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4,
+               "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
+               "linear_num_value_heads": 32, "full_attention_interval": 4},
     "lfm2": {"norm_eps": 1e-5, "rope_theta": 1e6, "conv_L_cache": 3, "intermediate_size": 12_288},
 }  # fmt: skip
 
@@ -38,8 +41,11 @@ def native_shape_from_config(config: Mapping[str, Any]) -> Shape:
         unknown = no_backend if isinstance(kind, str) and kind in NO_BACKEND else not_native
         raise unknown(f"checkpoints of the architecture {str(kind)[:60]!r}")
     try:
+        if kind == "qwen3_5":  # with its encoder of images beside it
+            config, kind = {**config["text_config"], "model_type": "qwen3_5_text"}, "qwen3_5_text"
         given = {key: value for key, value in config.items() if value is not None}
-        return check_native(_read({**_DEFAULTS.get(kind, {}), **given}, kind))
+        defaults = _DEFAULTS.get(kind, _DEFAULTS.get(HUB_TYPES[kind], {}))
+        return check_native(_read({**defaults, **given}, kind))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
             "bad_model", f"A figure in config.json is missing or wrong ({error!r}); fetch the model again."
@@ -69,13 +75,14 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         epsilon=float(config.get(epsilon, 1e-6)),
         **ropes,
         window_of=tuple(windows) if any(windows) else (),
-        embedding_scale=width**0.5 if family.norm_offset else float(config.get("embedding_multiplier", 1.0)),
+        embedding_scale=width**0.5 if family.gelu else float(config.get("embedding_multiplier", 1.0)),
         residual_scale=float(config.get("residual_multiplier", 1.0)),
         logit_scale=1 / float(config.get("logits_scaling", 1.0)),
         attention_scale=float(scale) ** -0.5 if scale else float(config.get("attention_multiplier", 0.0)),
         attention_cap=float(config.get("attn_logit_softcapping", 0.0)),
         logit_cap=float(config.get("final_logit_softcapping", 0.0)),
         **(_lfm2_layers(config, layers) if kind == "lfm2" else {}),
+        **(_delta_nets(config, layers) if architecture == "qwen35" else {}),
     )
 
 
@@ -98,6 +105,19 @@ def _lfm2_layers(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return {"kind_of": kinds, "taps": int(config["conv_L_cache"])} if "convolution" in kinds else {}
 
 
+def _delta_nets(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The same of Qwen3.5."""
+    each = int(config["full_attention_interval"])
+    types = config.get("layer_types") or [_FULL if (layer + 1) % each == 0 else _LINEAR for layer in range(layers)]
+    if len(types) != layers or not {*types} <= {_FULL, _LINEAR}:
+        raise not_native(f"layers of the kinds {', '.join(sorted({str(name)[:40] for name in types}))}")
+    names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+    key_heads, value_heads, key_dim, value_dim = (int(config[f"linear_{name}"]) for name in names)
+    net = DeltaNet(key_heads, value_heads, key_dim, value_dim)
+    kinds = tuple("delta_net" if name == _LINEAR else "attention" for name in types)
+    return {"kind_of": kinds, "taps": int(config["linear_conv_kernel_dim"]), "delta_net": net}
+
+
 def _check_parts(config: Mapping[str, Any], architecture: str) -> None:
     """Raises ModelError `unsupported` for a part that the forward pass does not have."""
     activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
@@ -106,6 +126,8 @@ def _check_parts(config: Mapping[str, Any], architecture: str) -> None:
         activation = wanted
     if activation != wanted:
         raise not_native(f"the activation {str(activation)[:60]!r} in {architecture}")
+    if config.get("attn_output_gate") is False:
+        raise not_native("Qwen3.5 without gates of attention")
     if config.get("use_bidirectional_attention"):
         raise not_native("attention to later tokens")
     if config.get("qk_layernorm") or config.get("use_parallel_residual"):
@@ -119,7 +141,9 @@ def _windows(config: Mapping[str, Any], kind: str, layers: int) -> list[int]:
         return [window] * layers
     if kind.startswith("qwen") and not config.get("use_sliding_window"):
         return [0] * layers
-    types = None if kind == "lfm2" else config.get("layer_types")
+    if FAMILIES[HUB_TYPES[kind]].hybrid:
+        return [0] * layers
+    types = config.get("layer_types")
     if types is None and kind.startswith("qwen"):
         first = int(config.get("max_window_layers", 28))
         types = [_SLIDING if layer >= first else _FULL for layer in range(layers)]

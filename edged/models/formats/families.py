@@ -22,7 +22,9 @@ class Family:
     GGUF files have it. `gguf_pairs`, `hub_pairs`: GGUF files, or checkpoints, hold the rows of a query or key head in
     the order 0, R/2, 1, R/2 + 1, … (R: the rotated values of a head). `fused`: what lies in one tensor with its
     neighbours: query, key and value, or gate and up. `hub`, `gguf`: a checkpoint's or GGUF file's names that differ
-    from Llama's. `hybrid`: some layers have a recurrent state in place of keys and values (`Shape.kind_of`).
+    from Llama's. `hybrid`: some layers have a recurrent state in place of keys and values (`Shape.kind_of`). `gated`:
+    attention's result is multiplied by the sigmoid of a gate, whose rows follow those of each query head in files.
+    `ignored`: beginnings of the names of tensors beside the language model.
     """
 
     qkv_bias: bool = False
@@ -38,6 +40,8 @@ class Family:
     hub: Mapping[str, str] = field(default_factory=dict)
     gguf: Mapping[str, str] = field(default_factory=dict)
     hybrid: bool = False
+    gated: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 _SANDWICH: Final = {
@@ -82,6 +86,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
         },
         gguf={"final_norm": "token_embd_norm"},
     ),
+    "qwen35": Family(
+        qk_norm="heads", norm_offset=1.0, hybrid=True, gated=True,
+        hub={"taps": "linear_attn.conv1d"},
+        gguf={"taps": "ssm_conv1d", "ffn_norm": "post_attention_norm"},
+        ignored=("model.visual.", "mtp."),
+    ),
 }  # fmt: skip
 # Other architectures whose GGUF files transformers reads, and so the torch backend.
 TORCH_GGUF: Final = frozenset({
@@ -97,5 +107,6 @@ NO_BACKEND: Final = frozenset({
 # A checkpoint's `model_type` → the family, where the names differ.
 HUB_TYPES: Final[Mapping[str, str]] = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense"}},
+    "qwen3_5_text": "qwen35", "qwen3_5": "qwen35",
+    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense", "qwen35"}},
 }  # fmt: skip

@@ -45,6 +45,10 @@ class Figures:
             raise self._wrong(key, value)
         return values
 
+    def skip(self, key: str) -> None:
+        """What does not matter to the language model."""
+        self._read.add(key)
+
     def count(self, key: str) -> int:
         """A number from 0 to 10,000,000; 0 where it is missing."""
         value = self._get(key, 0)

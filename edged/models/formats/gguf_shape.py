@@ -15,7 +15,7 @@ from edged.models.formats.families import FAMILIES, TORCH_GGUF
 from edged.models.formats.gguf import GgufFile
 from edged.models.formats.gguf_figures import Figures
 from edged.models.formats.rope import base_frequencies, divided, longrope, yarn, yarn_scale
-from edged.models.formats.shape import Rope, Shape, check_native, no_backend, not_native
+from edged.models.formats.shape import DeltaNet, Rope, Shape, check_native, no_backend, not_native
 
 # Each n-th layer sees all tokens, the others a window; 0: all layers have it.
 _PATTERNS: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "olmo2": 4, "exaone4": 4, "mistral": 0, "phi3": 0}
@@ -39,11 +39,12 @@ def shape_from_gguf(file: GgufFile) -> Shape:
     if figures.count("expert_count"):
         raise no_backend("a mixture of experts")
     layers, width, heads = (figures.whole(key) for key in ("block_count", "embedding_length", "attention.head_count"))
+    layers -= figures.count("nextn_predict_layers") if architecture == "qwen35" else 0  # they only propose tokens
     if architecture == "stablelm" and "blk.0.ffn_norm.weight" not in file.tensors:
         raise no_backend("StableLM with parallel layers")
     hybrid: dict[str, Any] = {}
     if FAMILIES[architecture].hybrid:
-        kv_heads, hybrid = _convolutions(figures, layers)
+        kv_heads, hybrid = (_delta_nets if architecture == "qwen35" else _convolutions)(figures, layers)
     else:
         kv_heads = figures.whole("attention.head_count_kv", heads)
     head_dim = figures.whole("attention.key_length", width // heads)
@@ -71,7 +72,7 @@ def shape_from_gguf(file: GgufFile) -> Shape:
         epsilon=figures.number(epsilon, 1e-5),
         **_ropes(file, figures, architecture, rotated, windows),
         window_of=tuple(windows) if any(windows) else (),
-        embedding_scale=width**0.5 if family.norm_offset else figures.number("embedding_scale", 0.0) or 1.0,
+        embedding_scale=width**0.5 if family.gelu else figures.number("embedding_scale", 0.0) or 1.0,
         residual_scale=figures.number("residual_scale", 0.0) or 1.0,
         logit_scale=1 / (figures.number("logit_scale", 0.0) or 1.0),
         attention_scale=(width / heads) ** -0.5 if wide else figures.number("attention.scale", 0.0),
@@ -94,6 +95,20 @@ def _convolutions(figures: Figures, layers: int) -> tuple[int, dict[str, Any]]:
         raise no_backend("layers with different numbers of key/value heads")
     kinds = tuple("attention" if count else "convolution" for count in heads)
     return max(heads), {"kind_of": kinds, "taps": figures.whole("shortconv.l_cache")}
+
+
+def _delta_nets(figures: Figures, layers: int) -> tuple[int, dict[str, Any]]:
+    """The same of Qwen3.5. llama.cpp's converter reorders its value heads."""
+    each = figures.whole("full_attention_interval", 4)
+    kinds = tuple("delta_net" if (layer + 1) % each else "attention" for layer in range(layers))
+    key_heads, value_heads = figures.whole("ssm.group_count"), figures.whole("ssm.time_step_rank")
+    values = figures.whole("ssm.inner_size")
+    if values % value_heads:
+        raise ModelError("bad_model", "The sizes of the model's linear attention do not fit together; fetch it again.")
+    net = DeltaNet(key_heads, value_heads, figures.whole("ssm.state_size"), values // value_heads, tiled=True)
+    figures.skip("rope.dimension_sections")  # all sections of a text's positions are the same
+    fields = {"kind_of": kinds, "taps": figures.whole("ssm.conv_kernel"), "delta_net": net}
+    return max(figures.each("attention.head_count_kv", layers)), fields
 
 
 def _caps(figures: Figures, architecture: str) -> dict[str, Any]:

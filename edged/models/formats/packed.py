@@ -135,7 +135,12 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
             yield from ((at + "attention_norm_bias", width, False), (at + "ffn_norm_bias", width, False))
         if family.post_norm:
             yield from ((at + "post_attention_norm", width, True), (at + "post_ffn_norm", width, True))
-        if kind == "convolution":
+        if kind == "delta_net" and shape.delta_net:
+            net = shape.delta_net
+            yield at + "taps", shape.taps * net.channels, True
+            yield from ((at + name, net.value_heads, True) for name in ("delta_decay", "delta_step_bias"))
+            yield at + "delta_norm", net.value_dim, True
+        elif kind == "convolution":
             yield at + "taps", shape.taps * width, True
         else:
             if family.qk_norm:
@@ -157,10 +162,19 @@ def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Ite
     if not tied:
         yield "head", shape.vocabulary, shape.width
     width, ffn = shape.width, padded_ffn(shape)
+    gate = {"attention_gate": (q, width)} if shape.family.gated else {}
     mixers = {
-        "attention": {"query": (q, width), "key": (kv, width), "value": (kv, width), "out": (width, q)},
+        "attention": {"query": (q, width), "key": (kv, width), "value": (kv, width), **gate, "out": (width, q)},
         "convolution": {"conv_in": (3 * width, width), "conv_out": (width, width)},
     }
+    if net := shape.delta_net:
+        mixers["delta_net"] = {
+            "delta_in": (net.channels, width),
+            "delta_gate": (net.values, width),
+            "delta_beta": (net.value_heads, width),
+            "delta_alpha": (net.value_heads, width),
+            "delta_out": (width, net.values),
+        }
     for layer, kind in enumerate(shape.kinds):
         gate_up = {"gate": ffn, "up": ffn} if layer in separate else {"gate_up": 2 * ffn}
         for name, (rows, cols) in mixers[kind].items():

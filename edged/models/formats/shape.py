@@ -9,7 +9,7 @@ from typing import Final, Literal
 from edged.core.errors import ModelError, NoBackend
 from edged.models.formats.families import FAMILIES, Family
 
-LayerKind = Literal["attention", "convolution"]
+LayerKind = Literal["attention", "convolution", "delta_net"]
 MAX_TAPS: Final = 8
 
 
@@ -23,6 +23,33 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """The heads of gated delta nets (Yang et al. 2024), a linear attention. `tiled`: value head h belongs to key head
+    h % `key_heads`, else to h // (`value_heads` / `key_heads`)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    tiled: bool = False
+
+    @property
+    def keys(self) -> int:
+        """The number of values of all key heads."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """The number of values of all value heads."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """The number of values that are convolved: queries, keys and values."""
+        return 2 * self.keys + self.values
+
+
+@dataclass(frozen=True)
 class Shape:
     """A decoder's sizes and figures; the fields' names are part of the packed format.
 
@@ -32,7 +59,7 @@ class Shape:
     for all layers. `attention_scale`: of query · key, 0: 1 / √head_dim. `attention_cap`, `logit_cap`: x becomes
     cap · tanh(x / cap), 0: not. `growth`: a query at position p is multiplied by
     1 + growth · ln(1 + ⌊p / growth_tokens⌋). `kind_of`: what mixes the tokens in each layer; empty: attention in all.
-    `taps`: how many tokens a convolution sees, itself the last.
+    `taps`: how many tokens a convolution sees, itself the last. `delta_net`: the heads of layers of this kind.
     """
 
     architecture: str
@@ -60,6 +87,7 @@ class Shape:
     growth_tokens: int = 0
     kind_of: tuple[LayerKind, ...] = ()
     taps: int = 0
+    delta_net: DeltaNet | None = None
 
     @property
     def family(self) -> Family:
@@ -75,8 +103,8 @@ class Shape:
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
         """What mixes the tokens in each layer."""
-        attention: tuple[LayerKind, ...] = ("attention",) * self.layers
-        return self.kind_of or attention
+        attention: tuple[LayerKind, ...] = ("attention",)
+        return self.kind_of or attention * self.layers
 
     @property
     def rotated(self) -> int:
@@ -100,6 +128,9 @@ class Shape:
     @property
     def state_values(self) -> int:
         """The number of values of a sequence's recurrent state, over all layers; 0: the model has none."""
+        if net := self.delta_net:
+            matrices = net.values * net.key_dim
+            return self.kinds.count("delta_net") * ((self.taps - 1) * net.channels + matrices)
         return self.kinds.count("convolution") * (self.taps - 1) * self.width
 
 
@@ -168,8 +199,22 @@ def _check_kinds(shape: Shape) -> None:
     """Raises ModelError `bad_model` for kinds of layers that do not fit the family or the other figures."""
     recurrent = shape.layers - shape.kinds.count("attention")
     fits = len(shape.kinds) == shape.layers and recurrent < shape.layers and (shape.family.hybrid or not recurrent)
-    if not fits or (recurrent and not 2 <= shape.taps <= MAX_TAPS):
+    if not fits or (recurrent and not 2 <= shape.taps <= MAX_TAPS) or not _heads_fit(shape):
         raise ModelError("bad_model", "The kinds of the model's layers are wrong; fetch it again.")
+
+
+def _heads_fit(shape: Shape) -> bool:
+    """Whether the heads of delta nets are what the kernels compute, where there are such layers."""
+    net = shape.delta_net
+    if net is None:
+        return "delta_net" not in shape.kinds
+    dims = (net.key_dim, net.value_dim)
+    return (
+        "convolution" not in shape.kinds
+        and 1 <= net.key_heads <= net.value_heads <= 1024
+        and net.value_heads % net.key_heads == 0
+        and all(8 <= dim <= 256 and dim % 8 == 0 for dim in dims)
+    )
 
 
 def no_backend(what: str) -> NoBackend:

@@ -14,7 +14,17 @@ from edged.core.errors import ModelError
 from edged.models.formats.config_shape import native_shape_from_config
 from edged.models.formats.packed import matrix_names, vector_names
 from edged.models.formats.tiles import Codes, Kind
-from edged.models.packing.source import Array, copy_texts, fused_part, halves, slabs, taps_first, unpaired, widen
+from edged.models.packing.source import (
+    Array,
+    copy_texts,
+    fused_part,
+    halves,
+    row_order,
+    slabs,
+    stored_rows,
+    taps_first,
+    widen,
+)
 
 _HUB_NAMES: Final = {
     "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj", "out": "self_attn.o_proj",
@@ -22,9 +32,12 @@ _HUB_NAMES: Final = {
     "ffn_norm": "post_attention_layernorm", "query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm",
     "qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj",
     "conv_in": "conv.in_proj", "conv_out": "conv.out_proj", "taps": "conv.conv", "embedding": "model.embed_tokens",
-    "head": "lm_head", "final_norm": "model.norm",
+    "head": "lm_head", "final_norm": "model.norm", "attention_gate": "self_attn.q_proj",
+    "delta_in": "linear_attn.in_proj_qkv", "delta_gate": "linear_attn.in_proj_z", "delta_beta": "linear_attn.in_proj_b",
+    "delta_alpha": "linear_attn.in_proj_a", "delta_out": "linear_attn.out_proj", "delta_norm": "linear_attn.norm",
 }  # fmt: skip
 _IGNORED: Final = (".rotary_emb.inv_freq", ".masked_bias")  # what old files keep beside the weights
+_WHOLE_NAMES: Final = {"delta_decay": "linear_attn.A_log", "delta_step_bias": "linear_attn.dt_bias"}
 _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), "BF16": (Kind.BF16, np.uint16)}
 
 
@@ -39,7 +52,9 @@ class CheckpointSource:
         try:
             config = json.loads((folder / "config.json").read_text("utf-8"))
             self._mappings: list[mmap.mmap] = []
-            self._stored = dict(_read_checkpoint(folder, self._mappings))
+            stored = _read_checkpoint(folder, self._mappings)
+            # Models with an encoder of images have the language model one level below.
+            self._stored = {name.replace("model.language_model.", "model.", 1): tensor for name, tensor in stored}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(
                 "bad_model", f"The checkpoint {folder} cannot be read ({error}); fetch it again."
@@ -53,7 +68,8 @@ class CheckpointSource:
         packed = [name for name, _, _ in matrix_names(self.shape, tied=False)]
         packed += [name for name, _, _ in vector_names(self.shape)]
         wanted = {self._place(part)[0] for name in packed for part in halves(name)}
-        extra = sorted(name for name in self._stored.keys() - wanted if not name.endswith(_IGNORED))
+        ignored = {name for name in self._stored if name.startswith(self.shape.family.ignored)}
+        extra = sorted(name for name in self._stored.keys() - wanted - ignored if not name.endswith(_IGNORED))
         if extra:
             raise ModelError(
                 "unsupported", f"The native engine does not use the tensor {extra[0]} of {self.name}; use torch."
@@ -68,7 +84,9 @@ class CheckpointSource:
     def vector(self, name: str) -> Array:
         kind, values = self._tensor(name)
         wide = taps_first(widen(values.reshape(-1)[self._place(name)[1]], kind), name, self.shape)
-        if name.endswith("_norm"):
+        if name.endswith("delta_decay"):
+            wide = -np.exp(wide)
+        if name.endswith("_norm") and not name.endswith("delta_norm"):
             wide = wide + np.float32(self.shape.family.norm_offset)
         order = self._order(name, len(wide))
         return wide if order is None else wide[order]
@@ -76,7 +94,7 @@ class CheckpointSource:
     def floats(self, name: str, rows: int, cols: int) -> Iterator[Array]:
         values = self._tensor(name)[1]
         values = values[self._place(name)[1]]
-        if values.shape != (rows, cols):
+        if values.shape != (stored_rows(name, rows, self.shape), cols):
             raise ModelError(
                 "bad_model", f"Tensor {name} of {self.name} is {values.shape}, not {(rows, cols)}; fetch it again."
             )
@@ -99,10 +117,12 @@ class CheckpointSource:
         return self._stored[stored]
 
     def _order(self, name: str, rows: int) -> Array | None:
-        return unpaired(name, rows, self.shape) if self.shape.family.hub_pairs else None
+        return row_order(name, rows, self.shape, pairs=self.shape.family.hub_pairs)
 
     def _place(self, name: str) -> tuple[str, slice]:
         """A tensor's name in the checkpoint, and its rows there."""
+        if (part := name.rsplit(".", 1)[-1]) in _WHOLE_NAMES:
+            return f"model.layers.{name.split('.')[1]}.{_WHOLE_NAMES[part]}", slice(None)
         kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
         hub = {**_HUB_NAMES, **self.shape.family.hub}
         if "." not in name:

@@ -17,7 +17,7 @@ from edged.models.formats.packed import GGUF_TOKENIZER, matrix_names, vector_nam
 from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Codes, Kind
 from edged.models.packing.gguf_blocks import read_blocks
-from edged.models.packing.source import Array, fused_part, halves, slabs, taps_first, unpaired
+from edged.models.packing.source import Array, fused_part, halves, row_order, slabs, stored_rows, taps_first
 
 _FLOATS: Final = {"F32": Kind.F32, "F16": Kind.F16, "BF16": Kind.BF16}
 QUANTIZED: Final = {  # the GGUF types that are packed without rounding
@@ -31,6 +31,8 @@ _GGUF_NAMES: Final = {
     "key_norm": "attn_k_norm", "post_attention_norm": "post_attention_norm", "post_ffn_norm": "post_ffw_norm",
     "qkv": "attn_qkv", "gate_up": "ffn_up", "conv_in": "shortconv.in_proj", "conv_out": "shortconv.out_proj",
     "taps": "shortconv.conv", "embedding": "token_embd", "head": "output", "final_norm": "output_norm",
+    "attention_gate": "attn_q", "delta_in": "attn_qkv", "delta_gate": "attn_gate", "delta_beta": "ssm_beta",
+    "delta_alpha": "ssm_alpha", "delta_out": "ssm_out", "delta_step": "ssm_dt", "delta_norm": "ssm_norm",
 }  # fmt: skip
 _ROPE_TENSORS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
@@ -107,7 +109,8 @@ class GgufSource:
 
     def _rows(self, name: str, rows: int, cols: int) -> Array:
         tensor, (_, part) = self._tensor(name), _place(self.shape, name)
-        whole = tensor.shape[0] if part.stop is not None else rows  # several matrices may lie in one tensor
+        # Several matrices may lie in one tensor.
+        whole = tensor.shape[0] if part.stop is not None else stored_rows(name, rows, self.shape)
         if tensor.shape != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
             raise self._misfit(tensor, (rows, cols))
         return self._file.raw(tensor.name).reshape(whole, -1)[part]
@@ -119,7 +122,7 @@ class GgufSource:
 
     def _order(self, name: str, rows: int) -> Array | None:
         """Row indices that undo the converter's reordering of a head's rows."""
-        return unpaired(name, rows, self.shape) if self.shape.family.gguf_pairs else None
+        return row_order(name, rows, self.shape, pairs=self.shape.family.gguf_pairs)
 
 
 def check_gguf_tensors(file: GgufFile, shape: Shape) -> None:
@@ -128,12 +131,21 @@ def check_gguf_tensors(file: GgufFile, shape: Shape) -> None:
     packed = [name for name, _, _ in matrix_names(shape, tied=False)]
     packed += [name for name, _, _ in vector_names(shape)]
     wanted = {_place(shape, part)[0] for name in packed for part in halves(name)} | _ROPE_TENSORS
-    if extra := sorted(file.tensors.keys() - wanted):
+    extra = sorted(name for name in file.tensors.keys() - wanted if not _proposes(name, shape))
+    if extra:
         raise NoBackend(f"edged does not use the tensor {extra[0]} of {file.path.name}; use another model.")
+
+
+def _proposes(name: str, shape: Shape) -> bool:
+    """Whether a tensor belongs to the layers after the last of Qwen3.5, which only propose further tokens."""
+    layer = name.removeprefix("blk.").split(".")[0]
+    return shape.architecture == "qwen35" and layer.isdecimal() and int(layer) >= shape.layers
 
 
 def _place(shape: Shape, name: str) -> tuple[str, slice]:
     """A tensor's name in a GGUF file, and its rows there."""
+    if name.endswith(".delta_decay"):
+        return f"blk.{name.split('.')[1]}.ssm_a", slice(None)
     part, kind = name.rsplit(".", 1)[-1].removesuffix("_bias"), "bias" if name.endswith("_bias") else "weight"
     if fused := fused_part(shape, part):
         whole, first, rows = fused

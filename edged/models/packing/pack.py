@@ -43,6 +43,7 @@ from edged.models.tokenizer.texts import read_texts
 Progress = Callable[[str], None]
 _Slab = TypeVar("_Slab")
 KEEP: Final = None  # bits: floats stay as they are
+_GATES: Final = (".delta_alpha", ".delta_beta")  # tiny, and a state sums up their errors: they stay floats in any case
 _GGML_NAMES: Final = {
     Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q5: "q5_0", Kind.Q5_MIN: "q5_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1",
 }  # fmt: skip
@@ -70,8 +71,8 @@ def pack(
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
     `bits`: 4, 8, or None to keep floats as they are. `head_bits`: of head and embedding, which lose most by 4 bits;
-    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. What a GGUF file has quantized keeps its codes in
-    any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
+    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. The gates of delta nets stay floats, and what a
+    GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
     not finite, too), `no_disk`.
     """
     if bits not in {KEEP, 4, 8} or head_bits not in {None, 4, 8} or group not in GROUPS:
@@ -83,7 +84,7 @@ def pack(
     for name, rows, cols in matrix_names(source.shape, source.tied, _separate_layers(source)):
         stored = _kind(source, name)
         final, its_group = stored, stored.groups[0]
-        if bits is not KEEP and stored.is_float:
+        if bits is not KEEP and stored.is_float and not name.endswith(_GATES):
             final, its_group = kinds[(head_bits or 8) if name in {"embedding", "head"} else bits], group
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):

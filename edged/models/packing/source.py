@@ -81,9 +81,29 @@ def unpaired(name: str, rows: int, shape: Shape) -> Array | None:
     return np.asarray(np.concatenate([turned, heads[:, shape.rotated :]], axis=1).reshape(-1))
 
 
+def row_order(name: str, rows: int, shape: Shape, *, pairs: bool) -> Array | None:
+    """Which rows of a file's tensor make a packed one of `rows` rows; None: all in their order.
+
+    `pairs`: the file has `unpaired`'s order.
+    """
+    part = name.rsplit(".", 1)[-1]
+    if shape.family.gated and part in {"query", "attention_gate"}:
+        halves_of_heads = np.arange(2 * rows).reshape(-1, 2, shape.head_dim)
+        return np.asarray(halves_of_heads[:, int(part == "attention_gate")].reshape(-1))
+    return unpaired(name, rows, shape) if pairs else None
+
+
+def stored_rows(name: str, rows: int, shape: Shape) -> int:
+    """The rows of a file's tensor behind a packed one of `rows` rows: queries may lie with their gates."""
+    gated = shape.family.gated and name.endswith((".query", ".attention_gate"))
+    return 2 * rows if gated else rows
+
+
 def taps_first(values: Array, name: str, shape: Shape) -> Array:
     """A convolution's weights, which files hold channel by channel, as [taps, channels]; other vectors as they are."""
-    return values.reshape(-1, shape.taps).T.reshape(-1) if name.endswith(".taps") else values
+    if not name.endswith(".taps") or values.size % shape.taps:  # another size is refused by the packer
+        return values
+    return np.asarray(values.reshape(-1, shape.taps).T.reshape(-1))
 
 
 def copy_texts(source: Path, folder: Path) -> None:

@@ -8,7 +8,8 @@
 #include "ops/recurrent.h"
 #include "ops/sampling.h"
 
-#define EDGED_TABLE(name)                                                                                 \
-  {name,     rms_norm, layer_norm,     quantize,    matmul,   kStrips,    apply_rope, swiglu,          geglu, \
-   add_to,   scale_by, soft_cap,       write_kv,    attend,   merge_partials, multiply_by, convolve,         \
-   all_finite, max_logit, softmax_weights}
+#define EDGED_TABLE(name)                                                                             \
+  {name,        rms_norm,   layer_norm,     quantize,    matmul,   kStrips, apply_rope, swiglu,        \
+   geglu,       add_to,     scale_by,       soft_cap,    write_kv, attend,  merge_partials,            \
+   multiply_by, convolve,   silu_of,        gate_by,     delta_rule,                                   \
+   all_finite,  max_logit,  softmax_weights}
