@@ -131,15 +131,18 @@ def check_gguf_tensors(file: GgufFile, shape: Shape) -> None:
     packed = [name for name, _, _ in matrix_names(shape, tied=False)]
     packed += [name for name, _, _ in vector_names(shape)]
     wanted = {_place(shape, part)[0] for name in packed for part in halves(name)} | _ROPE_TENSORS
-    extra = sorted(name for name in file.tensors.keys() - wanted if not _proposes(name, shape))
+    proposes = file.get(f"{shape.architecture}.nextn_predict_layers") and shape.architecture == "qwen35"
+    extra = sorted(file.tensors.keys() - wanted)
+    if proposes:  # the layers after the last only propose further tokens
+        extra = [name for name in extra if (_layer(name) or 0) < shape.layers]
     if extra:
         raise NoBackend(f"edged does not use the tensor {extra[0]} of {file.path.name}; use another model.")
 
 
-def _proposes(name: str, shape: Shape) -> bool:
-    """Whether a tensor belongs to the layers after the last of Qwen3.5, which only propose further tokens."""
-    layer = name.removeprefix("blk.").split(".")[0]
-    return shape.architecture == "qwen35" and layer.isdecimal() and int(layer) >= shape.layers
+def _layer(name: str) -> int | None:
+    """The number of the layer that a tensor of a file belongs to."""
+    number = name.removeprefix("blk.").split(".")[0]
+    return int(number) if number.isdecimal() else None
 
 
 def _place(shape: Shape, name: str) -> tuple[str, slice]:
