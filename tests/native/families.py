@@ -26,7 +26,7 @@ LONGROPE: Final = {
 
 DELTA: Final = {
     "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32,
-    "linear_value_head_dim": 16, "rope_parameters": {
+    "linear_value_head_dim": 48, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1],
     },
 }  # fmt: skip
@@ -76,9 +76,9 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
                                                              "full_attention"], "tie_word_embeddings": True}),
     "lfm2, two taps": ("lfm2", {"num_hidden_layers": 3, "full_attn_idxs": [1], "conv_L_cache": 2,
                                 "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True}),
-    "qwen3_5": ("qwen3_5", {**DELTA, "num_hidden_layers": 5, "full_attention_interval": 3}),
+    "qwen3_5": ("qwen3_5", {**DELTA, "full_attention_interval": 2}),
     "qwen3_5, three values per key": ("qwen3_5", {
-        **DELTA, "num_hidden_layers": 4, "linear_num_value_heads": 6, "linear_value_head_dim": 40,
+        **DELTA, "num_hidden_layers": 4, "linear_num_value_heads": 6, "linear_value_head_dim": 96,
         "tie_word_embeddings": True,
     }),
 }  # fmt: skip

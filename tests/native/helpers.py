@@ -156,10 +156,16 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
             if name.endswith("norm.weight"):
                 centred = family.startswith("gemma") or (family == "qwen3_5" and "linear_attn" not in name)
                 parameter.normal_(0 if centred else 1, 0.2)
+            if name.endswith("A_log"):  # states that last, as in trained models
+                parameter.uniform_(-6, -2)
             if name.endswith(("conv.weight", "conv1d.weight")):
                 parameter.normal_(0, 0.5)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
+            if name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+                # Queries that resemble keys, as in trained models: else results are near 0, and norms enlarge rounding.
+                keys = model.config.linear_num_key_heads * model.config.linear_key_head_dim
+                parameter[:keys].mul_(0.3).add_(parameter[keys : 2 * keys])
     model.save_pretrained(folder)
     return model
 
