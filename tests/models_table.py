@@ -28,7 +28,7 @@ from edged.models.packing.pack import pack_path
 from edged.models.store.locate import LocatedModel
 from tests.native.families import FAMILIES, reference, write_gguf
 from tests.native.gguf_types import block_of, fill_with_blocks
-from tests.native.helpers import tiny_checkpoint
+from tests.native.helpers import align_queries, tiny_checkpoint
 
 PAGE: Final = Path(__file__).parents[1] / "docs/reference/models.md"
 FLOATS: Final = ("F32", "F16", "BF16")
@@ -119,7 +119,9 @@ def measure(entry: str) -> dict[str, float]:
             of_torch.append(_relative(_torch(path, own), expected))
         model = tiny_checkpoint(folder / "wide", family, **_wide(changes))
         for kind in QUANTIZED:
-            path = write_gguf(model, folder / f"{kind}.gguf", blocks=fill_with_blocks(model, kind))
+            blocks = fill_with_blocks(model, kind)
+            align_queries(model, 0.0)
+            path = write_gguf(model, folder / f"{kind}.gguf", blocks=blocks)
             expected = reference(model, own)
             found[kind] = _relative(_native(path, own), expected)
             of_torch.append(_relative(_torch(path, own), expected))

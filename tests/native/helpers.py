@@ -162,12 +162,21 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
                 parameter.normal_(0, 0.5)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
-            if name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
-                # Queries that resemble keys, as in trained models: else results are near 0, and norms enlarge rounding.
-                keys = model.config.linear_num_key_heads * model.config.linear_key_head_dim
-                parameter[:keys].mul_(0.3).add_(parameter[keys : 2 * keys])
+    align_queries(model, 0.3)
     model.save_pretrained(folder)
     return model
+
+
+def align_queries(model: Any, own: float) -> None:
+    """Makes queries of linear attention resemble its keys, with so much of what they were, as in trained models: else
+    results are near 0, and the norms after them enlarge rounding."""
+    import torch
+
+    nets = [module for module in model.modules() if hasattr(module, "in_proj_qkv")]
+    with torch.no_grad():
+        for net in nets:
+            for parameter in (net.in_proj_qkv.weight, net.conv1d.weight):
+                parameter[: net.key_dim].mul_(own).add_(parameter[net.key_dim : 2 * net.key_dim])
 
 
 def pack_tiny(tmp: Path, family: str, bits: int | None = None, **changes: Any) -> tuple[Any, Path]:
@@ -193,6 +202,7 @@ def pack_overflowing(tmp: Path, bits: int | None) -> Path:
 __all__ = [
     "ALL_KERNELS",
     "Packed",
+    "align_queries",
     "dequantized",
     "open_model",
     "pack_overflowing",
