@@ -159,7 +159,7 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
             if name.endswith("A_log"):  # states that last, as in trained models
                 parameter.uniform_(-6, -2)
             if name.endswith(("conv.weight", "conv1d.weight")):
-                parameter.normal_(0, 0.5)
+                parameter.normal_(0, 0.5 if family == "qwen3_5" else 0.2)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
     align_queries(model, 0.3)
