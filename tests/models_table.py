@@ -35,6 +35,8 @@ PEOPLE: Final = {
     "ministral3": "Ministral 3",
     "qwen2": "Qwen2, Qwen2.5",
     "qwen3": "Qwen3 (dense)",
+    "qwen3_moe": "Qwen3 (mixture of experts)",
+    "granitemoe": "Granite (mixture of experts)",
     "gemma": "Gemma",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3 (text)",
@@ -66,6 +68,9 @@ reference has the weights that the file stands for.
 - Weights of the types with `Q` meet activations of 8 bits in the native engine; other types meet
   the same activations.
 - The torch backend widens GGUF files to float32 or bfloat16; the figure is that of float32.
+- In a mixture of experts, rounding decides which of two nearly equal experts computes a token.
+  The routers of the tiny models weigh the last expert of a token little, so that the figures show
+  the rest.
 - A file with a tensor that is not used, or with metadata that is not applied, is refused by name in
   both backends.
 - A rotary scaling that depends on the length (LongRoPE) is the one for the context that the model
@@ -106,8 +111,8 @@ def _rounded(model: Any, kind: str) -> Any:
     number = GGMLQuantizationType[kind]
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in changed.parameters():
-            if parameter.ndim == 2:
+        for name, parameter in changed.named_parameters():
+            if parameter.ndim > 1 and not name.endswith(("router.weight", "mlp.gate.weight")):
                 parameter.copy_(torch.from_numpy(dequantize(quantize(parameter.numpy(), number), number)))
     return changed
 
