@@ -95,3 +95,13 @@ def test_memory_is_admitted_for_the_window(folder: Path) -> None:
     backend = open_native(packed, 1024, 1, lambda: 10**9, slots=1)
     assert 2 * cache_bytes(packed.manifest.shape, one) == backend.model.memory()[0]
     backend.model.close()
+
+
+def test_a_model_without_windows_has_one_pool(tmp_path: Path) -> None:
+    """Of the blocks of all tokens."""
+    folder = pack_tiny(tmp_path, "llama", max_position_embeddings=1024)[1]
+    backend = open_native(open_packed(folder), 1024, 1, lambda: 10**9, slots=3)
+    assert [4 * 32] == [pool.count for pool in backend.cache.pools]
+    (rows,) = backend.run([Slice(backend.open(), 0, TOKENS[:256])])
+    assert (1, 203) == rows.shape  # type: ignore[union-attr]
+    backend.model.close()

@@ -213,7 +213,7 @@ class NativeBackend:
 
 def _pools(model: NativeModel) -> list[BlockPool]:
     """Those of the layers that see all tokens and of those that see a window, where the model has such layers."""
-    counts = {0: model.blocks, model.window: model.window_blocks}
+    counts = {model.window: model.window_blocks, 0: model.blocks}  # in this order: a model may have no window
     return [
         BlockPool(counts[window], BLOCK, partial(model.copy_block, windowed=window > 0), window)
         for window in sorted({window for _, window in model.packed.manifest.shape.attention})
