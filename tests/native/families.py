@@ -4,7 +4,7 @@ make of them: its names (the `gguf` package's own map), its permutations, its + 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,12 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 4,
+                                "moe_intermediate_size": 64, "norm_topk_prob": True}),
+    "granitemoe": ("granitemoe", {
+        "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.11,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32,
+    }),
     "gemma": ("gemma", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 48, "attn_logit_softcapping": 2.0, "num_hidden_layers": 4,
                           "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}),
@@ -66,9 +72,9 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }  # fmt: skip
 GGUF_ARCHITECTURES: Final = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    "mistral": "llama",
+    "mistral": "llama", "qwen3_moe": "qwen3moe",
 }  # fmt: skip
-_PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3"})
+_PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3", "granitemoe"})
 
 
 def reference(model: Any, tokens: list[int], half: bool = False) -> np.ndarray:
@@ -113,9 +119,10 @@ def write_gguf(
     writer.add_tokenizer_model("none")
     for name, values in gguf_tensors(model, config, architecture).items():
         own = (types or {}).get(name.split(".")[-2], kind)
-        if stored := blocks and blocks(values):
+        router = "ffn_gate_inp" in name  # llama.cpp leaves a router as it is
+        if not router and (stored := blocks and blocks(values)):
             writer.add_tensor(name, stored[1], raw_dtype=gguf.GGMLQuantizationType[stored[0]])
-        elif values.ndim == 1 or own == "F32":
+        elif values.ndim == 1 or own == "F32" or router:
             writer.add_tensor(name, values)
         else:
             number = gguf.GGMLQuantizationType[own]
@@ -134,8 +141,8 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
     tensors = {}
-    for name, parameter in model.state_dict().items():
-        values = parameter.float().numpy()
+    for name, stored in _llama_cpp_tensors(model):
+        values = stored
         if config.get("tie_word_embeddings") and name == "lm_head.weight":
             continue
         if architecture in _PERMUTED and ("q_proj" in name or "k_proj" in name):
@@ -147,6 +154,19 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
         base, _, suffix = name.rpartition(".")
         tensors[f"{names.get_name(base)}.{suffix}"] = values
     return tensors | _rope_tensors(model, config)
+
+
+def _llama_cpp_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """A model's tensors; gate and up of all experts separate, as in GGUF files."""
+    for name, parameter in model.state_dict().items():
+        values = parameter.float().numpy()
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), np.split(values, 2, 1), strict=True):
+                yield name.replace("block_sparse_moe", "mlp").replace("gate_up", part) + ".weight", half
+        elif name.endswith("experts.down_proj"):
+            yield name.replace("block_sparse_moe", "mlp") + ".weight", values
+        else:
+            yield name.replace("block_sparse_moe.router.", "block_sparse_moe.router.layer."), values
 
 
 def _rope_tensors(model: Any, config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -186,7 +206,15 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         figures |= {"attention.layer_norm_epsilon": config["layer_norm_eps"], "use_parallel_residual": False}
     else:
         figures["attention.layer_norm_rms_epsilon"] = config["rms_norm_eps"]
-    if architecture == "granite":
+    if architecture == "qwen3moe":
+        figures |= {
+            "expert_count": config["num_local_experts"],
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+        }
+    if architecture == "granitemoe":
+        figures |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
+    if architecture in {"granite", "granitemoe"}:
         figures |= {
             "attention.scale": config["attention_multiplier"], "embedding_scale": config["embedding_multiplier"],
             "residual_scale": config["residual_multiplier"], "logit_scale": config["logits_scaling"],

@@ -138,6 +138,7 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
         "gemma2": "Gemma2", "gemma3": "Gemma3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
         "olmo3": "Olmo3", "ernie4_5": "Ernie4_5", "hunyuan": "HunYuanDenseV1", "exaone4": "Exaone4",
         "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4",
+        "qwen3_moe": "Qwen3Moe", "granitemoe": "GraniteMoe",
     }[family]  # fmt: skip
     make_config = tf.Gemma3TextConfig if family == "gemma3" else getattr(tf, f"{name}Config")
     make_model = getattr(tf, f"{name}ForCausalLM")
@@ -153,6 +154,9 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.normal_(0 if family.startswith("gemma") else 1, 0.2)
+            # Rounding decides which of two nearly equal experts is chosen: so the last of them weighs little.
+            if name.endswith(("mlp.gate.weight", "router.weight")):
+                parameter.mul_(10)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
     model.save_pretrained(folder)

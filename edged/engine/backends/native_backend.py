@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.backends.native_model import BLOCK, NativeModel, Part
-from edged.engine.blocks import BlockPool, Table
+from edged.engine.block_cache import BlockCache, Tables
+from edged.engine.blocks import BlockPool
 from edged.engine.kernels.library import KernelError
 
 LOGITS_ROWS: Final = 64  # rows of logits that one call may give, so that they stay small compared with the weights
@@ -20,8 +22,8 @@ MAX_DRAFTS: Final = 7  # with the token before them two times the rows that the 
 class _Slot:
     """A sequence's tokens that are in the cache, and its blocks. `drafts` follow them, until kept or replaced."""
 
-    def __init__(self) -> None:
-        self.table = Table()
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
         self.tokens: list[int] = []
         self.drafts: list[int] = []
 
@@ -41,7 +43,8 @@ class _Job:
         """The tokens from `begin` to `end` as part of a step."""
         unwanted = len(self.tokens) - self.wanted
         wanted = max(0, end - max(begin, unwanted))
-        return Part(self.tokens[begin:end], self.item.start + begin, self.slot.table.blocks, wanted)
+        tables = self.slot.tables
+        return Part(self.tokens[begin:end], self.item.start + begin, tables.full, wanted, tables.windowed)
 
     def shorten(self, drafts: int) -> None:
         """Keeps at most so many drafts."""
@@ -68,36 +71,36 @@ class NativeBackend:
         self.max_steps = BLOCK
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
-        self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
+        self.cache = BlockCache(_pools(model))
         self._slots: dict[int, _Slot] = {}
         self._next = 0
 
     def open(self) -> int:
         """A new empty cache; its number."""
         self._next += 1
-        self._slots[self._next] = _Slot()
+        self._slots[self._next] = _Slot(self.cache.open())
         return self._next
 
     def close(self, slot: int) -> None:
         """Releases a cache's blocks to the pool, which remembers what they hold."""
-        cache = self._slots.pop(slot)
-        self.pool.release(cache.table, cache.tokens)
+        held = self._slots.pop(slot)
+        self.cache.release(held.tables, held.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """As the protocol says, also for a slot that holds full blocks: another may have computed more meanwhile."""
-        cache = self._slots[slot]
-        if len(cache.tokens) % BLOCK or len(cache.table.blocks) * BLOCK != len(cache.tokens):
-            return len(cache.tokens)
-        count = self.pool.reuse(cache.table, tokens)
-        cache.tokens = list(tokens[:count])
+        held = self._slots[slot]
+        if len(held.tokens) % BLOCK or len(held.tables) * BLOCK != len(held.tokens):
+            return len(held.tokens)
+        count = self.cache.reuse(held.tables, tokens)
+        held.tokens = list(tokens[:count])
         return count
 
     def keep(self, slot: int, token: int) -> None:
         """As the protocol says. Raises ComputeError for a token that is not the next draft."""
-        cache = self._slots[slot]
-        if cache.drafts[:1] != [token]:
+        held = self._slots[slot]
+        if held.drafts[:1] != [token]:
             raise ComputeError(f"token {token} is not the next draft")
-        self._append(cache, [cache.drafts.pop(0)])
+        self._append(held, [held.drafts.pop(0)])
 
     def decode(
         self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
@@ -109,10 +112,11 @@ class NativeBackend:
                 raise ComputeError(f"a token at {one.start} does not follow {len(slot.tokens)}")
         try:
             for slot in slots:
-                self.pool.extend(slot.table, len(slot.tokens) + 1)
-            space = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
-            tables = [slot.table.blocks for slot in slots]
-            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt)
+                self.cache.extend(slot.tables, len(slot.tokens) + 1)
+            space = [min(len(slot.tables) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
+            tables = [slot.tables.full for slot in slots]
+            windowed = [slot.tables.windowed for slot in slots]
+            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt, windowed)
         except (MemoryError, KernelError) as error:
             raise ComputeError(str(error)) from error
         if not chosen[0]:
@@ -157,7 +161,7 @@ class NativeBackend:
 
     def _append(self, slot: _Slot, tokens: Sequence[int]) -> None:
         slot.tokens += tokens
-        self.pool.register(slot.table, slot.tokens)
+        self.cache.register(slot.tables, slot.tokens)
 
     def _compute(self, step: Sequence[_Piece]) -> None:
         """Computes the pieces of one step; where the kernels refuse it, each alone, so that only the one with the error
@@ -215,6 +219,15 @@ class NativeBackend:
             raise ComputeError(f"{count} tokens at {item.start} do not follow {held} in a context of {self.context}")
         if min(job.tokens) < 0 or max(job.tokens) >= self.vocabulary:
             raise ComputeError(f"a token id is outside 0…{self.vocabulary - 1}")
-        table = job.slot.table
-        self.pool.extend(table, item.start + count)
-        job.shorten(min(len(table.blocks) * BLOCK, self.context) - item.start - count)
+        tables = job.slot.tables
+        self.cache.extend(tables, item.start + count)
+        job.shorten(min(len(tables) * BLOCK, self.context) - item.start - count)
+
+
+def _pools(model: NativeModel) -> list[BlockPool]:
+    """Those of the layers that see all tokens and of those that see a window, where the model has such layers."""
+    counts = {model.window: model.window_blocks, 0: model.blocks}  # in this order: a model may have no window
+    return [
+        BlockPool(counts[window], BLOCK, partial(model.copy_block, windowed=window > 0), window)
+        for window in sorted({window for _, window in model.packed.manifest.shape.attention})
+    ]

@@ -24,7 +24,7 @@ void Forward::run(int thread) {
       threads.barrier(thread);
     }
     if (!plan.one_token_each) {
-      write_kv(layer, i, thread);
+      write_kv(layer, thread);
       threads.barrier(thread);
     }
     attend(layer, i, thread);
@@ -38,11 +38,17 @@ void Forward::run(int thread) {
     add_product(layer.out, hidden_input((int)plan.rows.size(), thread), i, kAttentionOut, thread);
     threads.barrier(thread);
     if (!model.adds_products) pending = &layer.attention_addition;
-    normalize(layer.ffn_norm, pending, layer.gate_up, thread);
+    InputForms ffn_forms(layer.gate_up);
+    if (model.config.experts) ffn_forms.add(layer.router);
+    normalize(layer.ffn_norm, pending, ffn_forms, thread);
     barrier_unless_single_row(thread);
-    gate_up_product(layer, i, thread);
-    threads.barrier(thread);
-    add_product(layer.down, engine.ffn_input_, i, kFfnOut, thread);
+    if (model.config.experts) {
+      mix_experts(layer, i, thread);
+    } else {
+      gate_up_product(layer, i, thread);
+      threads.barrier(thread);
+      add_product(layer.down, engine.ffn_input_, i, kFfnOut, thread);
+    }
     threads.barrier(thread);
     if (!model.adds_products) pending = &layer.ffn_addition;
   }

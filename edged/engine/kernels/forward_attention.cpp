@@ -22,7 +22,7 @@ void Forward::project(const Layer& layer, int index, int thread) {
   }
 }
 
-void Forward::write_kv(const Layer& layer, int index, int thread) {
+void Forward::write_kv(const Layer& layer, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int all = c.heads + c.kv_heads;
   const Share units = share((int)plan.rows.size() * all, thread, c.threads);
@@ -31,7 +31,7 @@ void Forward::write_kv(const Layer& layer, int index, int thread) {
     if (head < c.heads)
       rope_query(layer, i, head, projected(i, head));
     else
-      write_kv_head(layer, index, i, head - c.heads);
+      write_kv_head(layer, i, head - c.heads);
   }
 }
 
@@ -80,17 +80,15 @@ void Forward::apply_rope(const Layer& layer, const float* bias, const float* nor
 }
 
 // A row's key (head_dim,) and value (head_dim,) of one head -> cache.
-void Forward::write_kv_head(const Layer& layer, int index, int i, int head) {
+void Forward::write_kv_head(const Layer& layer, int i, int head) {
   const EdgedConfig& c = engine.model_.config;
   const Row& row = plan.rows[i];
   const size_t at = (size_t)head * c.head_dim;
   float *key = projected(i, c.heads + head), *value = projected(i, c.heads + c.kv_heads + head);
   apply_rope(layer, layer.key_bias ? layer.key_bias + at : nullptr, layer.key_norm, i, key);
   if (layer.value_bias) engine.kernels_.add(value, layer.value_bias + at, c.head_dim);
-  const EdgedSlice& slice = plan.step.slices[row.slice];
-  const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
-  uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ +
-                    (size_t)block * engine.block_stride_ + (size_t)head * engine.head_stride_;
+  const int block = block_table(layer, row.slice)[row.position / kBlockTokens];
+  uint16_t* place = first_block(layer, head) + (size_t)block * engine.cache_of(layer).block_stride;
   engine.kernels_.write_kv(key, value, c.head_dim, place, row.position % kBlockTokens);
 }
 
@@ -121,13 +119,13 @@ void Forward::attend(const Layer& layer, int index, int thread) {
         roped = &pieces[i - 1];
         // Key and value are written by the thread that attends to the chunk that they end.
         if (plan.rows[piece.row].position < piece.chunk_end * kChunkTokens)
-          write_kv_head(layer, index, piece.row, piece.kv_head);
+          write_kv_head(layer, piece.row, piece.kv_head);
       }
-      attend_piece(layer, piece, index, thread);
+      attend_piece(layer, piece, thread);
     }
 }
 
-void Forward::attend_piece(const Layer& layer, const Piece& piece, int index, int thread) {
+void Forward::attend_piece(const Layer& layer, const Piece& piece, int thread) {
   const EdgedConfig& c = engine.model_.config;
   const int heads = c.heads / c.kv_heads;
   const Row& row = plan.rows[piece.row];
@@ -142,10 +140,9 @@ void Forward::attend_piece(const Layer& layer, const Piece& piece, int index, in
   work.position = row.position;
   work.window = layer.attention.window;
   work.cap = c.attention_cap * (float)kLog2e;
-  work.cache = engine.cache_.as<uint16_t>() + (size_t)index * engine.layer_stride_ +
-               (size_t)piece.kv_head * engine.head_stride_;
-  work.block_stride = engine.block_stride_;
-  work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
+  work.cache = first_block(layer, piece.kv_head);
+  work.block_stride = engine.cache_of(layer).block_stride;
+  work.blocks = block_table(layer, row.slice);
   work.chunk_begin = piece.chunk_begin;
   work.chunk_end = piece.chunk_end;
   work.out = engine.attended_.as<float>() + piece.row * stride + column;

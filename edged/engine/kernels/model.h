@@ -20,14 +20,16 @@ struct Addition {
 
 struct Layer {
   EdgedAttention attention;
+  int cache_index;  // among the layers with a window, or among those without
   Norm attention_norm, ffn_norm;
   const float *query_bias, *key_bias, *value_bias;
   const float *query_norm, *key_norm;
   const float* gate_up_bias;
   Addition attention_addition, ffn_addition;
-  std::vector<Matrix> qkv;  // query, key and value; fused where they are adjacent and stored alike
+  std::vector<Matrix> qkv;      // query, key and value; fused where they are adjacent and stored alike
   std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
   Matrix out, down;
+  Matrix router;  // of a mixture of experts, whose matrices follow each other in gate_up and down
 };
 
 struct Model {

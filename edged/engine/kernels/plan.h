@@ -40,9 +40,15 @@ struct Plan {
   const AttentionPlan& attention(const EdgedAttention& layer) const { return layer.window ? windowed : full; }
 };
 
+// Which layers a model has: some without a window, some with this one (0: none).
+struct Windows {
+  bool full = true;
+  int window = 0;
+};
+
 // Throws std::invalid_argument with a sentence for a step that this shape cannot run. Reads only what the
 // step says it has.
-void check_step(const EdgedConfig& config, const EdgedStep& step);
+void check_step(const EdgedConfig& config, Windows layers, const EdgedStep& step);
 
 // The plan of a step that check_step accepts, for layers without a window and with this one (0: there are
 // none).

@@ -27,6 +27,8 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ernie4_5": {"head_dim": 128},
     "smollm3": {"rope_theta": 2e6},
     "exaone4": {"sliding_window_pattern": 4},
+    "qwen3_moe": {"num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
 }  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         architecture=architecture,
         layers=layers,
         width=width,
-        ffn=int(config["intermediate_size"]),
+        ffn=int(config["moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"]),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=head_dim,
@@ -73,7 +75,21 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         attention_scale=float(scale) ** -0.5 if scale else float(config.get("attention_multiplier", 0.0)),
         attention_cap=float(config.get("attn_logit_softcapping", 0.0)),
         logit_cap=float(config.get("final_logit_softcapping", 0.0)),
+        **_experts(config, kind),
     )
+
+
+def _experts(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The fields of Shape about a mixture of experts."""
+    if not FAMILIES[HUB_TYPES[kind]].experts:
+        return {}
+    if config.get("mlp_only_layers") or int(config.get("decoder_sparse_step", 1)) != 1:
+        raise not_native("layers without experts beside layers with them")
+    return {
+        "experts": int(config.get("num_local_experts", config.get("num_experts", 128))),  # two names of one figure
+        "experts_used": int(config["num_experts_per_tok"]),
+        "normalize_experts": kind != "qwen3_moe" or bool(config.get("norm_topk_prob", False)),
+    }
 
 
 def _check_parts(config: Mapping[str, Any], architecture: str) -> None:

@@ -21,7 +21,9 @@ class Family:
     and have biases. `gelu`: GELU (tanh form) in place of SiLU. `norm_offset`: what a checkpoint's norm weights lack;
     GGUF files have it. `gguf_pairs`, `hub_pairs`: GGUF files, or checkpoints, hold the rows of a query or key head in
     the order 0, R/2, 1, R/2 + 1, … (R: the rotated values of a head). `fused`: what lies in one tensor with its
-    neighbours: query, key and value, or gate and up. `hub`: a checkpoint's names that differ from Llama's.
+    neighbours: query, key and value, or gate and up. `experts`: in place of gate, up and down, layers have a mixture of
+    experts. `hub`: a checkpoint's names that differ from Llama's; `{}` in a name is the number of an expert, names of
+    experts without it are those of tensors that hold all.
     """
 
     qkv_bias: bool = False
@@ -34,6 +36,7 @@ class Family:
     gguf_pairs: bool = False
     hub_pairs: bool = False
     fused: frozenset[str] = frozenset()
+    experts: bool = False
     hub: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -51,6 +54,17 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "smollm3": Family(gguf_pairs=True),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm="heads"),
+    "qwen3moe": Family(
+        qk_norm="heads", experts=True,
+        hub={"router": "mlp.gate", **{part: f"mlp.experts.{{}}.{part}_proj" for part in ("gate", "up", "down")}},
+    ),
+    "granitemoe": Family(
+        gguf_pairs=True, experts=True,
+        hub={
+            "router": "block_sparse_moe.router.layer", "gate_up": "block_sparse_moe.input_linear",
+            "down": "block_sparse_moe.output_linear",
+        },
+    ),
     "gemma": Family(gelu=True, norm_offset=1.0),
     "gemma2": Family(post_norm=True, gelu=True, norm_offset=1.0, hub=_SANDWICH),
     "gemma3": Family(qk_norm="heads", post_norm=True, gelu=True, norm_offset=1.0, hub=_SANDWICH),
@@ -73,7 +87,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 }  # fmt: skip
 # Other architectures whose GGUF files transformers reads, and so the torch backend.
 TORCH_GGUF: Final = frozenset({
-    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "lfm2", "minimax-m2", "nemotron", "qwen2moe", "qwen3moe",
+    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "lfm2", "minimax-m2", "nemotron", "qwen2moe",
     "starcoder2",
 })  # fmt: skip
 # Architectures of checkpoints that neither backend runs: their state is no key/value cache, or their parts change when
@@ -85,5 +99,6 @@ NO_BACKEND: Final = frozenset({
 # A checkpoint's `model_type` → the family, where the names differ.
 HUB_TYPES: Final[Mapping[str, str]] = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense"}},
+    "qwen3_moe": "qwen3moe",
+    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense", "qwen3moe"}},
 }  # fmt: skip

@@ -141,27 +141,32 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
         for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
             yield at + name, length, family.qkv_bias
         yield at + "out_bias", width, False
-        yield at + "gate_up_bias", 2 * padded_ffn(shape), False
-        yield at + "down_bias", width, False
+        if not shape.experts:
+            yield at + "gate_up_bias", 2 * padded_ffn(shape), False
+            yield at + "down_bias", width, False
 
 
 def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Iterator[tuple[str, int, int]]:
     """Names, rows and columns of all matrices of a model of this shape.
 
-    `separate`: the layers whose gate and up are two matrices, since they are stored as different kinds.
+    `separate`: the layers whose gate and up are two matrices, since they are stored as different kinds. The matrices of
+    all experts of a layer follow each other in one.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield "embedding", shape.vocabulary, shape.width
     if not tied:
         yield "head", shape.vocabulary, shape.width
     attention = ((q, shape.width), (kv, shape.width), (kv, shape.width), (shape.width, q))
-    sizes = (*attention, (2 * padded_ffn(shape), shape.width), (shape.width, shape.ffn))
+    experts = max(1, shape.experts)
+    sizes = (*attention, (experts * 2 * padded_ffn(shape), shape.width), (experts * shape.width, shape.ffn))
     for layer in range(shape.layers):
         for name, (rows, cols) in zip(LAYER_MATRICES, sizes, strict=True):
             if name == "gate_up" and layer in separate:
                 yield from ((f"layers.{layer}.{part}", rows // 2, cols) for part in ("gate", "up"))
             else:
                 yield f"layers.{layer}.{name}", rows, cols
+        if shape.experts:
+            yield f"layers.{layer}.router", shape.experts, shape.width
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, Iterable[bytes]]]) -> str:

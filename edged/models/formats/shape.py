@@ -27,7 +27,8 @@ class Shape:
     the number of its rotary embedding (−1: none), and the tokens that a token sees, itself the last (0: all); empty: 0
     for all layers. `attention_scale`: of query · key, 0: 1 / √head_dim. `attention_cap`, `logit_cap`: x becomes
     cap · tanh(x / cap), 0: not. `growth`: a query at position p is multiplied by
-    1 + growth · ln(1 + ⌊p / growth_tokens⌋).
+    1 + growth · ln(1 + ⌊p / growth_tokens⌋). `experts`: of a mixture in each layer, 0: none; `ffn` is then that of one
+    expert. `experts_used`: for each token; their weights add up to 1 where `normalize_experts`.
     """
 
     architecture: str
@@ -53,6 +54,9 @@ class Shape:
     logit_cap: float = 0.0
     growth: float = 0.0
     growth_tokens: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    normalize_experts: bool = True
 
     @property
     def family(self) -> Family:
@@ -64,6 +68,11 @@ class Shape:
         """The number of the rotary embedding and the window of each layer."""
         none = (0,) * self.layers
         return tuple(zip(self.rope_of or none, self.window_of or none, strict=True))
+
+    @property
+    def window(self) -> int:
+        """The tokens that a token sees in layers with a sliding window; 0: there are none."""
+        return max(self.window_of, default=0)
 
     @property
     def rotated(self) -> int:
@@ -117,8 +126,18 @@ def check_native(shape: Shape) -> Shape:
             "The native engine runs widths that are multiples of 8 and at most 48 query heads for each key head, not "
             f"a width of {shape.width} and {shape.heads} heads for {shape.kv_heads}; use torch.",
         )
+    _check_experts(shape)
     _check_figures(shape)
     return shape
+
+
+def _check_experts(shape: Shape) -> None:
+    """Raises ModelError `bad_model` for numbers of experts that no model has, `unsupported` for an odd ffn."""
+    fits = 1 <= shape.experts_used <= shape.experts <= 1024 if shape.family.experts else shape.experts == 0
+    if not fits or shape.experts * max(2 * shape.ffn, shape.width) > 1 << 24:
+        raise ModelError("bad_model", "The model's numbers of experts do not fit together; fetch it again.")
+    if shape.experts and shape.ffn % 32:
+        raise not_native(f"experts with an ffn of {shape.ffn}, which is no multiple of 32")
 
 
 def _check_figures(shape: Shape) -> None:

@@ -31,6 +31,9 @@ _GGUF_NAMES: Final = {
     "key_norm": "attn_k_norm", "post_attention_norm": "post_attention_norm", "post_ffn_norm": "post_ffw_norm",
     "qkv": "attn_qkv", "gate_up": "ffn_up",
 }  # fmt: skip
+_EXPERT_NAMES: Final = {
+    "router": "ffn_gate_inp", "gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps",
+}  # fmt: skip
 _ROPE_TENSORS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
 
@@ -88,7 +91,7 @@ class GgufSource:
     def dequantized(self, name: str, rows: int, cols: int) -> Array:
         """A matrix as float32 [rows, cols], of any type."""
         tensor, (_, part), order = self._tensor(name), _place(self.shape, name), self._order(name, rows)
-        values = self._file.dequantize(tensor.name)[part]
+        values = self._file.dequantize(tensor.name).reshape(self._flat(tensor))[part]
         if values.shape != (rows, cols):
             raise self._misfit(tensor, (rows, cols))
         return values if order is None else values[order]
@@ -106,9 +109,15 @@ class GgufSource:
     def _rows(self, name: str, rows: int, cols: int) -> Array:
         tensor, (_, part) = self._tensor(name), _place(self.shape, name)
         whole = tensor.shape[0] if part.stop is not None else rows  # several matrices may lie in one tensor
-        if tensor.shape != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
+        if self._flat(tensor) != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
             raise self._misfit(tensor, (rows, cols))
         return self._file.raw(tensor.name).reshape(whole, -1)[part]
+
+    def _flat(self, tensor: GgufTensor) -> tuple[int, ...]:
+        """The tensor's shape; of the matrices of all experts as one matrix."""
+        if self.shape.experts and len(tensor.shape) == 3 and tensor.shape[0] == self.shape.experts:
+            return (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+        return tensor.shape
 
     def _misfit(self, tensor: GgufTensor, wanted: tuple[int, ...]) -> ModelError:
         return ModelError(
@@ -136,17 +145,18 @@ def _place(shape: Shape, name: str) -> tuple[str, slice]:
     if fused := fused_part(shape, part):
         whole, first, rows = fused
         return f"blk.{name.split('.')[1]}.{_GGUF_NAMES[whole]}.{kind}", slice(first, first + rows)
-    return _gguf_name(name), slice(None)
+    return _gguf_name(name, experts=shape.experts > 0), slice(None)
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, *, experts: bool) -> str:
     """A tensor's name in a GGUF file."""
     kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")
     top = {"embedding": "token_embd", "head": "output", "final_norm": "output_norm"}
     if name in top:
         return f"{top[name]}.{kind}"
     _, layer, part = name.split(".")
-    return f"blk.{layer}.{_GGUF_NAMES[part]}.{kind}"
+    names = {**_GGUF_NAMES, **_EXPERT_NAMES} if experts else _GGUF_NAMES
+    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def _instead_of(kind: str) -> str:

@@ -71,7 +71,7 @@ def pack(
 
     `bits`: 4, 8, or None to keep floats as they are. `head_bits`: of head and embedding, which lose most by 4 bits;
     None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. What a GGUF file has quantized keeps its codes in
-    any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
+    any case, and a router its floats. Raises ModelError: `unsupported`, `bad_model` (weights that are
     not finite, too), `no_disk`.
     """
     if bits not in {KEEP, 4, 8} or head_bits not in {None, 4, 8} or group not in GROUPS:
@@ -83,7 +83,7 @@ def pack(
     for name, rows, cols in matrix_names(source.shape, source.tied, _separate_layers(source)):
         stored = _kind(source, name)
         final, its_group = stored, stored.groups[0]
-        if bits is not KEEP and stored.is_float:
+        if bits is not KEEP and stored.is_float and not name.endswith(".router"):
             final, its_group = kinds[(head_bits or 8) if name in {"embedding", "head"} else bits], group
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):
@@ -222,7 +222,8 @@ def _source_slabs(
 ) -> Iterator[tuple[_Slab, ...]]:
     """Slabs of a packed matrix as the source has them: of gate and of up where it holds both."""
     part = name.rsplit(".", 1)[-1]
-    rows = source.shape.ffn if part in {"gate", "up", "gate_up"} else info.rows
+    ffn = max(1, source.shape.experts) * source.shape.ffn
+    rows = ffn if part in {"gate", "up", "gate_up"} else info.rows
     names = [name.replace("gate_up", half) for half in ("gate", "up")] if part == "gate_up" else [name]
     yield from zip(*(read(one, rows, info.cols) for one in names), strict=True)
 
