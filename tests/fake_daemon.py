@@ -28,7 +28,8 @@ if __name__ == "__main__":
         setattr(importlib.import_module(module), name, ast.literal_eval(value))
     values = config_file.load(config, os.environ)
     settings = build(values)
-    model_pull.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_model_command.py")), control)
+    if not (Path(control) / "real-models").exists():
+        model_pull.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_model_command.py")), control)
     catalog = {name: f"sha256:{index:064x}" for index, name in enumerate(MODELS)}
     command = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), control)
     sys.exit(start.run(values, settings, settings.identity.device or "pi", ("--config", str(config)), catalog, command))

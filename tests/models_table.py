@@ -32,6 +32,8 @@ from tests.native.gguf_types import block_of, fill_with_blocks
 from tests.native.helpers import align_queries, tiny_checkpoint
 
 PAGE: Final = Path(__file__).parents[1] / "docs/reference/models.md"
+ROUTERS: Final = ("router.layer.weight", "router.weight", "mlp.gate.weight")  # llama.cpp leaves them as they are
+CONVOLUTIONS: Final = ("conv1d", ".conv.conv")  # the same
 FLOATS: Final = ("F32", "F16", "BF16")
 SMALL: Final = tuple(kind for kind in QUANTIZED if block_of(kind) == 32)
 LARGE: Final = tuple(kind for kind in QUANTIZED if block_of(kind) == 256)
@@ -49,6 +51,8 @@ PEOPLE: Final = {
     "ministral3": "Ministral 3",
     "qwen2": "Qwen2, Qwen2.5",
     "qwen3": "Qwen3 (dense)",
+    "qwen3_moe": "Qwen3 (mixture of experts)",
+    "granitemoe": "Granite (mixture of experts)",
     "gemma": "Gemma",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3 (text)",
@@ -85,6 +89,9 @@ reference has the weights that the file stands for.
   widens GGUF files to float32 or bfloat16; the figure is that of float32.
 - *8 bits* is a checkpoint folder in torch, rounded as it is at load, over 90 tokens; the figure is
   the effect of rounding.
+- In a mixture of experts, rounding decides which of two nearly equal experts computes a token.
+  The routers of the tiny models weigh the last expert of a token little, so that the figures show
+  the rest.
 - A file with a tensor that is not used, or with metadata that is not applied, is refused by name in
   both backends.
 - A dash: the torch backend does not read such GGUF files.
@@ -153,7 +160,7 @@ def _stored_as(model: Any, kind: str) -> Any:
     changed = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in changed.named_parameters():
-            if parameter.ndim >= 2 and "conv1d" not in name and ".conv.conv" not in name:  # convolutions stay float32
+            if parameter.ndim >= 2 and not name.endswith(ROUTERS) and not any(part in name for part in CONVOLUTIONS):
                 parameter.copy_(parameter.to(dtype).float())
     return changed
 

@@ -21,8 +21,10 @@ def subscriptions(topics: Topics) -> tuple[Subscription, ...]:
     live = [topics.prompts, topics.cancels, topics.commands, topics.status]
     if topics.birth is not None:
         live.append(topics.birth)
-    return tuple(Subscription(topic, retained=False) for topic in live) + tuple(
-        Subscription(topic, retained=True) for topic in topics.layers
+    return (
+        *(Subscription(topic, retained=False) for topic in live),
+        *(Subscription(topic, retained=True) for topic in topics.layers),
+        Subscription(topics.offers, retained=False, qos=0),  # an offer is repeated while it holds
     )
 
 
@@ -33,6 +35,7 @@ class BrokerLink:
         self._connection = connection
         self._outbound = outbound
         self._unacknowledged: deque[tuple[Arrived, Publication | None]] = deque()  # and what is published after it
+        self._session = 0
         self.state = documents.LinkState("none", 0)
         self.down_reason: str | None = "not connected yet"
         self.refused_topics: tuple[str, ...] = ()
@@ -41,7 +44,7 @@ class BrokerLink:
     def process_up(self, event: Up) -> None:
         """Connected and subscribed."""
         self.state = documents.LinkState(event.version, self.state.connects + 1)
-        self.down_reason, self.refused_topics = None, event.refused
+        self._session, self.down_reason, self.refused_topics = event.session, None, event.refused
         # The broker sends what waited for us before it confirms the subscriptions: that belongs to this connection.
         # What was refused on an earlier one is delivered and decided again, but for what came at QoS 0.
         for message, answer in self._unacknowledged:
@@ -83,3 +86,11 @@ class BrokerLink:
     def redeliver(self, reason: str) -> None:
         """Reconnect, so that the broker sends again what was not acknowledged."""
         self._connection.restart(reason)
+
+    def subscribe(self, *topics: str) -> None:
+        """Subscribe at QoS 0 until `unsubscribe`, or the end of the broker's session."""
+        self._connection.subscribe(self._session, tuple(Subscription(topic, retained=False, qos=0) for topic in topics))
+
+    def unsubscribe(self, *topics: str) -> None:
+        """End subscriptions that were added."""
+        self._connection.unsubscribe(self._session, topics)

@@ -27,6 +27,7 @@ from edged.agent.journal import Journal
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.last_good import LastGood
 from edged.agent.mailbox import Mailbox
+from edged.agent.model_receiver import ModelReceiver
 from edged.agent.model_upkeep import ModelUpkeep
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
@@ -136,6 +137,19 @@ class Daemon:
             clock,
             self._wall,
         )
+        self._receiver = ModelReceiver(
+            topics,
+            base.identity.groups,
+            self._config,
+            self._link,
+            self._outbound,
+            self._reporter,
+            pull_arguments,
+            state_dir / "models",
+            self._mailbox.post,
+            clock,
+            self._wall,
+        )
         self._shutdown = Shutdown(self._queue, self._reporter, self._notifier, clock)
         self._admission = Admission(
             topics,
@@ -169,6 +183,7 @@ class Daemon:
             supervisor=self._supervisor,
             config_updates=self._config_updates,
             trials=self._trials,
+            receiver=self._receiver,
             reporter=self._reporter,
             health=self._health,
             link=self._link,
@@ -216,6 +231,7 @@ class Daemon:
             self._supervisor.next_tick(),
             self._trials.next_tick(),
             self._idle.next_tick(),
+            self._receiver.next_tick(),
             self._queue.next_deadline(),
             self._clock() + 1.0,
             self._shutdown.deadline,
@@ -230,6 +246,7 @@ class Daemon:
         self._queue.tick()
         self._dispatcher.apply(self._supervisor.tick(stalled=stalled))
         self._dispatcher.apply(self._trials.tick())
+        self._receiver.tick()
         if not self._shutdown.requested:
             self._upkeep_of_models.tick()
             self._dispatcher.apply(self._idle.tick())
@@ -252,6 +269,7 @@ class Daemon:
     def _stop(self) -> None:
         self._telemetry.stop()
         self._trials.stop()
+        self._receiver.stop()
         self._supervisor.stop()
         self._reporter.set_status("offline")
         self._flush()

@@ -20,7 +20,9 @@ from edged.agent.health_source import HealthSource
 from edged.agent.home_assistant import HomeAssistant
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.model_pull import PullEnded, PullProgress
+from edged.agent.model_receiver import ModelReceiver
 from edged.agent.model_state import EnteredSafe, FellBack, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
+from edged.agent.model_writer import PartClosed, PartEvent, PartFailed, PartOpened, PartWritten
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.reporter import Reporter
 from edged.agent.shutdown import Shutdown
@@ -36,7 +38,8 @@ from edged.link.publication import Publication
 from edged.wire.topics import Inbound, Topics
 from edged.worker.client import WorkerEvent
 
-OtherEvent = Up | Down | Acked | Reading | WorkerEvent | PullEnded | PullProgress | ExpectationChecked | StopRequested
+ChildEvent = WorkerEvent | PullEnded | PullProgress | ExpectationChecked
+OtherEvent = Up | Down | Acked | Reading | ChildEvent | PartEvent | StopRequested
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Dispatcher:
     supervisor: Supervisor
     config_updates: ConfigUpdates
     trials: TrialRunner
+    receiver: ModelReceiver
     reporter: Reporter
     health: HealthSource
     link: BrokerLink
@@ -109,6 +113,8 @@ class Dispatcher:
                     answer = self.admission.process_command(requester, message)
                 case Inbound("config", layer):
                     self.apply(self.trials.process_push(layer, message.payload))
+                case Inbound("model", rest):
+                    self.receiver.process_message(rest, message.topic, message.payload)
                 case Inbound("status", _) if message.payload == b"offline" and self.reporter.status != "offline":
                     self.reporter.publish_status()  # the will of an earlier connection came late
                 case Inbound("birth", _) if message.payload == b"online":
@@ -131,6 +137,8 @@ class Dispatcher:
         match event:
             case WorkerEvent() | PullEnded() | PullProgress() | ExpectationChecked():
                 self._process_child(event)
+            case PartOpened() | PartWritten() | PartClosed() | PartFailed():
+                self.receiver.process_part(event)
             case Acked():
                 self._process_acked(event)
             case Up():
@@ -142,8 +150,8 @@ class Dispatcher:
             case StopRequested():
                 self.shutdown.begin()
 
-    def _process_child(self, event: WorkerEvent | PullEnded | PullProgress | ExpectationChecked) -> None:
-        """News of a child process: of the trial, else of the supervisor."""
+    def _process_child(self, event: ChildEvent) -> None:
+        """News of a child process: of the trial, of a received model, else of the supervisor."""
         match event:
             case ExpectationChecked():
                 self.apply(self.trials.process_checked(event))
@@ -151,10 +159,15 @@ class Dispatcher:
                 outcomes = self.trials.process_worker(event)
                 self.apply(self.supervisor.process_worker(event) if outcomes is None else outcomes)
             case PullEnded():
-                outcomes = self.trials.process_pull(event)
-                self.apply(self.supervisor.process_pull(event) if outcomes is None else outcomes)
+                self._process_pull(event)
             case PullProgress():
                 self.apply(self.trials.process_pull(event) or ())
+
+    def _process_pull(self, event: PullEnded) -> None:
+        if self.receiver.process_pull(event):
+            return
+        outcomes = self.trials.process_pull(event)
+        self.apply(self.supervisor.process_pull(event) if outcomes is None else outcomes)
 
     def _process_acked(self, event: Acked) -> None:
         self.link.process_acked(event)
@@ -172,6 +185,7 @@ class Dispatcher:
         self.home_assistant.announce()
         self.health.update()
         self.maintenance.resend()
+        self.receiver.connected()
         self.apply(self.trials.link_changed(up=True))
 
     def _process_down(self, event: Down) -> None:

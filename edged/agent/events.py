@@ -6,6 +6,7 @@ import msgspec
 
 from edged.agent.expectation_check import ExpectationChecked
 from edged.agent.model_pull import PullEnded, PullProgress
+from edged.agent.model_writer import PartEvent
 from edged.core.reading import Reading
 from edged.link.events import Acked, Arrived, Down, Up
 from edged.worker.client import WorkerEvent
@@ -16,5 +17,6 @@ class StopRequested(msgspec.Struct, frozen=True):
 
 
 Event = (
-    Up | Down | Arrived | Acked | Reading | WorkerEvent | PullEnded | PullProgress | ExpectationChecked | StopRequested
-)
+    Up | Down | Arrived | Acked | Reading | WorkerEvent | PullEnded | PullProgress | ExpectationChecked | PartEvent
+    | StopRequested
+)  # fmt: skip

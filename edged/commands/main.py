@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     pull = verbs.add_parser("pull", help="fetch a model, verify it and store it")
     pull.add_argument("source", metavar="NAME|hf:…|URL|FILE")
     pull.add_argument("--digest", metavar="sha256:…", help="refuse a model that has another digest")
+    pull.add_argument("--move", action="store_true", help="move a FILE into the store instead of copying it")
     pull.add_argument("--progress", action="store_true", help="print progress as JSON lines on stderr")
     pull.set_defaults(module="model")
     listing = verbs.add_parser("list", help="list the models in the store, and the catalog")

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.json,
             digest=digest,
             progress_as_json=arguments.progress,
+            move=arguments.move,
         )
     if arguments.verb == "list":
         return model_list(root, arguments.json)
@@ -65,10 +66,11 @@ def model_pull(
     *,
     digest: str | None = None,
     progress_as_json: bool = False,
+    move: bool = False,
 ) -> int:
     """`edged model pull`: fetch and verify a model, and pack it if the native engine can run it. Raises ModelError."""
     with progress_bar(as_json=progress_as_json) as progress:
-        model = _pulled(source, store, progress, digest)
+        model = _pulled(source, store, progress, digest, move=move)
         _pack(model, store.root, settings, progress)
     if as_json:
         print(json.dumps(_document(model), ensure_ascii=False))
@@ -77,7 +79,9 @@ def model_pull(
     return 0
 
 
-def _pulled(source: str, store: Store, progress: Progress, digest: str | None = None) -> StoredModel:
+def _pulled(
+    source: str, store: Store, progress: Progress, digest: str | None = None, *, move: bool = False
+) -> StoredModel:
     """A model brought into the store. Raises ModelError, also for what the system refuses; BadValue."""
     if source_kind(source) in REMOTE:
         utf8("the source", source)
@@ -88,7 +92,7 @@ def _pulled(source: str, store: Store, progress: Progress, digest: str | None = 
         why = f"{root} cannot be written ({error.strerror}); run this as its owner, or set EDGED_STATE_DIR"
         raise ModelError("no_disk", why) from None
     try:
-        return pull(source, store, progress, digest)
+        return pull(source, store, progress, digest, move=move)
     except OSError as error:
         why = f"{source} cannot be pulled ({reason(error, source)}); check that this user may read it and write {root}"
         raise ModelError("unreachable", why) from None

@@ -10,14 +10,14 @@ from typing import Any
 from edged import __version__
 from edged.command_line import DONE, FAILED, NO_BROKER, TIMED_OUT, USAGE, Parser, WrongUsage, drop_output, fail, reason
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
-from edged.ctl import asking, configuring, watching
+from edged.ctl import asking, configuring, sending, watching
 from edged.link.session import Interrupted, TimedOut
 
 AddCommand = Callable[[Any], None]
 """Adds a command to the subparsers of `edgectl`."""
 RESERVED = {
     ("rollout",): "roll a layer out in steps",
-    ("model",): "manage the models of devices",
+    ("model", "list"): "list the models of devices",
     ("simulate",): "show what a layer would change",
     ("forget",): "remove a device from the fleet",
 }
@@ -32,6 +32,7 @@ def parser(more: Sequence[AddCommand] = ()) -> argparse.ArgumentParser:
     asking.add(commands)
     watching.add(commands)
     configuring.add(commands)
+    sending.add(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=lambda arguments: _completion(arguments, more))

@@ -30,12 +30,16 @@ _CONNECTION = {
 """Option → the setting that it overrides."""
 
 
-def add_connection(command: argparse.ArgumentParser, *, signs: bool = False) -> None:
-    """Broker and fleet. `signs`: `--key` is the command's own, so the key of the client certificate is `--tls-key`."""
+def add_connection(command: argparse.ArgumentParser, *, signs: bool = False, whole_fleet: bool = False) -> None:
+    """Broker and fleet. `signs`: `--key` is the command's own, so the key of the client certificate is `--tls-key`.
+
+    `whole_fleet`: `--fleet` without a name is accepted, too, and means all devices.
+    """
     group = command.add_argument_group("broker")
     group.add_argument("--config", type=Path, metavar="FILE", help="read broker and fleet from this file")
     group.add_argument("--url", help="the broker (default: that of the config, or mqtt://127.0.0.1:1883)")
-    group.add_argument("--fleet", help="the fleet (default: that of the config, or home)")
+    words: dict[str, Any] = {"nargs": "?", "metavar": "FLEET"} if whole_fleet else {}
+    group.add_argument("--fleet", help="the fleet (default: that of the config, or home)", **words)
     group.add_argument("--username", metavar="NAME", help="the user at the broker")
     group.add_argument("--password-file", metavar="FILE", help="its password is the first line of this file")
     group.add_argument("--ca", metavar="FILE", help="certificates that sign the broker's (default: the system's)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,6 +26,7 @@ class Step(msgspec.Struct, frozen=True):
 
 Plan = tuple[Step, ...]
 _IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial", "models")
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def needs_trial(current: Settings, target: Settings) -> bool:
@@ -67,8 +69,8 @@ def _trial(current: Settings, target: Settings, catalog: Collection[str]) -> Pla
 
 
 def check_model(settings: Mapping[str, Any], catalog: Collection[str]) -> None:
-    """What a layer may name as a model: the catalog, `hf:` with a digest, a digest in the store; as its template none
-    in a file. Raises BadValue.
+    """What a layer may name as a model: the catalog, `hf:` or `https://` with a digest, a digest in the store; as its
+    template none in a file. Raises BadValue.
     """
     model = settings.get("model", {})
     if is_file(model.get("template", "")):
@@ -77,16 +79,32 @@ def check_model(settings: Mapping[str, Any], catalog: Collection[str]) -> None:
     if source is None:
         return
     match source_kind(source):
-        case "hub" if "digest" not in model:
+        case "hub" | "address" if "digest" not in model:
             raise BadValue("model.digest", f"is required beside {checks.shown(source)}: give the SHA-256 of the model")
         case "name" if source not in catalog:
             known = f"{checks.nearest(source, catalog)}; a layer names one of {', '.join(sorted(catalog))}"
             raise BadValue("model.source", f"{checks.shown(source)} is not in this device's catalog{known}")
         case "digest" if not checks.DIGEST.match(source):
             raise BadValue("model.source", f"must be sha256: and 64 hex digits, not {checks.shown(source)}")
-        case "path" | "address":
+        case "address":
+            _check_address(source)
+        case "path":
             raise BadValue(
                 "model.source",
                 f"{checks.shown(source)} can only be named in the device's own file; a layer names the catalog, "
-                "hf: with a digest, or sha256:… of a model in the store",
+                "hf: or https:// with a digest, or sha256:… of a model in the store",
             )
+
+
+def _check_address(source: str) -> None:
+    try:
+        parts = urlsplit(source)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or not source.isprintable() or " " in source:
+        raise BadValue("model.source", f"must be https://HOST/FILE, not {checks.shown(source)}")
+    if "@" in parts.netloc:
+        raise BadValue("model.source", "must not have a user name or password: everyone at the broker can read a layer")
+    if parts.scheme != "https" and host not in _LOOPBACK:
+        raise BadValue("model.source", f"{checks.shown(source)} is not encrypted; use https://")

@@ -15,7 +15,7 @@ from edged.config.keys import MAX_KEYS
 from edged.config.schema import Trust as OwnerTrust
 from edged.core.errors import BadValue
 from edged.wire import signatures, strict_json
-from edged.wire.layers import BadLayer, Layer, TrustChange
+from edged.wire.layers import BadLayer, Layer, Signature, TrustChange
 from edged.wire.replies import rfc3339
 
 
@@ -65,6 +65,16 @@ class Trust(msgspec.Struct, frozen=True):
         except BadValue as error:
             raise BadLayer(error.path, error.sentence, layer.revision) from None
 
+    def check_offer(
+        self, topic: str, document: dict[str, Any], signature: Signature | None, expires_at: float | None, now: float
+    ) -> None:
+        """Whether the offer of a model, published on `topic`, may be followed at Unix time `now`. Raises BadValue."""
+        if signature is not None or self.owner.require_signature:
+            self._check_damage()
+            _check_signature(tuple(self.keys.items()), topic, document, signature, "offer", "model")
+        if expires_at is not None and expires_at < now:
+            raise BadValue("expires_at", f"is over: the offer was valid until {rfc3339(expires_at)}")
+
     def check_stored(self, topic: str, payload: bytes, layer: Layer) -> None:
         """Whether a layer from the disk stays in force. It does where its key was withdrawn since. Raises BadLayer.
 
@@ -73,7 +83,7 @@ class Trust(msgspec.Struct, frozen=True):
         if self.owner.require_signature and self.damage is None:
             withdrawn = tuple((name, key) for key, name in self.record.withdrawn.items())
             try:
-                _check_signature((*self.keys.items(), *withdrawn), topic, strict_json.loads(payload), layer)
+                _check_signature((*self.keys.items(), *withdrawn), topic, strict_json.loads(payload), layer.signature)
             except BadValue as error:
                 raise BadLayer(error.path, error.sentence, layer.revision) from None
 
@@ -103,15 +113,18 @@ class Trust(msgspec.Struct, frozen=True):
 
     def _check(self, topic: str, document: dict[str, Any], layer: Layer, now: float) -> None:
         if layer.signature is not None or self.owner.require_signature:
-            if self.damage is not None:
-                raise BadValue("", f"{self.damage}; stop edged on the device and run edged trust reset")
-            _check_signature(tuple(self.keys.items()), topic, document, layer)
+            self._check_damage()
+            _check_signature(tuple(self.keys.items()), topic, document, layer.signature)
         if self.owner.require_signature and self._is_repeat(topic, document, layer):
             return
         if layer.expires_at is not None and layer.expires_at < now:
             raise BadValue("expires_at", f"is over: the layer could be applied until {rfc3339(layer.expires_at)}")
         if layer.trust is not None:
             self._check_change(layer.trust, None if layer.signature is None else layer.signature.key)
+
+    def _check_damage(self) -> None:
+        if self.damage is not None:
+            raise BadValue("", f"{self.damage}; stop edged on the device and run edged trust reset")
 
     def _is_repeat(self, topic: str, document: dict[str, Any], layer: Layer) -> bool:
         """Whether it is what was applied last on this topic. Raises BadValue for what is below the floor."""
@@ -151,11 +164,19 @@ class Trust(msgspec.Struct, frozen=True):
             raise BadValue(path, "this key is known under another name already; use that name")
 
 
-def _check_signature(keys: Sequence[tuple[str, str]], topic: str, document: dict[str, Any], layer: Layer) -> None:
-    if layer.signature is None:
-        raise BadValue("signature", "is required on this device; sign the layer with edgectl config push --key FILE")
-    named = [key for name, key in keys if name == layer.signature.key]
+def _check_signature(
+    keys: Sequence[tuple[str, str]],
+    topic: str,
+    document: dict[str, Any],
+    signature: Signature | None,
+    what: str = "layer",
+    command: str = "config",
+) -> None:
+    if signature is None:
+        sentence = f"is required on this device; sign the {what} with edgectl {command} push --key FILE"
+        raise BadValue("signature", sentence)
+    named = [key for name, key in keys if name == signature.key]
     if not named:
-        raise BadValue("signature.key", f"{checks.shown(layer.signature.key)} is no key that this device knows")
+        raise BadValue("signature.key", f"{checks.shown(signature.key)} is no key that this device knows")
     if not any(signatures.is_signed_by(key, topic, document) for key in named):
-        raise BadValue("signature.value", "does not match: the layer was changed, or signed for another topic or key")
+        raise BadValue("signature.value", f"does not match: the {what} was changed, or signed for another topic or key")

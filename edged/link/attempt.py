@@ -45,10 +45,15 @@ _EXCESS = (
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """A topic filter at QoS 1. `retained` True: the broker sends its retained messages at each subscribe."""
+    """A topic filter, at QoS 1 or 0. `retained` True: the broker sends its retained messages at each subscribe.
+
+    At QoS 0 the broker keeps nothing for a device that is offline, and its messages take no place of the Receive
+    Maximum, whatever they were published with.
+    """
 
     topic: str
     retained: bool
+    qos: int = 1
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -97,7 +102,8 @@ class Attempt:
     """See the module. The constructor only stores arguments; `run` connects and blocks until the end.
 
     `run` and paho's callbacks are on one thread, which owns the object. Any other thread may call `publish`,
-    `acknowledge`, `give_up` and `disconnect`. `post` and `progress` (called at each turn of the loop) must not block.
+    `acknowledge`, `subscribe`, `unsubscribe`, `give_up` and `disconnect`. `post` and `progress` (called at each turn of
+    the loop) must not block.
     """
 
     def __init__(
@@ -161,6 +167,18 @@ class Attempt:
             self._budget.acknowledge(_held(message))
         if client is not None and message.qos > 0:
             client.ack(message.mid, message.qos)
+
+    def subscribe(self, subscriptions: tuple[Subscription, ...]) -> None:
+        """Add subscriptions to those of the connect; nothing where this attempt is not connected."""
+        client = self._client
+        if client is not None and self._up_since is not None:
+            client.subscribe([(wanted.topic, self._subscribe_options(wanted)) for wanted in subscriptions])
+
+    def unsubscribe(self, topics: tuple[str, ...]) -> None:
+        """End subscriptions, likewise."""
+        client = self._client
+        if client is not None and self._up_since is not None:
+            client.unsubscribe(list(topics))
 
     def give_up(self, reason: str) -> None:
         """Make `run` end, with this reason."""
@@ -303,10 +321,13 @@ class Attempt:
 
     def _subscribe_options(self, subscription: Subscription) -> Any:
         if self.version != "5":
-            return 1
-        return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=0 if subscription.retained else 2)
+            return subscription.qos
+        handling = 0 if subscription.retained else 2
+        return SubscribeOptions(qos=subscription.qos, retainAsPublished=True, retainHandling=handling)
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: list[Any], _properties: Any) -> None:
+        if self._up_since is not None:
+            return  # of a subscription that was added later
         answers = zip(self._options.subscriptions, reasons, strict=False)
         self._become_up(tuple(wanted.topic for wanted, reason in answers if reason.is_failure))
 

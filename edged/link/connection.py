@@ -1,7 +1,7 @@
 """One client's connection to its broker, made again whenever it ends.
 
 A thread of this package runs one attempt after the other and owns the paho clients. `post` is called on that thread and
-must not block. `publish`, `acknowledge` and `restart` may be called from any thread.
+must not block. `publish`, `acknowledge`, `subscribe`, `unsubscribe` and `restart` may be called from any thread.
 """
 
 from __future__ import annotations
@@ -95,6 +95,18 @@ class Connection:
         attempt = self._attempt
         if attempt is not None and message.session == attempt.session:
             attempt.acknowledge(message)
+
+    def subscribe(self, session: int, subscriptions: tuple[Subscription, ...]) -> None:
+        """Add subscriptions for the time of this session; nothing where it is no longer up."""
+        attempt = self._attempt
+        if attempt is not None and session == attempt.session:
+            attempt.subscribe(subscriptions)
+
+    def unsubscribe(self, session: int, topics: tuple[str, ...]) -> None:
+        """End subscriptions, likewise. A broker that keeps the session keeps those that were added."""
+        attempt = self._attempt
+        if attempt is not None and session == attempt.session:
+            attempt.unsubscribe(topics)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

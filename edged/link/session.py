@@ -99,6 +99,26 @@ class Session:
         """Make `messages` raise Interrupted, once. A signal handler or another thread may call it."""
         self._events.put(None)
 
+    def post(self, topic: str, payload: bytes) -> int:
+        """Publish at QoS 1 without waiting; gives the packet id, which `next` returns as acked. Raises BrokerError."""
+        session = self._up.session if self._up else 0
+        mid = self._connection.publish(session, topic, payload, qos=1)
+        if mid is None:
+            raise BrokerError("the connection to the broker ended")
+        return mid
+
+    def next(self, timeout: float) -> Arrived | Acked | None:
+        """A message or confirmation; None after `timeout` seconds. Raises BrokerError where the broker is gone."""
+        try:
+            event = self._events.get(timeout=timeout) if timeout > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(event, Down):
+            raise BrokerError(f"the connection to the broker ended: {event.reason}")
+        if isinstance(event, Arrived):
+            self._connection.acknowledge(event)
+        return event if isinstance(event, (Arrived, Acked)) else None
+
     def messages(self, timeout: float) -> Iterator[Arrived]:
         """Messages as they come.
 

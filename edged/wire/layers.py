@@ -91,7 +91,8 @@ class Decided(msgspec.Struct, frozen=True):
     settings: str | None = None
 
 
-def _signature(path: str, value: object) -> Signature:
+def signature(path: str, value: object) -> Signature:
+    """The check of a `signature`, which is the same for layers and for offers of models."""
     known = {"key": key_name, "alg": checks.one_of("ed25519"), "value": base64_of(64, "an Ed25519 signature")}
     return Signature(**checks.record(path, value, known, required=("key", "alg", "value")))
 
@@ -110,7 +111,7 @@ _LAYER_KEYS: dict[str, checks.Check] = {
     "expires_at": timestamp,
     "trust": _trust_change,
     "rollout": checks.not_yet("roll a layer out in steps (rollout)"),
-    "signature": _signature,
+    "signature": signature,
 }
 
 

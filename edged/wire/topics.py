@@ -12,9 +12,9 @@ MAX_LEVELS = 32  # of a Response Topic: some brokers close the connection at a p
 
 
 class Inbound(NamedTuple):
-    """A parsed incoming topic: `kind` is `prompt`, `cancel`, `command`, `config`, `status` or `birth`.
+    """A parsed incoming topic: `kind` is `prompt`, `cancel`, `command`, `config`, `status`, `birth` or `model`.
 
-    `name` is the requester (unchecked) or the layer (`fleet`, `group:NAME`, `device`).
+    `name` is the requester (unchecked), the layer (`fleet`, `group:NAME`, `device`), or of `model` the topic's rest.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Topics:
         self.prompts = f"{self.own}/prompt/+"
         self.cancels = f"{self.own}/cancel/+"
         self.commands = f"{self.own}/command/+"
+        self.offers = f"{self.root}/model/+/offer"
         self.layers = {
             f"{self.root}/config": "fleet",
             **{f"{self.root}/group/{group}/config": f"group:{group}" for group in groups},
@@ -61,7 +62,12 @@ class Topics:
             prefix = f"{self.own}/{kind}/"
             if topic.startswith(prefix) and "/" not in topic[len(prefix) :]:
                 return Inbound(kind, topic[len(prefix) :])
-        return None
+        models = f"{self.root}/model/"
+        return Inbound("model", topic[len(models) :]) if topic.startswith(models) else None
+
+    def model(self, digest: str, what: str) -> str:
+        """A topic about a model that is sent over the broker: `offer`, `sending`, `chunk/{number}`, `missing/…`, …"""
+        return f"{self.root}/model/{digest}/{what}"
 
     def replies(self, requester: str) -> str:
         """The prefix of a requester's replies from any device; ends in `/`."""

@@ -125,7 +125,7 @@ def test_generate_fetches_what_is_not_on_this_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, fetched: bool
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(model, "pull", lambda source, *_: asked.append(source))
+    monkeypatch.setattr(model, "pull", lambda source, *_, **_options: asked.append(source))
     model.fetch_missing(source, tmp_path)
     assert asked == ([source] if fetched else [])
 

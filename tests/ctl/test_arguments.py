@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     "words",
     [
         ("rollout", "start"),
-        ("model", "load", "x"),
+        ("model", "list"),
         ("simulate", "layer.yaml"),
         ("forget", "pi"),
     ],

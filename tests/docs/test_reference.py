@@ -28,7 +28,7 @@ from edged.device.rules import RULES
 from edged.models.formats.packed import FORMAT, Manifest
 from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Kind
-from edged.wire import documents, formats, layers, prompts, replies, signatures
+from edged.wire import documents, formats, layers, model_push, prompts, replies, signatures
 from tests.support import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -236,7 +236,7 @@ def test_reserved_commands_are_in_cli() -> None:
 
 def test_every_example_is_json_of_a_known_kind() -> None:
     kinds = {name for name, text in EXAMPLE.findall(page("mqtt.md")) if list(values_of(text))}
-    known = {"prompt", "reply", "cancel", "health", "telemetry", "event", "layer", "reported", "history"}
+    known = {"prompt", "reply", "cancel", "health", "telemetry", "event", "layer", "reported", "history", "model"}
     assert known == kinds
 
 
@@ -252,6 +252,22 @@ def test_every_example_of_a_cancel_and_of_a_layer_is_accepted() -> None:
         prompts.parse_cancel(json.dumps(cancel).encode())
     for layer in examples("layer"):
         assert layer["revision"] == layers.parse_layer(json.dumps(layer).encode()).revision
+
+
+def test_every_example_about_a_model_is_accepted() -> None:
+    offer, ranges, state = examples("model")
+    assert offer["size"] == model_push.parse_offer(json.dumps(offer).encode()).size
+    assert ranges["ranges"] == [list(pair) for pair in model_push.parse_ranges(json.dumps(ranges).encode())]
+    assert state == json.loads(model_push.state(model_push.State(**state)))
+
+
+def test_every_key_of_an_offer_and_every_state_of_a_model_is_in_the_tables_and_no_other() -> None:
+    tables = rows(section(page("mqtt.md"), "Models over the broker"))
+    first = [cells[0] for cells in tables]
+    offer, states = first.index("key of an offer"), first.index("state")
+    keys = {word for cell in first[offer + 1 : states] for word in WORD.findall(cell)}
+    assert set(model_push._OFFER_KEYS) == keys
+    assert set(get_args(model_push.StateName)) == {word for cell in first[states + 1 :] for word in WORD.findall(cell)}
 
 
 def test_every_signature_of_an_example_is_that_of_the_key_and_topic_beside_it() -> None:

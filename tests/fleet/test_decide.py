@@ -125,6 +125,8 @@ DIGEST = "sha256:" + "a" * 64
         ({"source": "gemma-3-270m", "context": 4096, "threads": 2, "bits": "4"}, None),
         ({"source": DIGEST}, None),
         ({"source": "hf:owner/name/file.gguf", "digest": DIGEST}, None),
+        ({"source": "https://host:8443/m.gguf?x=1", "digest": DIGEST}, None),
+        ({"source": "http://127.0.0.1:8080/m.gguf", "digest": DIGEST}, None),
         ({"context": 4096}, None),
         ({"source": "hf:owner/name"}, "model.digest: is required beside 'hf:owner/name'"),
         ({"source": "gemma-3"}, "model.source: 'gemma-3' is not in this device's catalog (did you mean"),
@@ -132,7 +134,13 @@ DIGEST = "sha256:" + "a" * 64
         ({"source": "/etc/shadow"}, "model.source: '/etc/shadow' can only be named in the device's own file"),
         ({"template": "/etc/shadow"}, "model.template: a file can only be named in the device's own file"),
         ({"source": "a.gguf"}, "model.source: 'a.gguf' can only be named in the device's own file"),
-        ({"source": "https://x/y.gguf", "digest": DIGEST}, "model.source: 'https://x/y.gguf' can only be named"),
+        ({"source": "https://x/y.gguf"}, "model.digest: is required beside 'https://x/y.gguf'"),
+        ({"source": "http://x/y.gguf", "digest": DIGEST}, "model.source: 'http://x/y.gguf' is not encrypted"),
+        ({"source": "https://me:pw@x/y.gguf", "digest": DIGEST}, "model.source: must not have a user name or password"),
+        ({"source": "https:///y.gguf", "digest": DIGEST}, "model.source: must be https://HOST/FILE"),
+        ({"source": "https://x:99999/y", "digest": DIGEST}, "model.source: must be https://HOST/FILE"),
+        ({"source": "https://[x/y", "digest": DIGEST}, "model.source: must be https://HOST/FILE"),
+        ({"source": "https://x/y z", "digest": DIGEST}, "model.source: must be https://HOST/FILE"),
     ],
 )
 def test_p04_a_layer_names_the_catalog_a_digest_or_the_hub_with_a_digest(

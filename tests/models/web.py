@@ -24,6 +24,10 @@ class Web(ThreadingHTTPServer):
         self.ranges: list[str | None] = []
         self.whole_only = False
         self.length: str | None = None
+        self.scoped_length: tuple[str, str] | None = None
+        """A path, and the Content-Length that is sent there."""
+        self.scripted: dict[str, list[tuple[int, dict[str, str]]]] = {}
+        """Answers without a body that come first on a path; the last one of a list stays."""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -32,7 +36,16 @@ class Handler(BaseHTTPRequestHandler):
         web: Any = self.server
         asked = self.headers.get("Range")
         web.ranges.append(asked)
-        data = web.files.get(self.path.split("?")[0])
+        path = self.path.split("?")[0]
+        if scripted := web.scripted.get(path):
+            status, headers = scripted.pop(0) if len(scripted) > 1 or scripted[0][0] == 0 else scripted[0]
+            if status:
+                self.send_response(status)
+                for name, value in {"Content-Length": "0", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                return
+        data = web.files.get(path)
         if data is None:
             self.send_error(404)
             return
@@ -43,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", web.length or str(len(data) - start))
+        scoped = web.scoped_length
+        length = scoped[1] if scoped and scoped[0] == path else web.length
+        self.send_header("Content-Length", length or str(len(data) - start))
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:8]}"')
         self.end_headers()
         body = data[start:]

@@ -4,7 +4,7 @@ make of them: its names (the `gguf` package's own map), its permutations, its + 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,12 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 4,
+                                "moe_intermediate_size": 64, "norm_topk_prob": True}),
+    "granitemoe": ("granitemoe", {
+        "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.11,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32,
+    }),
     "gemma": ("gemma", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": 48, "attn_logit_softcapping": 2.0, "num_hidden_layers": 4,
                           "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}),
@@ -84,11 +90,13 @@ FAMILIES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }  # fmt: skip
 GGUF_ARCHITECTURES: Final = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    "mistral": "llama", "qwen3_5_text": "qwen35",
+    "mistral": "llama", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35",
 }  # fmt: skip
-UNROUNDED: Final = ("shortconv.conv.weight", "ssm_conv1d.weight")  # convolutions stay float32
+UNROUNDED: Final = (  # llama.cpp leaves convolutions and routers as they are
+    "shortconv.conv.weight", "ssm_conv1d.weight", "ffn_gate_inp.weight",
+)  # fmt: skip
 HYBRID: Final = frozenset({"lfm2", "qwen35"})  # architectures with recurrent states
-_PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3"})
+_PERMUTED: Final = frozenset({"llama", "mistral3", "granite", "smollm3", "granitemoe"})
 
 
 def reference(model: Any, tokens: list[int], half: bool = False) -> np.ndarray:
@@ -140,7 +148,7 @@ def write_gguf(
         writer.add_tokenizer_model("none")
     for name, values in gguf_tensors(model, config, architecture).items():
         own = (types or {}).get(name.split(".")[-2], kind)
-        if stored := blocks and blocks(values):
+        if not name.endswith(UNROUNDED) and (stored := blocks and blocks(values)):
             writer.add_tensor(name, stored[1], raw_dtype=gguf.GGMLQuantizationType[stored[0]])
         elif values.ndim == 1 or own == "F32" or name.endswith(UNROUNDED):
             writer.add_tensor(name, values)
@@ -161,8 +169,8 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
     tensors = {}
-    for name, parameter in model.state_dict().items():
-        values = parameter.float().numpy()
+    for name, stored in _llama_cpp_tensors(model):
+        values = stored
         if config.get("tie_word_embeddings") and name == "lm_head.weight":
             continue
         if architecture in _PERMUTED and ("q_proj" in name or "k_proj" in name):
@@ -184,6 +192,19 @@ def gguf_tensors(model: Any, config: dict[str, Any], architecture: str) -> dict[
         base, _, suffix = name.replace("dt_bias", "dt_proj.bias").rpartition(".")
         tensors[f"{names.get_name(base)}.{suffix}" if suffix != "A_log" else names.get_name(name)] = values
     return tensors | _rope_tensors(model, config)
+
+
+def _llama_cpp_tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """A model's tensors; gate and up of all experts separate, as in GGUF files."""
+    for name, parameter in model.state_dict().items():
+        values = parameter.float().numpy()
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), np.split(values, 2, 1), strict=True):
+                yield name.replace("block_sparse_moe", "mlp").replace("gate_up", part) + ".weight", half
+        elif name.endswith("experts.down_proj"):
+            yield name.replace("block_sparse_moe", "mlp") + ".weight", values
+        else:
+            yield name.replace("block_sparse_moe.router.", "block_sparse_moe.router.layer."), values
 
 
 def _tiled(part: str, values: np.ndarray, config: dict[str, Any]) -> np.ndarray:
@@ -253,7 +274,15 @@ def _figures(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.time_step_rank": config["linear_num_value_heads"], "rope.dimension_sections": [2, 1, 1, 0],
             "full_attention_interval": config["layer_types"].index("full_attention") + 1,
         }  # fmt: skip
-    if architecture == "granite":
+    if architecture == "qwen3moe":
+        figures |= {
+            "expert_count": config["num_local_experts"],
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+        }
+    if architecture == "granitemoe":
+        figures |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
+    if architecture in {"granite", "granitemoe"}:
         figures |= {
             "attention.scale": config["attention_multiplier"], "embedding_scale": config["embedding_multiplier"],
             "residual_scale": config["residual_multiplier"], "logit_scale": config["logits_scaling"],

@@ -138,7 +138,7 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
         "gemma2": "Gemma2", "gemma3": "Gemma3", "granite": "Granite", "smollm3": "SmolLM3", "olmo2": "Olmo2",
         "olmo3": "Olmo3", "ernie4_5": "Ernie4_5", "hunyuan": "HunYuanDenseV1", "exaone4": "Exaone4",
         "ministral3": "Ministral3", "phi3": "Phi3", "stablelm": "StableLm", "glm4": "Glm4",
-        "lfm2": "Lfm2", "qwen3_5": "Qwen3_5",
+        "lfm2": "Lfm2", "qwen3_5": "Qwen3_5", "qwen3_moe": "Qwen3Moe", "granitemoe": "GraniteMoe",
     }[family]  # fmt: skip
     text = family in {"gemma3", "qwen3_5"}
     make_config = getattr(tf, f"{name}TextConfig" if text else f"{name}Config")
@@ -160,6 +160,9 @@ def tiny_checkpoint(folder: Path, family: str, seed: int = 0, **changes: Any) ->
                 parameter.uniform_(-6, -2)
             if name.endswith(("conv.weight", "conv1d.weight")):
                 parameter.normal_(0, 0.5 if family == "qwen3_5" else 0.2)
+            # Rounding decides which of two nearly equal experts is chosen: so the last of them weighs little.
+            if name.endswith(("mlp.gate.weight", "router.weight")):
+                parameter.mul_(10)
             if name.endswith(".bias"):
                 parameter.normal_(0, 0.5)
     align_queries(model, 0.3)

@@ -84,7 +84,7 @@ def test_drafts_take_what_is_left_of_a_block(folder: Path) -> None:
         one(backend, Slice(slot, 0, list(range(28))))
         for at, rows in ((28, 4), (29, 3), (30, 2), (31, 1), (32, 6), (33, 6)):
             assert (rows, 203) == one(backend, Slice(slot, at, [1], [2, 3, 4, 5, 6])).shape
-            assert backend.pool.free == (1 if at < 32 else 0)
+            assert backend.cache.pools[0].free == (1 if at < 32 else 0)
         one(backend, Slice(slot, 34, [1] * 4))
         assert (2, 203) == one(backend, Slice(slot, 38, [1], [2, 3])).shape
         assert (1, 203) == one(backend, Slice(slot, 39, [1], [2, 3])).shape

@@ -84,7 +84,8 @@ def test_gate_and_up_may_have_different_types(tiny: tuple[Any, Path, str], tmp_p
         pytest.skip("gate and up are one tensor in these files")
     halved = copy.deepcopy(model).half().float()
     pack_path(write_gguf(halved, tmp_path / "same.gguf"), tmp_path / "same")
-    pack_path(write_gguf(halved, tmp_path / "mixed.gguf", types={"ffn_up": "F16"}), tmp_path / "mixed")
+    types = {"ffn_up": "F16", "ffn_up_exps": "F16"}
+    pack_path(write_gguf(halved, tmp_path / "mixed.gguf", types=types), tmp_path / "mixed")
     assert "layers.0.gate" in open_packed(tmp_path / "mixed").manifest.tensors
     parts = [Part(TOKENS[:80], 0, range(10), 80, next_state=0)]
     with open_model(tmp_path / "same", context=512) as one, open_model(tmp_path / "mixed", context=512) as other:

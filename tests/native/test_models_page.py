@@ -21,6 +21,11 @@ def test_every_family_has_a_tiny_model() -> None:
     assert {family for family, _ in FAMILIES.values()} == set(PEOPLE)
 
 
+def bound_of(name: str, column: str) -> float:
+    """Rounding decides which of two nearly equal experts computes a token: twice as much is allowed there."""
+    return BOUNDS[column] * (2 if column in QUANTIZED and "mixture of experts" in name else 1)
+
+
 def test_the_page_has_every_family_and_type() -> None:
     """Each tiny model has a line in each table, each type that runs natively a column, each figure in its bounds."""
     tables = page_figures(PAGE.read_text("utf-8"))
@@ -32,7 +37,7 @@ def test_the_page_has_every_family_and_type() -> None:
             beyond = [
                 (name, column, figure)
                 for column, figure in zip(columns, figures, strict=True)
-                if not float(figure.replace("–", "0")) <= BOUNDS[column]
+                if not float(figure.replace("–", "0")) <= bound_of(name, column)
             ]
             assert [] == beyond
 

@@ -14,8 +14,8 @@ from edged.core.errors import ModelError
 from edged.core.prompt import Sampling
 from edged.engine.backends.base import ComputeError, Decoding, Slice
 from edged.engine.backends.native_backend import NativeBackend
-from edged.engine.backends.native_model import Part, block_bytes, state_bytes
-from edged.engine.backends.native_open import open_native
+from edged.engine.backends.native_model import BLOCK, Part
+from edged.engine.backends.native_open import cache_bytes, open_native, state_bytes
 from edged.engine.kernels.library import KernelError
 from edged.engine.memory import WORKSPACE_BYTES
 from edged.engine.states import StatePool
@@ -94,7 +94,8 @@ def test_answers_hold_in_any_company(folder: Path, kernels: str) -> None:
                 assert expected == text[len(prompt) : len(prompt) + 24]
             for slot in slots:
                 backend.close(slot)
-            assert (model.states, model.blocks) == (backend.states.free, backend.pool.free)
+            assert model.states == backend.states.free
+            assert [model.blocks] == [pool.free for pool in backend.cache.pools]
 
 
 def test_a_step_that_fails_is_repeated_from_the_same_states(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,16 +181,19 @@ def test_wrong_states_are_refused(folder: Path, states: list[tuple[int, int]], w
 def test_states_are_admitted_with_the_cache(folder: Path) -> None:
     """Two for each slot and one more; where memory is short there are fewer slots, and each has its whole context."""
     packed = open_packed(folder)
-    slot, state = 8 * block_bytes(packed) + 2 * state_bytes(packed), state_bytes(packed)
+    shape = packed.manifest.shape
+    block, state = cache_bytes(shape, (1, 1)), state_bytes(shape)
+    slot = 8 * block + 2 * state
     fixed = packed.weights_bytes + state + WORKSPACE_BYTES
     with pytest.raises(ModelError, match="MB are free"):
         open_native(packed, 256, 1, lambda: fixed + slot - 1)
     for slots in (1, 3):
         backend = open_native(packed, 256, 1, lambda slots=slots: int(fixed + slots * slot / 0.8) + 8)
         assert (slots, 2 * slots + 1) == (backend.slots, backend.model.states)
-        assert backend.pool.count >= 8 * slots
-        assert 32 * 8 <= backend.pool.count * 32
-        assert backend.model.memory()[0] == backend.pool.count * block_bytes(packed) + (2 * slots + 1) * state
+        (pool,) = backend.cache.pools
+        assert pool.count >= 8 * slots
+        assert 256 <= pool.count * BLOCK
+        assert backend.model.memory()[0] == pool.count * block + (2 * slots + 1) * state
         backend.model.close()
 
 

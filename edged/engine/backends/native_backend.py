@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
 
 from edged.engine.backends.base import MAX_SLICE, ComputeError, Decoding, Logits, Slice
 from edged.engine.backends.native_model import BLOCK, NativeModel, Part
-from edged.engine.blocks import BlockPool, Table
+from edged.engine.block_cache import BlockCache, Tables
+from edged.engine.blocks import BlockPool
 from edged.engine.kernels.library import KernelError
 from edged.engine.states import NO_STATE, StatePool
 
@@ -22,8 +24,8 @@ class _Slot:
     """A sequence's tokens that are in the cache, its blocks, and the recurrent state after these tokens, where the
     model has one. `drafts` follow the tokens, until kept or replaced."""
 
-    def __init__(self) -> None:
-        self.table = Table()
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
         self.tokens: list[int] = []
         self.drafts: list[int] = []
         self.state = NO_STATE
@@ -44,8 +46,9 @@ class _Job:
         """The tokens from `begin` to `end` as part of a step, which writes the state after them."""
         unwanted = len(self.tokens) - self.wanted
         wanted = max(0, end - max(begin, unwanted))
-        blocks, state = self.slot.table.blocks, self.slot.state
-        return Part(self.tokens[begin:end], self.item.start + begin, blocks, wanted, state, next_state)
+        tables, state = self.slot.tables, self.slot.state
+        start = self.item.start + begin
+        return Part(self.tokens[begin:end], start, tables.full, wanted, state, next_state, tables.windowed)
 
     def shorten(self, drafts: int) -> None:
         """Keeps at most so many drafts."""
@@ -58,7 +61,8 @@ _Piece = tuple[_Job, int, int]  # begin and end within the job's tokens
 
 
 class NativeBackend:
-    """Slots are tables of blocks from one pool, which keeps blocks of ended sequences for those that begin alike.
+    """Slots are tables of blocks from the pools of one cache, which keep blocks of ended sequences for those that begin
+    alike.
 
     Of a model with recurrent states each slot has one, too: drafts would change it before they are known to be right,
     and blocks of another sequence come without one. So such a model computes no drafts and keeps no blocks.
@@ -77,7 +81,7 @@ class NativeBackend:
         self.max_steps = BLOCK
         self.quantization = model.packed.manifest.quantization
         self.weights_bytes = model.packed.weights_bytes
-        self.pool = BlockPool(model.blocks, BLOCK, model.copy_block)
+        self.cache = BlockCache(_pools(model))
         self.states = StatePool(model.states)
         self._slots: dict[int, _Slot] = {}
         self._next = 0
@@ -85,30 +89,30 @@ class NativeBackend:
     def open(self) -> int:
         """A new empty cache; its number."""
         self._next += 1
-        self._slots[self._next] = _Slot()
+        self._slots[self._next] = _Slot(self.cache.open())
         return self._next
 
     def close(self, slot: int) -> None:
         """Releases a cache's blocks to the pool, which remembers what they hold."""
-        cache = self._slots.pop(slot)
-        self.states.release(cache.state)
-        self.pool.release(cache.table, () if self.model.states else cache.tokens)
+        held = self._slots.pop(slot)
+        self.states.release(held.state)
+        self.cache.release(held.tables, () if self.model.states else held.tokens)
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """As the protocol says, also for a slot that holds full blocks: another may have computed more meanwhile."""
-        cache = self._slots[slot]
-        if self.model.states or len(cache.tokens) % BLOCK or len(cache.table.blocks) * BLOCK != len(cache.tokens):
-            return len(cache.tokens)
-        count = self.pool.reuse(cache.table, tokens)
-        cache.tokens = list(tokens[:count])
+        held = self._slots[slot]
+        if self.model.states or len(held.tokens) % BLOCK or len(held.tables) * BLOCK != len(held.tokens):
+            return len(held.tokens)
+        count = self.cache.reuse(held.tables, tokens)
+        held.tokens = list(tokens[:count])
         return count
 
     def keep(self, slot: int, token: int) -> None:
         """As the protocol says. Raises ComputeError for a token that is not the next draft."""
-        cache = self._slots[slot]
-        if cache.drafts[:1] != [token]:
+        held = self._slots[slot]
+        if held.drafts[:1] != [token]:
             raise ComputeError(f"token {token} is not the next draft")
-        self._append(cache, [cache.drafts.pop(0)])
+        self._append(held, [held.drafts.pop(0)])
 
     def decode(
         self, sequences: Sequence[Decoding], steps: int, stops: array[int], interrupt: array[int]
@@ -121,12 +125,19 @@ class NativeBackend:
         next_states: list[int] = []
         try:
             for slot in slots:
-                self.pool.extend(slot.table, len(slot.tokens) + 1)
+                self.cache.extend(slot.tables, len(slot.tokens) + 1)
                 next_states.append(self.states.allocate())
-            space = [min(len(slot.table.blocks) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
-            tables = [slot.table.blocks for slot in slots]
+            space = [min(len(slot.tables) * BLOCK, self.context) - len(slot.tokens) for slot in slots]
             states = [(slot.state, state) for slot, state in zip(slots, next_states, strict=True)]
-            chosen = self.model.decode(sequences, tables, min(steps, *space), stops, interrupt, states)
+            chosen = self.model.decode(
+                sequences,
+                [slot.tables.full for slot in slots],
+                min(steps, *space),
+                stops,
+                interrupt,
+                [slot.tables.windowed for slot in slots],
+                states,
+            )
             if not chosen[0]:
                 raise ComputeError("no next token can be chosen")
         except (MemoryError, KernelError, ComputeError) as error:
@@ -180,8 +191,10 @@ class NativeBackend:
 
     def _append(self, slot: _Slot, tokens: Sequence[int]) -> None:
         slot.tokens += tokens
-        if not self.model.states:
-            self.pool.register(slot.table, slot.tokens)
+        if self.model.states:
+            self.cache.release_passed(slot.tables, len(slot.tokens))
+        else:
+            self.cache.register(slot.tables, slot.tokens)
 
     def _compute(self, step: Sequence[_Piece]) -> None:
         """Computes the pieces of one step; where the kernels refuse it, each alone, so that only the one with the error
@@ -245,6 +258,15 @@ class NativeBackend:
             raise ComputeError(f"{count} tokens at {item.start} do not follow {held} in a context of {self.context}")
         if min(job.tokens) < 0 or max(job.tokens) >= self.vocabulary:
             raise ComputeError(f"a token id is outside 0…{self.vocabulary - 1}")
-        table = job.slot.table
-        self.pool.extend(table, item.start + count)
-        job.shorten(min(len(table.blocks) * BLOCK, self.context) - item.start - count)
+        tables = job.slot.tables
+        self.cache.extend(tables, item.start + count)
+        job.shorten(min(len(tables) * BLOCK, self.context) - item.start - count)
+
+
+def _pools(model: NativeModel) -> list[BlockPool]:
+    """Those of the layers that see all tokens and of those that see a window, where the model has such layers."""
+    counts = {model.window: model.window_blocks, 0: model.blocks}  # in this order: a model may have no window
+    return [
+        BlockPool(counts[window], BLOCK, partial(model.copy_block, windowed=window > 0), window)
+        for window in sorted(set(model.packed.manifest.shape.cache_windows))
+    ]

@@ -24,17 +24,20 @@ MAX_ROWS: Final = 512  # tokens computed in one step
 _LAYER: Final = (
     "attention_norm", "query", "key", "value", "query_bias", "key_bias", "value_bias", "query_norm", "key_norm",
     "out", "ffn_norm", "gate_up", "gate", "up", "down", "attention_norm_bias", "out_bias", "post_attention_norm",
-    "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm", "conv_in", "taps", "conv_out",
+    "ffn_norm_bias", "gate_up_bias", "down_bias", "post_ffn_norm", "router", "conv_in", "taps", "conv_out",
     "attention_gate", "delta_in", "delta_gate", "delta_beta", "delta_alpha", "delta_out", "delta_decay",
     "delta_step_bias", "delta_norm",
 )  # fmt: skip
 _KINDS: Final = {"attention": 0, "convolution": 1, "delta_net": 2}  # EdgedLayerKind
-_LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM, _GATED, _TILED_HEADS = 1, 2, 4, 8, 16, 32  # EdgedFlag
+_LAYER_NORM, _GELU, _NORM_AFTER_ROPE, _WIDE_NORM, _NORMALIZE_EXPERTS = 1, 2, 4, 8, 16  # EdgedFlag
+_GATED, _TILED_HEADS = 32, 64
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one sequence in a step. `blocks`: the sequence's block table, covering `start` + tokens.
+    """Consecutive tokens of one sequence in a step. `blocks`: the sequence's block table, covering `start` + tokens;
+    `window_blocks`: that of layers with a sliding window, of the same length, None: `blocks`. Blocks behind the window
+    are not read.
 
     The keys and values of the tokens are written into the table's blocks; tokens before `start` must be there already.
     Logits are wanted after the last `wanted` tokens. The parts of one step belong to different sequences.
@@ -48,22 +51,13 @@ class Part:
     wanted: int = 1
     state: int = -1
     next_state: int = -1
-
-
-def block_bytes(packed: PackedModel) -> int:
-    """What one block of the cache takes: 32 tokens' keys and values over all layers, float16."""
-    shape = packed.manifest.shape
-    return 2 * BLOCK * shape.cache_values
-
-
-def state_bytes(packed: PackedModel) -> int:
-    """What the recurrent state of one sequence takes, float32; 0 where the model has none."""
-    return 4 * packed.manifest.shape.state_values
+    window_blocks: Sequence[int] | None = None
 
 
 class NativeModel:
     """Weights (mapped, shared), a cache of `blocks` blocks and the threads that compute. One caller at a time.
 
+    `window_blocks`: how many blocks the cache has of the layers with a sliding window, None: as many as of the others.
     `states`: how many recurrent states it holds, where the model has any.
     `context`: the most tokens of a sequence. `threads` 0: one for each core that the process may use. `kernels`: `auto`
     or a name. Raises KernelError where the model or a step cannot be run. A step that is refused for what it asks has
@@ -76,6 +70,7 @@ class NativeModel:
         *,
         context: int,
         blocks: int,
+        window_blocks: int | None = None,
         states: int = 16,
         threads: int = 0,
         max_rows: int = MAX_ROWS,
@@ -87,6 +82,8 @@ class NativeModel:
         self.vocabulary = shape.vocabulary
         self.context = context
         self.blocks = blocks
+        self.window = shape.window
+        self.window_blocks = blocks if window_blocks is None else window_blocks
         self.states = states if shape.state_values else 0
         self.max_rows = max_rows
         self.threads = threads or usable_cores()
@@ -107,7 +104,8 @@ class NativeModel:
             embedding_scale=shape.embedding_scale, residual_scale=shape.residual_scale, logit_scale=shape.logit_scale,
             attention_scale=shape.attention_scale, attention_cap=shape.attention_cap, logit_cap=shape.logit_cap,
             growth=shape.growth, growth_tokens=shape.growth_tokens, rope_pairs=shape.rotated // 2, ropes=len(ropes),
-            inverse_frequency=frequencies.ctypes.data, rope_scale=scales.ctypes.data,
+            window_blocks=self.window_blocks, experts=shape.experts,
+            experts_used=shape.experts_used, inverse_frequency=frequencies.ctypes.data, rope_scale=scales.ctypes.data,
             attention=attention.ctypes.data, taps=shape.taps, states=self.states,
             delta_key_heads=net.key_heads, delta_value_heads=net.value_heads, delta_key_dim=net.key_dim,
             delta_value_dim=net.value_dim,
@@ -148,9 +146,10 @@ class NativeModel:
         for part in parts:
             if not 0 <= part.wanted <= len(part.tokens):
                 raise KernelError(f"logits after {part.wanted} of {len(part.tokens)} tokens are wanted")
-            slices += (part.start, len(part.tokens), len(tables), len(part.blocks), part.state, part.next_state)
+            count = len(part.blocks)
+            slices += (part.start, len(part.tokens), *_append_tables(tables, part.blocks, part.window_blocks), count)
+            slices += (part.state, part.next_state)
             tokens += part.tokens
-            tables += part.blocks
             wanted += range(len(tokens) - part.wanted, len(tokens))
         try:
             # All numbers in one array: between two steps the caches are cold, and each allocation costs more.
@@ -175,24 +174,26 @@ class NativeModel:
         steps: int,
         stops: array[int],
         interrupt: array[int],
-        states: Sequence[tuple[int, int]] = (),
+        window_tables: Sequence[Sequence[int]] | None = None,
+        states: Sequence[tuple[int, int]] | None = None,
     ) -> list[list[int]]:
         """The tokens of up to `steps` decode steps for each sequence, as the backend's protocol says.
 
-        `tables`: their block tables, covering `start` + `steps` tokens. `states`: where the model has recurrent states,
-        the present one of each sequence and another; steps write them in turns, so after an odd number of steps the
-        other is the newest. No tokens where none could be chosen. Raises KernelError where not even one step could be
-        computed.
+        `tables`, `window_tables`: their block tables, as in a Part, covering `start` + `steps` tokens. `states`: where
+        the model has recurrent states, the present one of each sequence and another; steps write them in turns, so
+        after an odd number of steps the other is the newest. No tokens where none could be chosen. Raises KernelError
+        where not even one step could be computed.
         """
         if self._handle is None:
             raise KernelError("the model is closed")
-        blocks = array("i", [block for table in tables for block in table])
+        blocks: list[int] = []
         chosen = np.empty((len(sequences), steps), np.int32)
         calls = (c.Decoding * len(sequences))()
-        first = 0
-        pairs = states or [(-1, -1)] * len(sequences)
-        for call, one, table, pair, row in zip(calls, sequences, tables, pairs, chosen, strict=True):
-            call.token, call.position, call.first_block, call.block_count = one.token, one.start, first, len(table)
+        both = zip(tables, tables if window_tables is None else window_tables, strict=True)
+        pairs = [(-1, -1)] * len(sequences) if states is None else states
+        for call, one, (table, window_table), pair, row in zip(calls, sequences, both, pairs, chosen, strict=True):
+            call.token, call.position, call.block_count = one.token, one.start, len(table)
+            call.first_block, call.first_window_block = _append_tables(blocks, table, window_table)
             call.state, call.next_state = pair
             call.sampling = sampling_call(one.sampling)
             call.sampling.seen, call.sampling.seen_count = one.seen.buffer_info()
@@ -200,18 +201,18 @@ class NativeModel:
             if one.history is not None:
                 call.past, call.past_count = one.history.buffer_info()
             call.chosen = row.ctypes.data
-            first += len(table)
+        numbers = array("i", blocks)
         begun = time.perf_counter()
         ended = stops.buffer_info(), steps, interrupt.buffer_info()[0]
-        done = self._library.decode(self._handle, calls, blocks.buffer_info(), *ended)
+        done = self._library.decode(self._handle, calls, numbers.buffer_info(), *ended)
         self.kernel_seconds += time.perf_counter() - begun
         return [row[:done].tolist() for row in chosen]
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Copies the keys and values of one cache block into another."""
+    def copy_block(self, source: int, target: int, windowed: bool = False) -> None:
+        """Copies the keys and values of one cache block into another; of layers with or without a window."""
         if self._handle is None:
             raise KernelError("the model is closed")
-        self._library.copy_block(self._handle, source, target)
+        self._library.copy_block(self._handle, windowed, source, target)
 
     def memory(self) -> tuple[int, int]:
         """Bytes of the cache (reserved; used as blocks are first written) and of the buffers."""
@@ -236,14 +237,27 @@ class NativeModel:
             self.close()
 
 
+def _append_tables(tables: list[int], full: Sequence[int], windowed: Sequence[int] | None) -> tuple[int, int]:
+    """Appends the block tables of a sequence; where each begins. Raises KernelError for different lengths."""
+    first = len(tables)
+    tables += full
+    if windowed is None or windowed is full:
+        return first, first
+    if len(windowed) != len(full):
+        raise KernelError("the block tables of a sequence have different lengths")
+    tables += windowed
+    return first, first + len(full)
+
+
 def _flags(shape: Shape) -> int:
-    """What the family computes in another way than Llama, as EdgedFlag says it."""
+    """What the model computes in another way than Llama, as EdgedFlag says it."""
     family = shape.family
     return (
         _LAYER_NORM * family.layer_norm
         + _GELU * family.gelu
         + _NORM_AFTER_ROPE * (family.qk_norm == "after_rope")
         + _WIDE_NORM * (family.qk_norm == "wide")
+        + _NORMALIZE_EXPERTS * (shape.experts > 0 and shape.normalize_experts)
         + _GATED * family.gated
         + _TILED_HEADS * (shape.delta_net is not None and shape.delta_net.tiled)
     )

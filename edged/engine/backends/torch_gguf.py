@@ -97,10 +97,17 @@ class _Reader:
         return Layer(
             qkv=torch.cat([self.matrix(prefix + name, size, shape.width) for name, size in parts]),
             out=self.matrix(prefix + "out", shape.width, query),
-            gate_up=torch.cat([self.matrix(prefix + name, shape.ffn, shape.width) for name in ("gate", "up")]),
-            down=self.matrix(prefix + "down", shape.width, shape.ffn),
+            gate_up=torch.cat([self.experts(prefix + name, shape.ffn, shape.width) for name in ("gate", "up")], -2),
+            down=self.experts(prefix + "down", shape.width, shape.ffn),
             vectors=vectors,
+            router=self.matrix(prefix + "router", shape.experts, shape.width).float() if shape.experts else None,
         )
+
+    def experts(self, name: str, rows: int, columns: int) -> Any:
+        """A matrix [rows, columns], or those of all experts [experts, rows, columns]."""
+        if not self.shape.experts:
+            return self.matrix(name, rows, columns)
+        return self.matrix(name, self.shape.experts * rows, columns).view(-1, rows, columns)
 
     def matrix(self, name: str, rows: int, columns: int) -> Any:
         return torch.from_numpy(self.source.dequantized(name, rows, columns)).to(self.device, self.dtype)

@@ -28,6 +28,7 @@ EXACT: Final = 256  # best logits that are computed again in float32, since bflo
 class Layer:
     """Weights of one layer: qkv ((H+2G)·E, D), out (D, H·E), gate_up (2F, D), down (D, F).
 
+    With a mixture of N experts: gate_up (N, 2F, D), down (N, D, F), router (N, D) in float32.
     `vectors`: norms and biases by their packed names, float32; a family has some of them.
     """
 
@@ -36,6 +37,7 @@ class Layer:
     gate_up: Any
     down: Any
     vectors: Mapping[str, Any]
+    router: Any | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,28 @@ class LlamaNetwork:
             mixed = self._attention(layer, keys_values, h, start, rope, window)
             x = x + self._addition(linear(mixed, layer.out), vectors, "out_bias", "post_attention_norm")
             h = self._norm(x, vectors.get("ffn_norm"), vectors.get("ffn_norm_bias"))
-            gate, up = biased(linear(h, layer.gate_up), vectors.get("gate_up_bias")).chunk(2, -1)
-            active = F.gelu(gate, approximate="tanh") if shape.family.gelu else F.silu(gate)
-            x = x + self._addition(linear(active * up, layer.down), vectors, "down_bias", "post_ffn_norm")
+            x = x + self._addition(self._ffn(layer, h), vectors, "down_bias", "post_ffn_norm")
         x = self._norm(x if every else x[-1:], weights.norm, weights.norm_bias)
         return capped(head(x, weights.head) * shape.logit_scale, shape.logit_cap)
+
+    def _ffn(self, layer: Layer, h: Any) -> Any:
+        """The feed-forward layer of normalized rows h (T, D), without the bias of down → (T, D)."""
+        if layer.router is None:
+            return self._gated(h, layer.gate_up, layer.down, layer.vectors.get("gate_up_bias"))
+        weights, chosen = F.linear(h, layer.router).softmax(-1).topk(self.shape.experts_used)
+        if self.shape.normalize_experts:
+            weights = weights / weights.sum(-1, keepdim=True)
+        mixed = torch.zeros_like(h)
+        for expert in chosen.unique().tolist():
+            rows, rank = torch.where(chosen == expert)
+            out = self._gated(h[rows], layer.gate_up[expert], layer.down[expert], None)
+            mixed.index_add_(0, rows, out * weights[rows, rank, None])
+        return mixed
+
+    def _gated(self, h: Any, gate_up: Any, down: Any, bias: Any | None) -> Any:
+        gate, up = biased(linear(h, gate_up), bias).chunk(2, -1)
+        active = F.gelu(gate, approximate="tanh") if self.shape.family.gelu else F.silu(gate)
+        return linear(active * up, down)
 
     def _attention(self, layer: Layer, keys_values: Any, h: Any, start: int, rope: int, window: int) -> Any:
         """Attention of normalized rows h (T, D) over the layer's cache, which gets their keys and values → (T, H·E)."""

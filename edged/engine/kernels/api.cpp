@@ -68,8 +68,8 @@ int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequences, int32_
   });
 }
 
-int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error) {
-  return guarded(error, [&] { engine->engine.copy_block(from, to); });
+int32_t edged_copy_block(EdgedEngine* engine, int32_t windowed, int32_t from, int32_t to, char* error) {
+  return guarded(error, [&] { engine->engine.copy_block(windowed != 0, from, to); });
 }
 
 int64_t edged_memory(const EdgedEngine* engine, int32_t what) {

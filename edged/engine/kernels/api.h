@@ -11,7 +11,7 @@
 #define EDGED_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int32_t kApiVersion = 10;
+constexpr int32_t kApiVersion = 11;
 constexpr size_t kErrorBytes = 512;
 
 // What mixes the tokens of a sequence in a layer.
@@ -29,21 +29,22 @@ constexpr int32_t kModelTensors = 4;  // before those of the layers
 
 // What a family computes in another way than Llama, as bits of EdgedConfig::flags.
 enum EdgedFlag : int32_t {
-  kLayerNorm = 1,      // norms subtract the mean, too, and may have a bias
-  kGelu = 2,           // GELU (its tanh form) in place of SiLU
-  kNormAfterRope = 4,  // queries and keys are normalized after RoPE
-  kWideNorm = 8,       // the norm of queries, and that of keys, is over all heads together
-  kGated = 16,         // attention's result is multiplied by the sigmoid of a gate
-  kTiledHeads = 32,    // value head h of a delta net belongs to key head h % key heads; else h / (value heads
-                       // / key heads)
+  kLayerNorm = 1,          // norms subtract the mean, too, and may have a bias
+  kGelu = 2,               // GELU (its tanh form) in place of SiLU
+  kNormAfterRope = 4,      // queries and keys are normalized after RoPE
+  kWideNorm = 8,           // the norm of queries, and that of keys, is over all heads together
+  kNormalizeExperts = 16,  // the weights of a token's experts add up to 1
+  kGated = 32,             // attention's result is multiplied by the sigmoid of a gate
+  kTiledHeads = 64,        // value head h of a delta net belongs to key head h % key heads; else h / (value
+                           // heads / key heads)
 };
-constexpr int32_t kFlags = 63;  // all of them
+constexpr int32_t kFlags = 127;  // all of them
 
 // The shape of a decoder and how it is run.
 struct EdgedConfig {
   int32_t layers, width, ffn, heads, kv_heads, head_dim, vocabulary;
   int32_t context;   // tokens a sequence may have
-  int32_t blocks;    // of 32 tokens, in the key/value cache
+  int32_t blocks;    // of 32 tokens, in the key/value cache of layers that see all tokens
   int32_t max_rows;  // tokens computed in one step
   int32_t threads;
   int32_t flags;
@@ -54,9 +55,10 @@ struct EdgedConfig {
   // A query at position p is multiplied by 1 + growth · ln(1 + ⌊p / growth_tokens⌋).
   float growth;
   int32_t growth_tokens;
-  int32_t rope_pairs;  // of a head's values that are turned: i with i + rope_pairs
-  int32_t ropes;       // rotary embeddings
-  int32_t reserved;
+  int32_t rope_pairs;               // of a head's values that are turned: i with i + rope_pairs
+  int32_t ropes;                    // rotary embeddings
+  int32_t window_blocks;            // as `blocks`, of layers that see a window
+  int32_t experts, experts_used;    // of a mixture in each layer, and of them for each token; 0: no mixture
   const float* inverse_frequency;   // [ropes, rope_pairs], with the model's scaling applied
   const float* rope_scale;          // [ropes]: cosines and sines are multiplied by it
   const EdgedAttention* attention;  // [layers]
@@ -99,6 +101,7 @@ enum EdgedLayerTensor : int32_t {
   kGateUpBias,  // in the order of kGateUp's rows
   kDownBias,
   kPostFfnNorm,  // of what the feed-forward layer adds
+  kRouter,       // [experts, width]; gate, up and down then hold those of all experts, one after another
   kConvIn,       // of a convolution, [3 · width, width]
   kTaps,         // its weights, taps · width: those of the oldest token first
   kConvOut,
@@ -118,10 +121,11 @@ enum EdgedLayerTensor : int32_t {
 // Consecutive tokens of one sequence, to be computed in this step. Slices of one step belong to different
 // sequences.
 struct EdgedSlice {
-  int32_t position;     // of the first token
-  int32_t count;        // of tokens
-  int32_t first_block;  // where the sequence's block table starts in `blocks`
-  int32_t block_count;  // its length; it must cover position + count tokens
+  int32_t position;            // of the first token
+  int32_t count;               // of tokens
+  int32_t first_block;         // where its block table starts in `blocks`: of layers that see all tokens
+  int32_t first_window_block;  // the same of layers that see a window; blocks behind it are not read
+  int32_t block_count;         // the length of each; they must cover position + count tokens
   // Of a model with recurrent layers: the states before the first token (−1 at position 0) and after the
   // last. States that are read are not written in the same step, so a step can be repeated.
   int32_t state, next_state;
@@ -165,12 +169,14 @@ struct EdgedSampling {
 
 // A sequence of which several tokens are computed and chosen in one call.
 struct EdgedDecoding {
-  int32_t token;           // its newest, which is computed first
-  int32_t position;        // of that token
-  int32_t first_block;     // where the sequence's block table starts in `blocks`
-  int32_t block_count;     // its length; it must cover position + steps tokens
+  int32_t token;        // its newest, which is computed first
+  int32_t position;     // of that token
+  int32_t first_block;  // where the sequence's block tables start in `blocks`, as in EdgedSlice
+  int32_t first_window_block;
+  int32_t block_count;  // the length of each; they must cover position + steps tokens
   // As of a slice. The steps read and write the two in turns: after an odd number the newest is `next_state`.
   int32_t state, next_state;
+  int32_t reserved;
   EdgedSampling sampling;  // `uniform` is not read; chosen tokens are added to the seen ones
   const double* uniforms;  // [steps], draws from [0, 1)
   const int32_t* past;     // [past_count] all its tokens up to `token`; empty: the call does not end where
@@ -195,8 +201,9 @@ EDGED_API int32_t edged_decode(EdgedEngine* engine, const EdgedDecoding* sequenc
                                int32_t stop_count, int32_t steps, const int32_t* interrupt, int32_t* done,
                                char* error);
 // Copies all keys and values of one cache block into another, so that a sequence can continue from the middle
-// of a shared block.
-EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t from, int32_t to, char* error);
+// of a shared block; `windowed`: a block of layers that see a window.
+EDGED_API int32_t edged_copy_block(EdgedEngine* engine, int32_t windowed, int32_t from, int32_t to,
+                                   char* error);
 EDGED_API int64_t edged_memory(const EdgedEngine* engine, int32_t what);  // bytes: 0 cache, states; 1 buffers
 EDGED_API void edged_close(EdgedEngine* engine);
 // Token ids of byte strings that follow each other in `text`; `ids` has space for one a byte, `count` gets

@@ -65,7 +65,8 @@ int Engine::decode(const DecodeCall& call) {
     const EdgedDecoding& one = call.sequences[i];
     tokens.push_back(one.token);
     wanted.push_back(i);
-    slices.push_back({one.position, 1, one.first_block, one.block_count, one.state, one.next_state});
+    slices.push_back({one.position, 1, one.first_block, one.first_window_block, one.block_count, one.state,
+                      one.next_state});
   }
   bool more = true;
   int step = 0;

@@ -44,6 +44,20 @@ CodedRow ActivationBuffer::coded_row(int at, int from) const {
           half_sum.as<float>() + 2 * group};
 }
 
+void ActivationBuffer::copy_row(int at, const ActivationBuffer& other, int row, bool floats,
+                                bool with_codes) {
+  const size_t n = (size_t)stride, groups = n / kActivationGroup;
+  if (floats) std::copy_n(other.values.as<float>() + row * n, n, values.as<float>() + at * n);
+  if (!with_codes) return;
+  const CodedRow from = other.coded_row(row), to = coded_row(at);
+  std::copy_n(from.codes, n, to.codes);
+  std::copy_n(from.scale, groups, to.scale);
+  std::copy_n(from.offset8, groups, to.offset8);
+  std::copy_n(from.sum, groups, to.sum);
+  std::copy_n(from.half_offset8, 2 * groups, to.half_offset8);
+  std::copy_n(from.half_sum, 2 * groups, to.half_sum);
+}
+
 namespace {
 
 // The most values of one row that the projections of a layer make.
@@ -76,10 +90,16 @@ Engine::Engine(Model model, const Kernels& kernels)
   const size_t rows = (size_t)c.max_rows;
   head_stride_ = (size_t)c.head_dim * kBlockTokens * 2;
   layer_stride_ = head_stride_ * c.kv_heads;
-  // All layers of a block are adjacent: a short sequence then touches little memory, even where pages are
-  // huge.
-  block_stride_ = layer_stride_ * model_.attention_layers;
-  cache_ = Buffer(block_stride_ * c.blocks * 2);
+  for (const Layer& layer : model_.layers)
+    if (layer.attention.kind == kAttention) caches_[layer.attention.window > 0].layers++;
+  caches_[0].blocks = c.blocks;
+  caches_[1].blocks = c.window_blocks;
+  for (Cache& cache : caches_) {
+    // All layers of a block are adjacent: a short sequence then touches little memory, even where pages are
+    // huge.
+    cache.block_stride = layer_stride_ * cache.layers;
+    cache.memory = Buffer(cache.block_stride * cache.blocks * 2);
+  }
   const int mixed = mixed_values(model_);
   x_ = Buffer(rows * round_up(c.width, 8) * 4);
   projected_ = Buffer(rows * projected_stride_ * 4);
@@ -95,7 +115,10 @@ Engine::Engine(Model model, const Kernels& kernels)
   cosine_ = Buffer(rows * c.ropes * c.rope_pairs * 4);
   sine_ = Buffer(cosine_.bytes());
   hidden_input_ = ActivationBuffer(c.max_rows, std::max(c.width, mixed));
-  ffn_input_ = ActivationBuffer(c.max_rows, c.ffn);
+  const size_t choices = rows * std::max(1, c.experts_used);
+  ffn_input_ = ActivationBuffer((int)choices, c.ffn);
+  router_logits_ = Buffer(rows * round_up(c.experts, kTileRows) * 4);
+  if (c.experts) chosen_ = Buffer(choices * 4), expert_weights_ = Buffer(choices * 4);
   for (int t = 0; t < c.threads; t++) {
     auto buffers = std::make_unique<ThreadBuffers>();
     buffers->row.resize((size_t)hidden_input_.stride);
@@ -109,31 +132,32 @@ Engine::Engine(Model model, const Kernels& kernels)
     }
     buffers->best.reserve(rows);
     buffers->hidden_input = ActivationBuffer(1, hidden_input_.stride);
+    if (c.experts) buffers->expert_input = ActivationBuffer(kRowBlock, hidden_input_.stride);
     buffers->attention_memory = Buffer(AttentionScratch::floats((size_t)c.head_dim) * 4);
     buffers->attention = AttentionScratch(buffers->attention_memory.as<float>(), (size_t)c.head_dim);
     thread_buffers_.push_back(std::move(buffers));
   }
 }
 
-void Engine::copy_block(int from, int to) {
-  const EdgedConfig& c = model_.config;
+void Engine::copy_block(bool windowed, int from, int to) {
+  const Cache& cache = caches_[windowed];
   for (const int block : {from, to})
-    if (block < 0 || block >= c.blocks)
+    if (block < 0 || block >= cache.blocks)
       throw std::invalid_argument("block " + std::to_string(block) + " is outside the cache of " +
-                                  std::to_string(c.blocks) + " blocks");
+                                  std::to_string(cache.blocks) + " blocks");
   if (from == to) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  uint16_t* cache = cache_.as<uint16_t>();
-  memcpy(cache + (size_t)to * block_stride_, cache + (size_t)from * block_stride_,
-         block_stride_ * sizeof *cache);
+  memcpy(cache.block(to), cache.block(from), cache.block_stride * sizeof(uint16_t));
 }
 
 size_t Engine::buffer_bytes() const {
   size_t all = x_.bytes() + projected_.bytes() + attended_.bytes() + partials_.bytes() + logits_.bytes();
+  all += router_logits_.bytes() + chosen_.bytes() + expert_weights_.bytes();
   all += hidden_input_.bytes() + ffn_input_.bytes() + added_.bytes() + cosine_.bytes() + sine_.bytes();
   all += convolved_.bytes();
   for (const auto& buffers : thread_buffers_)
-    all += sizeof *buffers + buffers->hidden_input.bytes() + buffers->attention_memory.bytes() +
+    all += sizeof *buffers + buffers->hidden_input.bytes() + buffers->expert_input.bytes() +
+           buffers->attention_memory.bytes() +
            (buffers->row.size() + buffers->added.size() + buffers->residual.size() +
             buffers->delta_state.size() + buffers->delta_gates.size()) *
                4;
@@ -153,7 +177,9 @@ Best Engine::best(int row) const {
 }
 
 void Engine::compute(const EdgedStep& step) {
-  check_step(model_.config, model_.recurrent_layers ? model_.config.states : 0, step);
+  const StepNeeds needs{caches_[0].layers > 0, model_.window,
+                        model_.recurrent_layers ? model_.config.states : 0};
+  check_step(model_.config, needs, step);
   const Plan plan = plan_step(model_.config, model_.window, step);
   const size_t partials = std::max(plan.full.partial_floats, plan.windowed.partial_floats) * 4;
   if (partials_.bytes() < partials) partials_ = Buffer(partials);

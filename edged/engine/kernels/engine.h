@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "buffers.h"
+#include "experts.h"
 #include "model.h"
 #include "plan.h"
 #include "threads/shares.h"
@@ -21,6 +22,8 @@ struct ActivationBuffer {
   Activations view(int m, int from = 0) const;
   // Where row `at` is written as int8 from its element `from` on, a multiple of 32.
   CodedRow coded_row(int at, int from = 0) const;
+  // Copies a row of a buffer of the same width to row `at`, in these forms.
+  void copy_row(int at, const ActivationBuffer& other, int row, bool floats, bool with_codes);
   size_t bytes() const {
     return values.bytes() + codes.bytes() + scale.bytes() + offset8.bytes() + sum.bytes() +
            half_offset8.bytes() + half_sum.bytes();
@@ -61,9 +64,20 @@ struct ThreadBuffers {
   std::vector<float> delta_state, delta_gates;  // of the columns that are computed; decay and beta of rows
   ActivationBuffer hidden_input;  // the input of a step of one row, which each thread computes for itself
   float gate_up[kGateUpFloats];
+  ExpertLists experts;                        // of this layer
+  ActivationBuffer expert_input;              // rows of hidden_input_ that chose an expert, kRowBlock at most
+  int gathered_slot = -1, gathered_from = 0;  // what expert_input holds
   // Of the logits that the thread computed in this step: whether all are finite, and the best of each row.
   bool all_finite;
   std::vector<Best> best;
+};
+
+// Keys and values of the layers that see all tokens, or of those that see a window. Strides in halves.
+struct Cache {
+  Buffer memory;
+  int blocks = 0, layers = 0;
+  size_t block_stride = 0;
+  uint16_t* block(int number) const { return memory.as<uint16_t>() + (size_t)number * block_stride; }
 };
 
 class Engine {
@@ -74,29 +88,36 @@ class Engine {
   void step(const EdgedStep& step);
   // Returns how many steps were computed; throws where not even the first was.
   int decode(const DecodeCall& call);
-  // Throws std::invalid_argument for a block outside the cache.
-  void copy_block(int from, int to);
-  size_t cache_bytes() const { return cache_.bytes() + states_.bytes(); }
+  // Copies a block of the layers with or without a window. Throws std::invalid_argument for one outside the
+  // cache.
+  void copy_block(bool windowed, int from, int to);
+  size_t cache_bytes() const {
+    return caches_[0].memory.bytes() + caches_[1].memory.bytes() + states_.bytes();
+  }
   size_t buffer_bytes() const;
 
  private:
   friend struct Forward;
   void compute(const EdgedStep& step);
   Best best(int row) const;  // of the logits of the last step
+  const Cache& cache_of(const Layer& layer) const { return caches_[layer.attention.window > 0]; }
 
   const Model model_;
   const Kernels& kernels_;
   Threads threads_;
   std::mutex mutex_;
-  size_t head_stride_, block_stride_, layer_stride_;  // of the cache, in halves
-  const int projected_stride_;                        // of the projections of one row
-  Buffer cache_, x_, projected_, attended_, partials_;
-  Buffer states_;         // [states, recurrent layers, floats of a layer's state]
-  Buffer convolved_;      // queries, keys and values of a delta net, [max_rows, channels]
+  size_t head_stride_, layer_stride_;  // of the caches, in halves
+  const int projected_stride_;         // of the projections of one row
+  Cache caches_[2];                    // of layers without and with a window
+  Buffer x_, projected_, attended_, partials_;
+  Buffer states_;                             // [states, recurrent layers, floats of a layer's state]
+  Buffer convolved_;                          // queries, keys and values of a delta net, [max_rows, channels]
   std::vector<float> unit_query_, unit_key_;  // weights of the norms of its queries and keys
-  Buffer cosine_, sine_;  // of the step's rows, [ropes, max_rows, rope_pairs]
-  Buffer added_;          // a product that is changed before it is added to x_, [max_rows, width]
-  Buffer logits_;         // of a decode, [sequences, vocabulary rounded up to 8]
+  Buffer cosine_, sine_;                      // of the step's rows, [ropes, max_rows, rope_pairs]
+  Buffer added_;                    // a product that is changed before it is added to x_, [max_rows, width]
+  Buffer logits_;                   // of a decode, [sequences, vocabulary rounded up to 8]
+  Buffer router_logits_;            // of a mixture of experts, [max_rows, experts rounded up to 8]
+  Buffer chosen_, expert_weights_;  // of each row, [max_rows, experts_used]
   ActivationBuffer hidden_input_, ffn_input_;  // inputs of products: of width or heads·dim values; of ffn
   std::vector<std::unique_ptr<ThreadBuffers>> thread_buffers_;
   Shares shares_;

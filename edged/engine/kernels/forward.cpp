@@ -34,11 +34,17 @@ void Forward::run(int thread) {
     add_product(layer.out, hidden_input((int)plan.rows.size(), thread), i, kAttentionOut, thread);
     threads.barrier(thread);
     if (!model.adds_products) pending = &layer.attention_addition;
-    normalize(layer.ffn_norm, pending, layer.gate_up, thread);
+    InputForms ffn_forms(layer.gate_up);
+    if (model.config.experts) ffn_forms.add(layer.router);
+    normalize(layer.ffn_norm, pending, ffn_forms, thread);
     barrier_unless_single_row(thread);
-    gate_up_product(layer, i, thread);
-    threads.barrier(thread);
-    add_product(layer.down, engine.ffn_input_, i, kFfnOut, thread);
+    if (model.config.experts) {
+      mix_experts(layer, i, thread);
+    } else {
+      gate_up_product(layer, i, thread);
+      threads.barrier(thread);
+      add_product(layer.down, engine.ffn_input_, i, kFfnOut, thread);
+    }
     threads.barrier(thread);
     if (!model.adds_products) pending = &layer.ffn_addition;
   }

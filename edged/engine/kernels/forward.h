@@ -18,7 +18,16 @@ namespace edged {
 
 // Phases whose work is shared by `Shares`: the products of a layer's projections, which may be one to four,
 // and the others of a layer; and that of the head, as if in a layer of its own.
-enum SharedPhase { kProject, kAttend = kProject + 4, kAttentionOut, kGate, kFfnOut, kHead, kSharedPhases };
+enum SharedPhase {
+  kProject,
+  kAttend = kProject + 4,
+  kAttentionOut,
+  kGate,
+  kFfnOut,
+  kHead,
+  kRoute,
+  kSharedPhases
+};
 
 // The forms of activations that matrices read: floats, int8 codes, or both.
 struct InputForms {
@@ -27,8 +36,6 @@ struct InputForms {
   InputForms(const std::vector<Matrix>& readers) {
     for (const Matrix& reader : readers) add(reader);
   }
-
- private:
   void add(const Matrix& reader) { (is_float(reader.kind) ? floats : codes) = true; }
 };
 
@@ -74,6 +81,9 @@ struct Forward {
   // silu(gate (ffn,d) @ hidden_input (m,d)) · (up (ffn,d) @ hidden_input (m,d)) -> ffn_input_ (m,ffn); or
   // gelu
   void gate_up_product(const Layer& layer, int index, int thread);
+  // router (e,d) @ hidden_input (m,d) -> the experts of each row; their gate, up and down as above, weighted
+  // and added -> x_ (m,d) or added_ (m,d); see forward_experts.cpp
+  void mix_experts(const Layer& layer, int index, int thread);
   // head (v,d) @ norm(x_ + pending)[wanted (w,)] (w,d) -> logits (w,v); the input of that product -> hidden
   // (w,d)
   void logits(const Addition* pending, int thread);
@@ -97,6 +107,13 @@ struct Forward {
   const float* gated(const Layer& layer, int row, float* out) const;
   void attend_piece(const Layer& layer, const Piece& piece, int thread);
   void swiglu(const Layer& layer, float* gate, float* up, size_t stride, int rows, int from, int pair);
+  void route(const Layer& layer, int index, int thread);
+  void choose_rows_experts(int thread);
+  Activations expert_input(const Layer& layer, int slot, int from, int rows, int thread);
+  void gate_up_experts(const Layer& layer, int index, int thread);
+  void gate_up_expert(const Layer& layer, int slot, int begin, int end, int thread);
+  void down_experts(const Layer& layer, int index, int thread);
+  void down_expert(const Layer& layer, int slot, int begin, int end, int thread);
   void scan_logits(const Matrix& head, const Strips& computed, ThreadBuffers& own) const;
   void change_logits(float* logits, int n) const;
 
@@ -106,10 +123,25 @@ struct Forward {
     return engine.projected_.as<float>() + (size_t)row * engine.projected_stride_ +
            (size_t)head * engine.model_.config.head_dim;
   }
+  // Of a slice, the block table for this layer.
+  const int32_t* block_table(const Layer& layer, int slice) const {
+    const EdgedSlice& its = plan.step.slices[slice];
+    return plan.step.blocks + (layer.attention.window ? its.first_window_block : its.first_block);
+  }
+  // The layer's keys and values of one head in the first block of its cache.
+  uint16_t* first_block(const Layer& layer, int head) const {
+    return engine.cache_of(layer).block(0) + (size_t)layer.cache_index * engine.layer_stride_ +
+           (size_t)head * engine.head_stride_;
+  }
   // One row's residual stream (d,).
   float* residual(int row, int thread) const {
     if (single_row() && !engine.model_.adds_products) return engine.thread_buffers_[thread]->residual.data();
     return engine.x_.as<float>() + (size_t)row * engine.model_.config.width;
+  }
+  int router_stride() const { return round_up(engine.model_.config.experts, kTileRows); }
+  // Whether the experts' weights are streamed once, as of a product of few rows.
+  static bool few_rows_each(const ExpertLists& lists) {
+    return lists.choices.size() <= lists.active.size() * kFewRows;
   }
   bool single_row() const { return plan.rows.size() == 1; }
   // The input of products of `rows` rows: of a single row each thread has its own.

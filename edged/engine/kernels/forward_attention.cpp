@@ -106,10 +106,8 @@ void Forward::write_kv_head(const Layer& layer, int i, int head) {
   float *key = projected(i, c.heads + head), *value = projected(i, c.heads + c.kv_heads + head);
   apply_rope(layer, layer.key_bias ? layer.key_bias + at : nullptr, layer.key_norm, i, key);
   if (layer.value_bias) engine.kernels_.add(value, layer.value_bias + at, c.head_dim);
-  const EdgedSlice& slice = plan.step.slices[row.slice];
-  const int block = plan.step.blocks[slice.first_block + row.position / kBlockTokens];
-  uint16_t* place = engine.cache_.as<uint16_t>() + (size_t)layer.number * engine.layer_stride_ +
-                    (size_t)block * engine.block_stride_ + (size_t)head * engine.head_stride_;
+  const int block = block_table(layer, row.slice)[row.position / kBlockTokens];
+  uint16_t* place = first_block(layer, head) + (size_t)block * engine.cache_of(layer).block_stride;
   engine.kernels_.write_kv(key, value, c.head_dim, place, row.position % kBlockTokens);
 }
 
@@ -161,10 +159,9 @@ void Forward::attend_piece(const Layer& layer, const Piece& piece, int thread) {
   work.position = row.position;
   work.window = layer.attention.window;
   work.cap = c.attention_cap * (float)kLog2e;
-  work.cache = engine.cache_.as<uint16_t>() + (size_t)layer.number * engine.layer_stride_ +
-               (size_t)piece.kv_head * engine.head_stride_;
-  work.block_stride = engine.block_stride_;
-  work.blocks = plan.step.blocks + plan.step.slices[row.slice].first_block;
+  work.cache = first_block(layer, piece.kv_head);
+  work.block_stride = engine.cache_of(layer).block_stride;
+  work.blocks = block_table(layer, row.slice);
   work.chunk_begin = piece.chunk_begin;
   work.chunk_end = piece.chunk_end;
   work.out = engine.attended_.as<float>() + piece.row * stride + column;

@@ -10,7 +10,7 @@ float* Forward::state_of(const Layer& layer, int state) const {
   const Model& model = engine.model_;
   if (state < 0) return nullptr;
   return engine.states_.as<float>() +
-         ((size_t)state * model.recurrent_layers + layer.number) * model.state_floats();
+         ((size_t)state * model.recurrent_layers + layer.state_index) * model.state_floats();
 }
 
 // The short convolution of LFM2: of B, C and x, which are a row's projections, C · convolution(B · x). Each
@@ -78,8 +78,8 @@ void Forward::convolve_head(const Layer& layer, int head, float* out) const {
   const size_t channels = (size_t)engine.model_.channels();
   const int first_value = 2 * c.delta_key_heads;
   const int dim = head < first_value ? c.delta_key_dim : c.delta_value_dim;
-  const int begin = std::min(head, first_value) * c.delta_key_dim +
-                    std::max(0, head - first_value) * c.delta_value_dim;
+  const int begin =
+      std::min(head, first_value) * c.delta_key_dim + std::max(0, head - first_value) * c.delta_value_dim;
   const std::vector<float>& unit = head < c.delta_key_heads ? engine.unit_query_ : engine.unit_key_;
   int first = 0;
   for (int s = 0; s < plan.step.slice_count; s++) {
@@ -118,8 +118,8 @@ void Forward::delta_columns(const Layer& layer, int slice_number, int first, int
   const EdgedConfig& c = model.config;
   ThreadBuffers& own = *engine.thread_buffers_[thread];
   const EdgedSlice& slice = plan.step.slices[slice_number];
-  const int key_head = model.has(kTiledHeads) ? head % c.delta_key_heads
-                                              : head / (c.delta_value_heads / c.delta_key_heads);
+  const int key_head =
+      model.has(kTiledHeads) ? head % c.delta_key_heads : head / (c.delta_value_heads / c.delta_key_heads);
   const float* row = engine.convolved_.as<float>() + (size_t)first * model.channels();
   DeltaTask work;
   work.query = row + key_head * c.delta_key_dim;
@@ -137,8 +137,8 @@ void Forward::delta_columns(const Layer& layer, int slice_number, int first, int
       engine.attended_.as<float>() + (size_t)first * work.out_stride + head * c.delta_value_dim + column;
   find_gates(layer, first, slice.count, head, own.delta_gates.data(), own.delta_gates.data() + slice.count);
   // The head's matrix (key_dim, value_dim) in the state.
-  const size_t at = (size_t)(c.taps - 1) * model.channels() +
-                    (size_t)head * c.delta_key_dim * c.delta_value_dim + column;
+  const size_t at =
+      (size_t)(c.taps - 1) * model.channels() + (size_t)head * c.delta_key_dim * c.delta_value_dim + column;
   const float* state = state_of(layer, slice.state);
   std::fill(own.delta_state.begin(), own.delta_state.end(), 0.f);
   for (int k = 0; state && k < c.delta_key_dim; k++)

@@ -18,7 +18,7 @@ from edged.core.prompt import Sampling
 from edged.engine.kernels.build import HERE, BuildError, build, fingerprint
 from edged.models.store.user_cache import user_cache
 
-API_VERSION: Final = 10
+API_VERSION: Final = 11
 ERROR_BYTES: Final = 512
 
 
@@ -37,7 +37,10 @@ class Config(_Struct):
         *((name, c_int32) for name in ("context", "blocks", "max_rows", "threads", "flags")),
         *((name, c_float) for name in ("epsilon", "embedding_scale", "residual_scale", "logit_scale")),
         *((name, c_float) for name in ("attention_scale", "attention_cap", "logit_cap", "growth")),
-        *((name, c_int32) for name in ("growth_tokens", "rope_pairs", "ropes", "reserved")),
+        *(
+            (name, c_int32)
+            for name in ("growth_tokens", "rope_pairs", "ropes", "window_blocks", "experts", "experts_used")
+        ),
         *((name, c_void_p) for name in ("inverse_frequency", "rope_scale", "attention")),
         *(
             (name, c_int32)
@@ -110,7 +113,8 @@ class Decoding(_Struct):
 
     __slots__ = ()
     _fields_ = [
-        *((name, c_int32) for name in ("token", "position", "first_block", "block_count", "state", "next_state")),
+        *((name, c_int32) for name in ("token", "position", "first_block", "first_window_block", "block_count")),
+        *((name, c_int32) for name in ("state", "next_state", "reserved")),
         ("sampling", SamplingCall),
         ("uniforms", c_void_p),
         ("past", c_void_p),
@@ -142,7 +146,7 @@ class Library:
             POINTER(c_int32), c_char_p,
         ]  # fmt: skip
         c.edged_copy_block.restype = c_int32
-        c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_char_p]
+        c.edged_copy_block.argtypes = [c_void_p, c_int32, c_int32, c_int32, c_char_p]
         c.edged_memory.restype, c.edged_memory.argtypes = c_int64, [c_void_p, c_int32]
         c.edged_close.restype, c.edged_close.argtypes = None, [c_void_p]
         c.edged_bpe_encode.restype = c_int32
@@ -200,10 +204,10 @@ class Library:
         self._check(failed, error)
         return done.value
 
-    def copy_block(self, handle: int, source: int, target: int) -> None:
-        """Copies the keys and values of one cache block into another."""
+    def copy_block(self, handle: int, windowed: bool, source: int, target: int) -> None:
+        """Copies the keys and values of one cache block into another; of layers with or without a window."""
         error = self._error()
-        self._check(self._c.edged_copy_block(handle, source, target, error), error)
+        self._check(self._c.edged_copy_block(handle, windowed, source, target, error), error)
 
     def memory(self, handle: int) -> tuple[int, int]:
         """Bytes of the cache and of the buffers."""

@@ -1,9 +1,11 @@
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
 
+#include "experts.h"
 #include "isa/half.h"
 
 namespace edged {
@@ -70,6 +72,7 @@ void check_attention(const EdgedConfig& c) {
     require(layer.rope >= -1 && layer.rope < c.ropes, "a layer's rotary embedding is missing");
     require(layer.window >= 0 && (!layer.window || !window || layer.window == window),
             "its layers have different windows");
+    require(layer.kind == kAttention || !layer.window, "a layer with a recurrent state has a window");
     if (layer.window) window = layer.window;
   }
   require(!recurrent || (c.taps >= 2 && c.taps <= kMaxTaps), "a convolution has 2 to 8 taps");
@@ -97,7 +100,8 @@ void check_config(const EdgedConfig& c) {
           "the head dimension must be a multiple of 8 from 8 to 256");
   require(c.vocabulary >= 1 && c.vocabulary <= (1 << 21), "the vocabulary must be 1 to 2097152");
   require(c.context >= 1 && c.context <= (1 << 20), "the context must be 1 to 1048576");
-  require(c.blocks >= 1 && c.blocks <= (1 << 22), "blocks must be 1 to 4194304");
+  for (const int blocks : {c.blocks, c.window_blocks})
+    require(blocks >= 1 && blocks <= (1 << 22), "blocks must be 1 to 4194304");
   require(c.max_rows >= 1 && c.max_rows <= 8192, "max_rows must be 1 to 8192");
   require(c.threads >= 1 && c.threads <= 256, "threads must be 1 to 256");
   require(c.epsilon >= 0 && c.epsilon < 1, "the norm's epsilon is not a small number");
@@ -108,6 +112,11 @@ void check_config(const EdgedConfig& c) {
     require(std::isfinite(factor) && factor >= 0, "a cap or a scale of attention is negative or not finite");
   require(c.growth_tokens >= 1 || c.growth == 0, "growth_tokens must be 1 or more");
   check_delta_net(c);
+  require(c.experts >= 0 && c.experts <= kMaxExperts, "experts must be 0 to 1024");
+  require(!c.experts || (c.experts_used >= 1 && c.experts_used <= c.experts && c.ffn % 32 == 0),
+          "a token's experts or their ffn do not fit");
+  require((int64_t)std::max(1, c.experts) * std::max(2 * c.ffn, c.width) <= 1 << 24,
+          "its experts are too large");
   check_attention(c);
 }
 
@@ -217,6 +226,7 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
                       read_vector(tensors[3], "final norm's bias", c.width, true)};
   const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   const int q_norm = model.has(kWideNorm) ? q : c.head_dim, k_norm = model.has(kWideNorm) ? kv : c.head_dim;
+  int cached[2] = {0, 0};  // layers without and with a window so far
   for (int i = 0; i < c.layers; i++) {
     const EdgedTensor* t = tensors + kModelTensors + i * kLayerTensors;
     const std::string at = " of layer " + std::to_string(i);
@@ -226,6 +236,10 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     Layer layer;
     layer.attention = c.attention[i];
     if (layer.attention.window) model.window = layer.attention.window;
+    if (layer.attention.kind == kAttention)
+      layer.cache_index = cached[layer.attention.window > 0]++;
+    else
+      layer.state_index = model.recurrent_layers++;
     layer.attention_norm = {of_width(kAttentionNorm, "attention norm"),
                             of_width(kAttentionNormBias, "attention norm's bias")};
     layer.ffn_norm = {of_width(kFfnNorm, "ffn norm"), of_width(kFfnNormBias, "ffn norm's bias")};
@@ -240,16 +254,15 @@ Model read_model(const EdgedConfig& config, const EdgedTensor* tensors, int coun
     layer.value_bias = read_vector(t[kValueBias], "value bias" + at, kv, true);
     layer.query_norm = read_vector(t[kQueryNorm], "query norm" + at, q_norm, true);
     layer.key_norm = read_vector(t[kKeyNorm], "key norm" + at, k_norm, true);
-    layer.number =
-        layer.attention.kind == kAttention ? model.attention_layers++ : model.recurrent_layers++;
     read_mixer(model, t, at, layer);
-    const int ffn = round_up(c.ffn, 32);
+    const int experts = std::max(1, c.experts), ffn = experts * round_up(c.ffn, 32);
     if (t[kGateUp].data)
       layer.gate_up = {read_matrix(t[kGateUp], "gate and up" + at, 2 * ffn, c.width)};
     else
       layer.gate_up = {read_matrix(t[kSeparateGate], "gate" + at, ffn, c.width),
                        read_matrix(t[kSeparateUp], "up" + at, ffn, c.width)};
-    layer.down = read_matrix(t[kDown], "down" + at, c.width, c.ffn);
+    layer.down = read_matrix(t[kDown], "down" + at, experts * c.width, c.ffn);
+    if (c.experts) layer.router = read_matrix(t[kRouter], "router" + at, c.experts, c.width);
     model.layers.push_back(layer);
   }
   model.config.inverse_frequency = model.config.rope_scale = nullptr;

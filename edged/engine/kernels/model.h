@@ -20,18 +20,20 @@ struct Addition {
 
 struct Layer {
   EdgedAttention attention;
+  int cache_index = -1;  // of an attention layer: among those with a window, or among those without
+  int state_index = -1;  // of a recurrent layer: among all recurrent ones
   Norm attention_norm, ffn_norm;
   const float *query_bias, *key_bias, *value_bias;
   const float *query_norm, *key_norm;
   const float* gate_up_bias;
   Addition attention_addition, ffn_addition;
-  int number;  // of the layers of its kind; of all recurrent ones where it is one
   // Query, key and value, or what a recurrent layer begins with; fused where they are adjacent and stored
   // alike.
   std::vector<Matrix> projections;
   const float *taps, *delta_decay, *delta_step_bias, *delta_norm;
   std::vector<Matrix> gate_up;  // one matrix with 32 rows of each in turn, or gate and up
   Matrix out, down;
+  Matrix router;  // of a mixture of experts, whose matrices follow each other in gate_up and down
 };
 
 struct Model {
@@ -41,7 +43,7 @@ struct Model {
   std::vector<Layer> layers;
   std::vector<float> inverse_frequency, rope_scale;  // as the config's, which the caller may free
   int window = 0;  // of the layers that see some tokens only; 0: there are none
-  int attention_layers = 0, recurrent_layers = 0;
+  int recurrent_layers = 0;
   // Values that a delta net's projections have for queries or keys, and for values.
   int delta_keys() const { return config.delta_key_heads * config.delta_key_dim; }
   int delta_values() const { return config.delta_value_heads * config.delta_value_dim; }

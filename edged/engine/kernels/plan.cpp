@@ -24,21 +24,29 @@ void require(bool holds, const char* sentence) {
 
 int chunks_of(int tokens) { return (tokens + kChunkTokens - 1) / kChunkTokens; }
 
-void check_slice(const EdgedConfig& c, const EdgedStep& step, const EdgedSlice& slice, int first) {
+// The blocks of one table that the slice reads or writes: those from `begin` on.
+void check_table(const EdgedStep& step, const EdgedSlice& slice, int first_block, int begin, int blocks) {
+  require(first_block >= 0 && slice.block_count >= 0 && first_block <= step.block_count - slice.block_count,
+          "a block table lies outside the tables");
+  const int needed = (slice.position + slice.count + kBlockTokens - 1) / kBlockTokens;
+  require(slice.block_count >= needed, "a block table is shorter than its sequence");
+  for (int b = begin; b < needed; b++) {
+    const int block = step.blocks[first_block + b];
+    if (block < 0 || block >= blocks) fail("block ", block, " is outside the cache of ", blocks, " blocks");
+  }
+}
+
+void check_slice(const EdgedConfig& c, const StepNeeds& needs, const EdgedStep& step, const EdgedSlice& slice,
+                 int first) {
   require(slice.count >= 1 && slice.count <= step.token_count - first,
           "the slices' counts do not add up to the tokens");
   if (slice.position < 0 || slice.position > c.context - slice.count)
     throw std::invalid_argument("a slice reaches beyond the context of " + std::to_string(c.context) +
                                 " tokens");
-  require(slice.first_block >= 0 && slice.block_count >= 0 &&
-              slice.first_block <= step.block_count - slice.block_count,
-          "a block table lies outside the tables");
-  const int needed = (slice.position + slice.count + kBlockTokens - 1) / kBlockTokens;
-  require(slice.block_count >= needed, "a block table is shorter than its sequence");
-  for (int b = 0; b < needed; b++) {
-    const int block = step.blocks[slice.first_block + b];
-    if (block < 0 || block >= c.blocks)
-      fail("block ", block, " is outside the cache of ", c.blocks, " blocks");
+  if (needs.full) check_table(step, slice, slice.first_block, 0, c.blocks);
+  if (needs.window) {
+    const int seen = std::max(0, slice.position + 1 - needs.window);
+    check_table(step, slice, slice.first_window_block, seen / kBlockTokens, c.window_blocks);
   }
   for (int i = first; i < first + slice.count; i++) {
     const int token = step.tokens[i];
@@ -109,7 +117,7 @@ AttentionPlan plan_attention(const EdgedConfig& c, const EdgedStep& step, int wi
 
 }  // namespace
 
-void check_step(const EdgedConfig& c, int states, const EdgedStep& step) {
+void check_step(const EdgedConfig& c, const StepNeeds& needs, const EdgedStep& step) {
   if (step.token_count < 1 || step.token_count > c.max_rows)
     fail("a step computes 1 to ", c.max_rows, " tokens, not ", step.token_count);
   require(step.slice_count >= 1 && step.slice_count <= step.token_count,
@@ -121,11 +129,11 @@ void check_step(const EdgedConfig& c, int states, const EdgedStep& step) {
           "the rows of the logits are shorter than the vocabulary");
   int tokens = 0;
   for (int s = 0; s < step.slice_count; s++) {
-    check_slice(c, step, step.slices[s], tokens);
+    check_slice(c, needs, step, step.slices[s], tokens);
     tokens += step.slices[s].count;
   }
   require(tokens == step.token_count, "the slices' counts do not add up to the tokens");
-  if (states) check_states(step, states);
+  if (needs.states) check_states(step, needs.states);
   for (int i = 0; i < step.wanted_count; i++)
     require(step.wanted[i] >= 0 && step.wanted[i] < step.token_count,
             "logits are wanted of a token that is not in the step");

@@ -40,9 +40,16 @@ struct Plan {
   const AttentionPlan& attention(const EdgedAttention& layer) const { return layer.window ? windowed : full; }
 };
 
+// What a model's layers read and write: the cache of those without a window, that of those with this one (0:
+// there are none), and so many recurrent states (0: it has none).
+struct StepNeeds {
+  bool full = true;
+  int window = 0, states = 0;
+};
+
 // Throws std::invalid_argument with a sentence for a step that this shape cannot run. Reads only what the
-// step says it has. `states`: how many recurrent states there are; 0: the model has none.
-void check_step(const EdgedConfig& config, int states, const EdgedStep& step);
+// step says it has.
+void check_step(const EdgedConfig& config, const StepNeeds& needs, const EdgedStep& step);
 
 // The plan of a step that check_step accepts, for layers without a window and with this one (0: there are
 // none).

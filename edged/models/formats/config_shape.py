@@ -31,6 +31,8 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
                "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16,
                "linear_num_value_heads": 32, "full_attention_interval": 4},
     "lfm2": {"norm_eps": 1e-5, "rope_theta": 1e6, "conv_L_cache": 3, "intermediate_size": 12_288},
+    "qwen3_moe": {"num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
 }  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         architecture=architecture,
         layers=layers,
         width=width,
-        ffn=_lfm2_ffn(config) if kind == "lfm2" else int(config["intermediate_size"]),
+        ffn=_ffn(config, kind),
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=head_dim,
@@ -83,7 +85,15 @@ def _read(config: Mapping[str, Any], kind: str) -> Shape:
         logit_cap=float(config.get("final_logit_softcapping", 0.0)),
         **(_lfm2_layers(config, layers) if kind == "lfm2" else {}),
         **(_delta_nets(config, layers) if architecture == "qwen35" else {}),
+        **_experts(config, kind),
     )
+
+
+def _ffn(config: Mapping[str, Any], kind: str) -> int:
+    """The width of the feed-forward layers, or of one expert."""
+    if kind == "lfm2":
+        return _lfm2_ffn(config)
+    return int(config["moe_intermediate_size" if kind == "qwen3_moe" else "intermediate_size"])
 
 
 def _lfm2_ffn(config: Mapping[str, Any]) -> int:
@@ -116,6 +126,19 @@ def _delta_nets(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     net = DeltaNet(key_heads, value_heads, key_dim, value_dim)
     kinds = tuple("delta_net" if name == _LINEAR else "attention" for name in types)
     return {"kind_of": kinds, "taps": int(config["linear_conv_kernel_dim"]), "delta_net": net}
+
+
+def _experts(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The fields of Shape about a mixture of experts."""
+    if not FAMILIES[HUB_TYPES[kind]].experts:
+        return {}
+    if config.get("mlp_only_layers") or int(config.get("decoder_sparse_step", 1)) != 1:
+        raise not_native("layers without experts beside layers with them")
+    return {
+        "experts": int(config.get("num_local_experts", config.get("num_experts", 128))),  # two names of one figure
+        "experts_used": int(config["num_experts_per_tok"]),
+        "normalize_experts": kind != "qwen3_moe" or bool(config.get("norm_topk_prob", False)),
+    }
 
 
 def _check_parts(config: Mapping[str, Any], architecture: str) -> None:

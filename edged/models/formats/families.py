@@ -21,10 +21,12 @@ class Family:
     and have biases. `gelu`: GELU (tanh form) in place of SiLU. `norm_offset`: what a checkpoint's norm weights lack;
     GGUF files have it. `gguf_pairs`, `hub_pairs`: GGUF files, or checkpoints, hold the rows of a query or key head in
     the order 0, R/2, 1, R/2 + 1, … (R: the rotated values of a head). `fused`: what lies in one tensor with its
-    neighbours: query, key and value, or gate and up. `hub`, `gguf`: a checkpoint's or GGUF file's names that differ
-    from Llama's. `hybrid`: some layers have a recurrent state in place of keys and values (`Shape.kind_of`). `gated`:
-    attention's result is multiplied by the sigmoid of a gate, whose rows follow those of each query head in files.
-    `ignored`: beginnings of the names of tensors beside the language model.
+    neighbours: query, key and value, or gate and up. `experts`: in place of gate, up and down, layers have a mixture of
+    experts. `hub`, `gguf`: a checkpoint's or GGUF file's names that differ from Llama's; `{}` in a checkpoint's is the
+    number of an expert, names of experts without it are those of tensors that hold all. `hybrid`: some layers have a
+    recurrent state in place of keys and values (`Shape.kind_of`). `gated`: attention's result is multiplied by the
+    sigmoid of a gate, whose rows follow those of each query head in files. `ignored`: beginnings of the names of
+    tensors beside the language model.
     """
 
     qkv_bias: bool = False
@@ -37,6 +39,7 @@ class Family:
     gguf_pairs: bool = False
     hub_pairs: bool = False
     fused: frozenset[str] = frozenset()
+    experts: bool = False
     hub: Mapping[str, str] = field(default_factory=dict)
     gguf: Mapping[str, str] = field(default_factory=dict)
     hybrid: bool = False
@@ -58,6 +61,17 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "smollm3": Family(gguf_pairs=True),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(qk_norm="heads"),
+    "qwen3moe": Family(
+        qk_norm="heads", experts=True,
+        hub={"router": "mlp.gate", **{part: f"mlp.experts.{{}}.{part}_proj" for part in ("gate", "up", "down")}},
+    ),
+    "granitemoe": Family(
+        gguf_pairs=True, experts=True,
+        hub={
+            "router": "block_sparse_moe.router.layer", "gate_up": "block_sparse_moe.input_linear",
+            "down": "block_sparse_moe.output_linear",
+        },
+    ),
     "gemma": Family(gelu=True, norm_offset=1.0),
     "gemma2": Family(post_norm=True, gelu=True, norm_offset=1.0, hub=_SANDWICH),
     "gemma3": Family(qk_norm="heads", post_norm=True, gelu=True, norm_offset=1.0, hub=_SANDWICH),
@@ -95,8 +109,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 }  # fmt: skip
 # Other architectures whose GGUF files transformers reads, and so the torch backend.
 TORCH_GGUF: Final = frozenset({
-    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "minimax-m2", "nemotron", "qwen2moe", "qwen3moe",
-    "starcoder2",
+    "bloom", "deci", "falcon", "gpt2", "gpt-oss", "minimax-m2", "nemotron", "qwen2moe", "starcoder2",
 })  # fmt: skip
 # Architectures of checkpoints that neither backend runs: their state is no key/value cache, or their parts change when
 # they are rounded.
@@ -107,6 +120,6 @@ NO_BACKEND: Final = frozenset({
 # A checkpoint's `model_type` → the family, where the names differ.
 HUB_TYPES: Final[Mapping[str, str]] = {
     "gemma3_text": "gemma3", "ministral3": "mistral3", "hunyuan_v1_dense": "hunyuan-dense", "olmo3": "olmo2",
-    "qwen3_5_text": "qwen35", "qwen3_5": "qwen35",
-    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense", "qwen35"}},
+    "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5": "qwen35",
+    **{name: name for name in FAMILIES if name not in {"gemma3", "mistral3", "hunyuan-dense", "qwen3moe", "qwen35"}},
 }  # fmt: skip

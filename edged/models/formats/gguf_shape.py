@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from edged.core.errors import ModelError
-from edged.models.formats.families import FAMILIES, TORCH_GGUF
+from edged.models.formats.families import FAMILIES, TORCH_GGUF, Family
 from edged.models.formats.gguf import GgufFile
 from edged.models.formats.gguf_figures import Figures
 from edged.models.formats.rope import base_frequencies, divided, longrope, yarn, yarn_scale
@@ -28,16 +28,16 @@ _NO_ROPE_EACH: Final = 4  # SmolLM3
 def shape_from_gguf(file: GgufFile) -> Shape:
     """The shape of a decoder of a known family; its context is the one of its training.
 
-    Raises ModelError `unsupported` for another architecture, a mixture of experts, or metadata that is not applied;
-    `bad_model` where figures are missing or do not fit the tensors.
+    Raises ModelError `unsupported` for another architecture, another mixture of experts, or metadata that is not
+    applied; `bad_model` where figures are missing or do not fit the tensors.
     """
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in FAMILIES:
         unknown = not_native if isinstance(architecture, str) and architecture in TORCH_GGUF else no_backend
         raise unknown(f"GGUF files of the architecture {str(architecture)[:60]!r}")
     figures = Figures(file, architecture)
-    if figures.count("expert_count"):
-        raise no_backend("a mixture of experts")
+    if not FAMILIES[architecture].experts and figures.count("expert_count"):
+        raise no_backend(f"a mixture of experts in {architecture}")
     layers, width, heads = (figures.whole(key) for key in ("block_count", "embedding_length", "attention.head_count"))
     layers -= figures.count("nextn_predict_layers") if architecture == "qwen35" else 0  # they only propose tokens
     if architecture == "stablelm" and "blk.0.ffn_norm.weight" not in file.tensors:
@@ -63,7 +63,7 @@ def shape_from_gguf(file: GgufFile) -> Shape:
         architecture=architecture,
         layers=layers,
         width=width,
-        ffn=figures.whole("feed_forward_length"),
+        ffn=_ffn(figures, family),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -77,6 +77,7 @@ def shape_from_gguf(file: GgufFile) -> Shape:
         logit_scale=1 / (figures.number("logit_scale", 0.0) or 1.0),
         attention_scale=(width / heads) ** -0.5 if wide else figures.number("attention.scale", 0.0),
         **_caps(figures, architecture),
+        **_experts(figures, family),
         **hybrid,
     )
     figures.check_all_read()
@@ -118,6 +119,23 @@ def _caps(figures: Figures, architecture: str) -> dict[str, Any]:
         "attention_cap": figures.number("attn_logit_softcapping", attention),
         "logit_cap": figures.number("final_logit_softcapping", final),
     }
+
+
+def _ffn(figures: Figures, family: Family) -> int:
+    """The width of the ffn, or of one expert's; a file of experts may give that of layers without, which are none."""
+    if family.experts and figures.has("expert_feed_forward_length"):
+        figures.count("feed_forward_length")
+        return figures.whole("expert_feed_forward_length")
+    return figures.whole("feed_forward_length")
+
+
+def _experts(figures: Figures, family: Family) -> dict[str, Any]:
+    """The fields of Shape about a mixture of experts. llama.cpp normalizes the weights of these families always."""
+    if not family.experts:
+        return {}
+    if figures.count("expert_gating_func") not in {0, 1}:
+        raise no_backend("experts that are chosen by another function than softmax")
+    return {"experts": figures.whole("expert_count"), "experts_used": figures.whole("expert_used_count")}
 
 
 def _windows(figures: Figures, architecture: str, layers: int) -> list[int]:

@@ -23,7 +23,7 @@ import msgspec
 from edged.core.errors import ModelError
 from edged.models.digest import file_sha256
 from edged.models.formats.families import FAMILIES
-from edged.models.formats.shape import Shape, check_native
+from edged.models.formats.shape import LayerKind, Shape, check_native
 from edged.models.formats.tiles import Kind, packed_bytes
 
 FORMAT: Final = 6  # written; 4 and 5 had fewer kinds and fewer figures of a shape
@@ -122,8 +122,7 @@ def padded_ffn(shape: Shape) -> int:
 
 def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
     """Names and lengths of all vectors that a model of this shape may have, and whether it must."""
-    family, width, q, kv = shape.family, shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = (q, kv) if family.qk_norm == "wide" else (shape.head_dim, shape.head_dim)
+    family, width = shape.family, shape.width
     yield "final_norm", width, True
     if family.layer_norm:
         yield "final_norm_bias", width, False
@@ -135,33 +134,44 @@ def vector_names(shape: Shape) -> Iterator[tuple[str, int, bool]]:
             yield from ((at + "attention_norm_bias", width, False), (at + "ffn_norm_bias", width, False))
         if family.post_norm:
             yield from ((at + "post_attention_norm", width, True), (at + "post_ffn_norm", width, True))
-        if kind == "delta_net" and shape.delta_net:
-            net = shape.delta_net
-            yield at + "taps", shape.taps * net.channels, True
-            yield from ((at + name, net.value_heads, True) for name in ("delta_decay", "delta_step_bias"))
-            yield at + "delta_norm", net.value_dim, True
-        elif kind == "convolution":
-            yield at + "taps", shape.taps * width, True
-        else:
-            if family.qk_norm:
-                yield from ((at + "query_norm", norms[0], True), (at + "key_norm", norms[1], True))
-            for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
-                yield at + name, length, family.qkv_bias
-            yield at + "out_bias", width, False
-        yield at + "gate_up_bias", 2 * padded_ffn(shape), False
-        yield at + "down_bias", width, False
+        for name, length, required in _mixer_vectors(shape, kind):
+            yield at + name, length, required
+        if not shape.experts:
+            yield at + "gate_up_bias", 2 * padded_ffn(shape), False
+            yield at + "down_bias", width, False
+
+
+def _mixer_vectors(shape: Shape, kind: LayerKind) -> Iterator[tuple[str, int, bool]]:
+    """The same of what mixes the tokens in a layer, without the layer's number."""
+    family, width, q, kv = shape.family, shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if kind == "delta_net" and shape.delta_net:
+        net = shape.delta_net
+        yield "taps", shape.taps * net.channels, True
+        yield from ((name, net.value_heads, True) for name in ("delta_decay", "delta_step_bias"))
+        yield "delta_norm", net.value_dim, True
+    elif kind == "convolution":
+        yield "taps", shape.taps * width, True
+    else:
+        norms = (q, kv) if family.qk_norm == "wide" else (shape.head_dim, shape.head_dim)
+        if family.qk_norm:
+            yield from (("query_norm", norms[0], True), ("key_norm", norms[1], True))
+        for name, length in (("query_bias", q), ("key_bias", kv), ("value_bias", kv)):
+            yield name, length, family.qkv_bias
+        yield "out_bias", width, False
 
 
 def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Iterator[tuple[str, int, int]]:
     """Names, rows and columns of all matrices of a model of this shape.
 
-    `separate`: the layers whose gate and up are two matrices, since they are stored as different kinds.
+    `separate`: the layers whose gate and up are two matrices, since they are stored as different kinds. The matrices of
+    all experts of a layer follow each other in one.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield "embedding", shape.vocabulary, shape.width
     if not tied:
         yield "head", shape.vocabulary, shape.width
-    width, ffn = shape.width, padded_ffn(shape)
+    width, experts = shape.width, max(1, shape.experts)
+    ffn = experts * padded_ffn(shape)
     gate = {"attention_gate": (q, width)} if shape.family.gated else {}
     mixers = {
         "attention": {"query": (q, width), "key": (kv, width), "value": (kv, width), **gate, "out": (width, q)},
@@ -181,7 +191,9 @@ def matrix_names(shape: Shape, tied: bool, separate: Container[int] = ()) -> Ite
             yield f"layers.{layer}.{name}", rows, cols
         for name, rows in gate_up.items():
             yield f"layers.{layer}.{name}", rows, width
-        yield f"layers.{layer}.down", width, shape.ffn
+        yield f"layers.{layer}.down", experts * width, shape.ffn
+        if shape.experts:
+            yield f"layers.{layer}.router", shape.experts, width
 
 
 def write_weights(path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[tuple[str, Iterable[bytes]]]) -> str:

@@ -58,8 +58,10 @@ class Shape:
     the number of its rotary embedding (−1: none), and the tokens that a token sees, itself the last (0: all); empty: 0
     for all layers. `attention_scale`: of query · key, 0: 1 / √head_dim. `attention_cap`, `logit_cap`: x becomes
     cap · tanh(x / cap), 0: not. `growth`: a query at position p is multiplied by
-    1 + growth · ln(1 + ⌊p / growth_tokens⌋). `kind_of`: what mixes the tokens in each layer; empty: attention in all.
-    `taps`: how many tokens a convolution sees, itself the last. `delta_net`: the heads of layers of this kind.
+    1 + growth · ln(1 + ⌊p / growth_tokens⌋). `experts`: of a mixture in each layer, 0: none; `ffn` is then that of one
+    expert. `experts_used`: for each token; their weights add up to 1 where `normalize_experts`. `kind_of`: what mixes
+    the tokens in each layer; empty: attention in all. `taps`: how many tokens a convolution sees, itself the last.
+    `delta_net`: the heads of layers of this kind.
     """
 
     architecture: str
@@ -85,6 +87,9 @@ class Shape:
     logit_cap: float = 0.0
     growth: float = 0.0
     growth_tokens: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    normalize_experts: bool = True
     kind_of: tuple[LayerKind, ...] = ()
     taps: int = 0
     delta_net: DeltaNet | None = None
@@ -105,6 +110,17 @@ class Shape:
         """What mixes the tokens in each layer."""
         attention: tuple[LayerKind, ...] = ("attention",)
         return self.kind_of or attention * self.layers
+
+    @property
+    def window(self) -> int:
+        """The tokens that a token sees in layers with a sliding window; 0: there are none."""
+        return max(self.window_of, default=0)
+
+    @property
+    def cache_windows(self) -> tuple[int, ...]:
+        """The window of each layer that has keys and values in the cache."""
+        layers = zip(self.kinds, self.attention, strict=True)
+        return tuple(window for kind, (_, window) in layers if kind == "attention")
 
     @property
     def rotated(self) -> int:
@@ -166,9 +182,19 @@ def check_native(shape: Shape) -> Shape:
             "The native engine runs widths that are multiples of 8 and at most 48 query heads for each key head, not "
             f"a width of {shape.width} and {shape.heads} heads for {shape.kv_heads}; use torch.",
         )
+    _check_experts(shape)
     _check_figures(shape)
     _check_kinds(shape)
     return shape
+
+
+def _check_experts(shape: Shape) -> None:
+    """Raises ModelError `bad_model` for numbers of experts that no model has, `unsupported` for an odd ffn."""
+    fits = 1 <= shape.experts_used <= shape.experts <= 1024 if shape.family.experts else shape.experts == 0
+    if not fits or shape.experts * max(2 * shape.ffn, shape.width) > 1 << 24:
+        raise ModelError("bad_model", "The model's numbers of experts do not fit together; fetch it again.")
+    if shape.experts and shape.ffn % 32:
+        raise not_native(f"experts with an ffn of {shape.ffn}, which is no multiple of 32")
 
 
 def _check_figures(shape: Shape) -> None:
@@ -199,6 +225,9 @@ def _check_kinds(shape: Shape) -> None:
     """Raises ModelError `bad_model` for kinds of layers that do not fit the family or the other figures."""
     recurrent = shape.layers - shape.kinds.count("attention")
     fits = len(shape.kinds) == shape.layers and recurrent < shape.layers and (shape.family.hybrid or not recurrent)
+    fits = fits and all(
+        kind == "attention" or not window for kind, (_, window) in zip(shape.kinds, shape.attention, strict=True)
+    )
     if not fits or (recurrent and not 2 <= shape.taps <= MAX_TAPS) or not _heads_fit(shape):
         raise ModelError("bad_model", "The kinds of the model's layers are wrong; fetch it again.")
 

@@ -38,6 +38,7 @@ _HUB_NAMES: Final = {
 }  # fmt: skip
 _IGNORED: Final = (".rotary_emb.inv_freq", ".masked_bias")  # what old files keep beside the weights
 _WHOLE_NAMES: Final = {"delta_decay": "linear_attn.A_log", "delta_step_bias": "linear_attn.dt_bias"}
+_Place = slice | tuple[int, slice]  # rows, or an expert's rows
 _DTYPES: Final = {"F32": (Kind.F32, np.float32), "F16": (Kind.F16, np.float16), "BF16": (Kind.BF16, np.uint16)}
 
 
@@ -67,7 +68,7 @@ class CheckpointSource:
         """Refuses tensors that the forward pass does not use: without them it would compute another model."""
         packed = [name for name, _, _ in matrix_names(self.shape, tied=False)]
         packed += [name for name, _, _ in vector_names(self.shape)]
-        wanted = {self._place(part)[0] for name in packed for part in halves(name)}
+        wanted = {stored for name in packed for part in halves(name) for stored, _ in self._places(part)}
         ignored = {name for name in self._stored if name.startswith(self.shape.family.ignored)}
         extra = sorted(name for name in self._stored.keys() - wanted - ignored if not name.endswith(_IGNORED))
         if extra:
@@ -76,14 +77,18 @@ class CheckpointSource:
             )
 
     def has(self, name: str) -> bool:
-        return all(self._place(part)[0] in self._stored for part in halves(name))
+        return all(stored in self._stored for part in halves(name) for stored, _ in self._places(part))
 
     def kind(self, name: str) -> Kind:
-        return self._tensor(name)[0]
+        kinds = {self._tensor(stored)[0] for stored, _ in self._places(name)}
+        if len(kinds) > 1:
+            raise ModelError("unsupported", f"The experts of {self.name} have different types; use torch.")
+        return kinds.pop()
 
     def vector(self, name: str) -> Array:
-        kind, values = self._tensor(name)
-        wide = taps_first(widen(values.reshape(-1)[self._place(name)[1]], kind), name, self.shape)
+        ((stored, rows),) = self._places(name)
+        kind, values = self._tensor(stored)
+        wide = taps_first(widen(values.reshape(-1)[rows], kind), name, self.shape)
         if name.endswith("delta_decay"):
             wide = -np.exp(wide)
         if name.endswith("_norm") and not name.endswith("delta_norm"):
@@ -92,17 +97,22 @@ class CheckpointSource:
         return wide if order is None else wide[order]
 
     def floats(self, name: str, rows: int, cols: int) -> Iterator[Array]:
-        values = self._tensor(name)[1]
-        values = values[self._place(name)[1]]
-        if values.shape != (stored_rows(name, rows, self.shape), cols):
-            raise ModelError(
-                "bad_model", f"Tensor {name} of {self.name} is {values.shape}, not {(rows, cols)}; fetch it again."
-            )
+        places = self._places(name)
+        own_rows = rows // len(places)
+        stored_count = stored_rows(name, own_rows, self.shape)
         order = self._order(name, rows)
-        for part in slabs(rows, cols):
-            yield values[part] if order is None else values[order[part]]
-            for mapping in self._mappings:  # as GgufFile.drop_pages
-                mapping.madvise(mmap.MADV_DONTNEED)
+        for stored, at in places:
+            values = self._tensor(stored)[1]
+            fits = values.ndim == (3 if isinstance(at, tuple) else 2)
+            if not fits or (values := values[at]).shape != (stored_count, cols):
+                raise ModelError(
+                    "bad_model",
+                    f"Tensor {stored} of {self.name} is {values.shape}, not {(stored_count, cols)}; fetch it again.",
+                )
+            for part in slabs(own_rows, cols):
+                yield values[part] if order is None else values[order[part]]
+                for mapping in self._mappings:  # as GgufFile.drop_pages
+                    mapping.madvise(mmap.MADV_DONTNEED)
 
     def codes(self, name: str, rows: int, cols: int) -> Iterator[Codes]:
         raise NotImplementedError("a checkpoint's tensors are floats")
@@ -110,8 +120,7 @@ class CheckpointSource:
     def write_tokenizer(self, folder: Path) -> None:
         copy_texts(self._folder, folder)
 
-    def _tensor(self, name: str) -> tuple[Kind, Array]:
-        stored = self._place(name)[0]
+    def _tensor(self, stored: str) -> tuple[Kind, Array]:
         if stored not in self._stored:
             raise ModelError("bad_model", f"{self.name} has no tensor {stored}; fetch the model again.")
         return self._stored[stored]
@@ -119,8 +128,20 @@ class CheckpointSource:
     def _order(self, name: str, rows: int) -> Array | None:
         return row_order(name, rows, self.shape, pairs=self.shape.family.hub_pairs)
 
+    def _places(self, name: str) -> list[tuple[str, _Place]]:
+        """Where a tensor is: its name in the checkpoint and its rows there, or those of each expert."""
+        layer, _, part = name.removeprefix("layers.").partition(".")
+        if not self.shape.experts or part not in {"gate", "up", "down"}:
+            return [self._place(name)]
+        names, rows = self.shape.family.hub, slice(None)
+        if part not in names:  # in one tensor with the other
+            begin = self.shape.ffn if part == "up" else 0
+            part, rows = "gate_up", slice(begin, begin + self.shape.ffn)
+        module, experts = f"model.layers.{layer}.{names[part]}.weight", range(self.shape.experts)
+        return [(module.format(expert), rows if "{}" in module else (expert, rows)) for expert in experts]
+
     def _place(self, name: str) -> tuple[str, slice]:
-        """A tensor's name in the checkpoint, and its rows there."""
+        """The same of a tensor that is no expert's."""
         if (part := name.rsplit(".", 1)[-1]) in _WHOLE_NAMES:
             return f"model.layers.{name.split('.')[1]}.{_WHOLE_NAMES[part]}", slice(None)
         kind, name = "bias" if name.endswith("_bias") else "weight", name.removesuffix("_bias")

@@ -34,6 +34,9 @@ _GGUF_NAMES: Final = {
     "attention_gate": "attn_q", "delta_in": "attn_qkv", "delta_gate": "attn_gate", "delta_beta": "ssm_beta",
     "delta_alpha": "ssm_alpha", "delta_out": "ssm_out", "delta_step": "ssm_dt", "delta_norm": "ssm_norm",
 }  # fmt: skip
+_EXPERT_NAMES: Final = {
+    "router": "ffn_gate_inp", "gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps",
+}  # fmt: skip
 _ROPE_TENSORS: Final = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 
 
@@ -92,7 +95,7 @@ class GgufSource:
     def dequantized(self, name: str, rows: int, cols: int) -> Array:
         """A matrix as float32 [rows, cols], of any type."""
         tensor, (_, part), order = self._tensor(name), _place(self.shape, name), self._order(name, rows)
-        values = self._file.dequantize(tensor.name)[part]
+        values = self._file.dequantize(tensor.name).reshape(self._flat(tensor))[part]
         if values.shape != (rows, cols):
             raise self._misfit(tensor, (rows, cols))
         return values if order is None else values[order]
@@ -111,9 +114,15 @@ class GgufSource:
         tensor, (_, part) = self._tensor(name), _place(self.shape, name)
         # Several matrices may lie in one tensor.
         whole = tensor.shape[0] if part.stop is not None else stored_rows(name, rows, self.shape)
-        if tensor.shape != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
+        if self._flat(tensor) != (whole, cols) or (part.stop is not None and tensor.shape[0] < part.stop):
             raise self._misfit(tensor, (rows, cols))
         return self._file.raw(tensor.name).reshape(whole, -1)[part]
+
+    def _flat(self, tensor: GgufTensor) -> tuple[int, ...]:
+        """The tensor's shape; of the matrices of all experts as one matrix."""
+        if self.shape.experts and len(tensor.shape) == 3 and tensor.shape[0] == self.shape.experts:
+            return (tensor.shape[0] * tensor.shape[1], tensor.shape[2])
+        return tensor.shape
 
     def _misfit(self, tensor: GgufTensor, wanted: tuple[int, ...]) -> ModelError:
         return ModelError(
@@ -153,7 +162,8 @@ def _place(shape: Shape, name: str) -> tuple[str, slice]:
     if fused := fused_part(shape, part):
         whole, first, rows = fused
         return f"blk.{name.split('.')[1]}.{_GGUF_NAMES[whole]}.{kind}", slice(first, first + rows)
-    stored = {**_GGUF_NAMES, **shape.family.gguf}[part]
+    experts = _EXPERT_NAMES if shape.experts else {}
+    stored = {**_GGUF_NAMES, **experts, **shape.family.gguf}[part]
     return f"blk.{name.split('.')[1]}.{stored}.{kind}" if "." in name else f"{stored}.{kind}", slice(None)
 
 

@@ -43,7 +43,8 @@ from edged.models.tokenizer.texts import read_texts
 Progress = Callable[[str], None]
 _Slab = TypeVar("_Slab")
 KEEP: Final = None  # bits: floats stay as they are
-_GATES: Final = (".delta_alpha", ".delta_beta")  # tiny, and a state sums up their errors: they stay floats in any case
+# They stay floats in any case: gates are tiny and a state sums up their errors, a router decides which experts compute.
+_UNROUNDED: Final = (".delta_alpha", ".delta_beta", ".router")
 _GGML_NAMES: Final = {
     Kind.Q4: "q4_0", Kind.Q4_MIN: "q4_1", Kind.Q5: "q5_0", Kind.Q5_MIN: "q5_1", Kind.Q8: "q8_0", Kind.Q8_MIN: "q8_1",
 }  # fmt: skip
@@ -71,9 +72,9 @@ def pack(
     """Packs `source` into the folder `destination`, which must not exist (or be empty).
 
     `bits`: 4, 8, or None to keep floats as they are. `head_bits`: of head and embedding, which lose most by 4 bits;
-    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. The gates of delta nets stay floats, and what a
-    GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model` (weights that are
-    not finite, too), `no_disk`.
+    None: 8. `minimum`: 4-bit groups get a minimum as well as a scale. Routers and the gates of delta nets stay floats,
+    and what a GGUF file has quantized keeps its codes in any case. Raises ModelError: `unsupported`, `bad_model`
+    (weights that are not finite, too), `no_disk`.
     """
     if bits not in {KEEP, 4, 8} or head_bits not in {None, 4, 8} or group not in GROUPS:
         raise ModelError(
@@ -84,7 +85,7 @@ def pack(
     for name, rows, cols in matrix_names(source.shape, source.tied, _separate_layers(source)):
         stored = _kind(source, name)
         final, its_group = stored, stored.groups[0]
-        if bits is not KEEP and stored.is_float and not name.endswith(_GATES):
+        if bits is not KEEP and stored.is_float and not name.endswith(_UNROUNDED):
             final, its_group = kinds[(head_bits or 8) if name in {"embedding", "head"} else bits], group
         infos[name] = TensorInfo(final, rows, cols, 0 if final.is_float else its_group)
     if bits is not KEEP and all(info.kind is _kind(source, name) for name, info in infos.items()):
@@ -223,7 +224,8 @@ def _source_slabs(
 ) -> Iterator[tuple[_Slab, ...]]:
     """Slabs of a packed matrix as the source has them: of gate and of up where it holds both."""
     part = name.rsplit(".", 1)[-1]
-    rows = source.shape.ffn if part in {"gate", "up", "gate_up"} else info.rows
+    ffn = max(1, source.shape.experts) * source.shape.ffn
+    rows = ffn if part in {"gate", "up", "gate_up"} else info.rows
     names = [name.replace("gate_up", half) for half in ("gate", "up")] if part == "gate_up" else [name]
     yield from zip(*(read(one, rows, info.cols) for one in names), strict=True)
 

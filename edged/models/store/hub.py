@@ -6,7 +6,9 @@ import os
 import re
 import urllib.parse
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from edged.core.errors import ModelError
 from edged.models.store.download import Remote, fetch_json
@@ -16,6 +18,32 @@ _TEXTS: Final = frozenset(
     {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
      "model.safetensors.index.json", "chat_template.jinja"}
 )  # fmt: skip
+
+
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Large(msgspec.Struct):
+    """A large file of a repository, as the API lists it."""
+
+    size: _Size | None = None
+    sha256: str | None = None
+
+
+class _Entry(msgspec.Struct):
+    """A file of a repository, as the API lists it."""
+
+    rfilename: str
+    size: _Size | None = None
+    lfs: _Large | None = None
+
+
+class _Answer(msgspec.Struct):
+    """What is used of the API's answer about a repository at a revision."""
+
+    siblings: list[_Entry] = []
+    sha: str | None = None
+    cardData: Any = None  # noqa: N815  - the API's name
 
 
 @dataclass(frozen=True)
@@ -42,7 +70,8 @@ def hub_files(source: str) -> HubPlan:
     answer = fetch_json(
         f"{base}/api/models/{owner}/{name}/revision/{quoted}?blobs=true", "application/json", f"{owner}/{name}"
     )
-    listed = {str(entry.get("rfilename")): entry for entry in answer.get("siblings", [])}
+    known = _answer(answer, f"{owner}/{name}", base)
+    listed = {entry.rfilename: entry for entry in known.siblings}
     if file:
         chosen = [file] if file in listed else []
     else:
@@ -52,25 +81,33 @@ def hub_files(source: str) -> HubPlan:
         hint = f"; name one of its files: {', '.join(ggufs[:8])}" if ggufs and not file else "; check its name"
         raise ModelError("missing", f"{owner}/{name} has no {file or 'safetensors files'}{hint}.")
     names = [path.rsplit("/", 1)[-1] for path in chosen]
-    if len({short.casefold() for short in names}) < len(names) or any(short.startswith(".") for short in names):
+    if len({short.casefold() for short in names}) < len(names) or any(short[:1] in {"", "."} for short in names):
         raise ModelError(
             "unsupported", f"{owner}/{name} has several files of one name, or hidden ones; download the files yourself."
         )
-    commit = urllib.parse.quote(str(answer.get("sha") or revision or "main"), safe="")
+    commit = urllib.parse.quote(known.sha or revision or "main", safe="")
     files = {
         short: _remote(f"{base}/{owner}/{name}/resolve/{commit}/{urllib.parse.quote(path)}", path, listed[path])
         for short, path in zip(names, chosen, strict=True)
     }
     size = sum(remote.size or 0 for remote in files.values())
-    return HubPlan(files, file is None, size, _licence(answer))
+    return HubPlan(files, file is None, size, _licence(known.cardData))
 
 
-def _remote(url: str, what: str, entry: dict[str, Any]) -> Remote:
-    large = entry.get("lfs") or {}
-    size = large.get("size", entry.get("size"))
-    return Remote(url, what, size if isinstance(size, int) else None, large.get("sha256"))
+def _answer(answer: Any, what: str, base: str) -> _Answer:
+    try:
+        return msgspec.convert(answer, _Answer)
+    except msgspec.ValidationError as error:
+        raise ModelError(
+            "unreachable", f"The answer of {base} about {what} cannot be read ({error}); try again later."
+        ) from error
 
 
-def _licence(answer: dict[str, Any]) -> str:
-    card = answer.get("cardData") or {}
+def _remote(url: str, what: str, entry: _Entry) -> Remote:
+    if entry.lfs is not None:
+        return Remote(url, what, entry.lfs.size if entry.lfs.size is not None else entry.size, entry.lfs.sha256)
+    return Remote(url, what, entry.size)
+
+
+def _licence(card: Any) -> str:
     return str(card.get("license") or "unknown") if isinstance(card, dict) else "unknown"

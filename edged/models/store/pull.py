@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -26,19 +27,21 @@ _BLOCK: Final = 1 << 20
 _FORGOTTEN: Final = 7 * 86_400.0  # seconds after which a download that nobody went on with is removed
 
 
-def pull(source: str, store: Store, progress: Progress, digest: str | None = None) -> StoredModel:
+def pull(
+    source: str, store: Store, progress: Progress, digest: str | None = None, *, move: bool = False
+) -> StoredModel:
     """Fetches a model into the store, or returns at once where it is there and whole.
 
     `source`: a name of the catalog, `hf:owner/name[/file][@revision]`, an http(s) address, or a path. `digest`
     (`sha256:…`) must be the model's where given. Another pull of the same source is waited for. Interrupted, it goes
-    on where it stopped. What killed pulls left behind is removed.
+    on where it stopped. What killed pulls left behind is removed. `move`: a path is moved, not copied.
     Raises ModelError `missing`, `unreachable`, `no_disk`, `tampered`, `unsupported`, `bad_model`.
     """
     entry = catalog().get(source)
     remote = entry is not None or source.startswith(("hf:", "http://", "https://"))
     store.clean()
     if not remote:
-        return _take(Path(source).expanduser(), store, progress, digest)
+        return _take(Path(source).expanduser(), store, progress, digest, move=move)
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
     _clean_partial(store, key)
     with _locked(store, key, progress):
@@ -139,14 +142,18 @@ def _fetch(plan: HubPlan, source: str, store: Store, work: Path, progress: Progr
         if place.exists() and remote.size == place.stat().st_size:
             continue
         part = work.with_name(f"{work.name}-{name}.part")
-        download(remote, part, progress)
+        download(replace(remote, room=remote.room or store.check_room), part, progress)
         part.rename(place)
     model = folder if plan.whole else folder / next(iter(plan.files))
-    if plan.whole:
-        check_folder(model)
-    else:
-        _check_gguf(model, source)
-    _check_digest(source, digest_of(model), digest)
+    try:
+        if plan.whole:
+            check_folder(model)
+        else:
+            _check_gguf(model, source)
+        _check_digest(source, digest_of(model), digest)
+    except ModelError:
+        state_files.clear(folder)  # else the next pull would find the same bytes
+        raise
     return model
 
 
@@ -164,8 +171,8 @@ def _pull_address(source: str, store: Store, work: Path, progress: Progress, dig
     return store.add(part, name, source.split("?", maxsplit=1)[0], "unknown", move=True, file=name)
 
 
-def _take(path: Path, store: Store, progress: Progress, digest: str | None) -> StoredModel:
-    """A file or folder of this disk."""
+def _take(path: Path, store: Store, progress: Progress, digest: str | None, *, move: bool) -> StoredModel:
+    """A file or folder of this disk; a moved one has its name as its source, since its path is gone."""
     if not path.exists():
         names = ", ".join(catalog())
         raise ModelError(
@@ -178,10 +185,11 @@ def _take(path: Path, store: Store, progress: Progress, digest: str | None) -> S
     else:
         _check_one_file(path.name)
         _check_gguf(path, str(path))
-    progress(0, None, f"copying {path.name}")
+    progress(0, None, f"{'moving' if move else 'copying'} {path.name}")
     if digest:
         _check_digest(str(path), digest_of(path), digest)
-    return store.add(path.resolve(), path.resolve().name, str(path.resolve()), "unknown")
+    path = path.resolve()
+    return store.add(path, path.name, path.name if move else str(path), "unknown", move=move)
 
 
 def _check_one_file(name: str) -> None:
