@@ -22,8 +22,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `edgectl serve`, besides those of the connection to the broker."""
     command.add_argument("--listen", default=DEFAULT_LISTEN, metavar="ADDRESS:PORT", help=f"default: {DEFAULT_LISTEN}")
     command.add_argument("--token-file", type=Path, metavar="FILE", help="a secret that every request must carry")
-    command.add_argument("--https-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain")
-    command.add_argument("--https-key", type=Path, metavar="FILE", help="its private key")
+    command.add_argument("--https-cert", type=Path, metavar="FILE", help="certificate chain (PEM): serve HTTPS")
+    command.add_argument("--https-key", type=Path, metavar="FILE", help="its private key (PEM)")
     command.add_argument("--host", action="append", default=[], metavar="NAME", help="also answer to this host name")
     command.add_argument("--requester", help="the requester in the topics (default: your user name)")
 

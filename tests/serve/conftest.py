@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from tests.serve.scripted_device import Script, ScriptedDevice
 from tests.support import Broker, free_port
 
 
@@ -39,3 +40,16 @@ def serve(broker: Broker) -> Iterator[Callable[..., str]]:
             raise AssertionError("edgectl serve did not start")
 
         yield start
+
+
+@pytest.fixture
+def scripted(broker: Broker) -> Iterator[Callable[[Script], ScriptedDevice]]:
+    """Makes the device `scripted`, which answers with what the script gives."""
+    with ExitStack() as stack:
+
+        def make(script: Script) -> ScriptedDevice:
+            made = ScriptedDevice(broker.port, script)
+            stack.callback(made.stop)
+            return made
+
+        yield make
