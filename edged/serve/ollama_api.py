@@ -249,7 +249,7 @@ def _shared(wanted: dict[str, Any]) -> dict[str, Any]:
         body["format"] = {"type": "json_schema", "schema": {"type": "object"}}
     elif isinstance(shape, dict):
         body["format"] = {"type": "json_schema", "schema": shape}
-    elif shape not in {None, ""}:
+    elif shape is not None and shape != "":
         raise BadValue("format", "must be json or a JSON schema")
     if (think := wanted.get("think")) is not None:
         body["reasoning"] = "show" if think else "off"

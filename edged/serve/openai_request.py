@@ -48,7 +48,7 @@ def chat_prompt(request: dict[str, Any]) -> dict[str, Any]:
     if (shape := request.get("response_format")) is not None:
         body |= _format(shape)
     if (effort := request.get("reasoning_effort")) is not None:
-        body["reasoning"] = "off" if effort in {"none", "minimal"} else "show"
+        body["reasoning"] = "off" if effort in ("none", "minimal") else "show"
     if request.get("tools"):
         body["tools"] = tools_of(request["tools"])
         if request.get("tool_choice") is not None:
@@ -134,7 +134,7 @@ def _format(shape: object) -> dict[str, Any]:
         "json_object": lambda _: {"format": {"type": "json_schema", "schema": {"type": "object"}}},
         "json_schema": lambda given: {"format": {"type": "json_schema", "schema": _schema(given)}},
     }
-    if not isinstance(shape, dict) or kind not in readers:
+    if not isinstance(shape, dict) or not isinstance(kind, str) or kind not in readers:
         raise BadValue("response_format.type", "must be text, json_object or json_schema")
     return readers[kind](shape)
 

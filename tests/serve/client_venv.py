@@ -31,5 +31,3 @@ def run(program: list[str | Path], timeout: float = 300) -> str:
 def run_python(programs: Path, source: str, *arguments: str) -> str:
     """What a text of Python prints there."""
     return run([programs / "python", "-c", source, *arguments])
-
-
