@@ -48,6 +48,8 @@ def chat_prompt(request: dict[str, Any]) -> dict[str, Any]:
     if (shape := request.get("response_format")) is not None:
         body |= _format(shape)
     if (effort := request.get("reasoning_effort")) is not None:
+        if not isinstance(effort, str):
+            raise BadValue("reasoning_effort", "must be a word: none, low, medium or high")
         body["reasoning"] = "off" if effort in ("none", "minimal") else "show"
     if request.get("tools"):
         body["tools"] = tools_of(request["tools"])
