@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -119,8 +120,8 @@ async def _replies(
 ) -> AsyncIterator[Reply]:
     """Replies as they come.
 
-    The same bytes are sent again until the first reply, and once after each reconnection, which lost what was published
-    meanwhile: a device answers one id once, and sends the text so far.
+    The same bytes are sent again until the first reply, and after each reconnection, which lost what was published
+    meanwhile, until the next: a device answers one id once, and sends the text so far.
     """
     clock = asyncio.get_running_loop().time
     until, sent_at, session = clock() + PATIENCE, clock(), broker.session
@@ -131,9 +132,10 @@ async def _replies(
             reply = await asyncio.wait_for(replies.get(), TICK)
         except asyncio.TimeoutError:
             away.check(clock())
-            late = not answered and clock() >= sent_at + RESEND_EVERY
-            if not broker.problem and (late or session != broker.session):
-                sent_at, session = clock(), broker.session
+            if session != broker.session and not broker.problem:
+                session, answered, sent_at = broker.session, False, -math.inf
+            if not answered and not broker.problem and clock() >= sent_at + RESEND_EVERY:
+                sent_at = clock()
                 with suppress(BrokerError):
                     await broker.publish(topic, prompt)
             continue

@@ -18,18 +18,22 @@ class ScriptedDevice:
     def __init__(self, port: int, script: Script, name: str = "scripted") -> None:
         self.prompts: list[dict[str, Any]] = []
         self.cancelled = threading.Event()
-        self._script = script
+        self.script = script
         self._name = name
         self._root = f"edged/v1/test/device/{name}"
         self._subscribed = threading.Event()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self._client.on_message = self._on_message
         self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_connect = self._on_connect
+        self._client.reconnect_delay_set(1, 1)
         self._client.connect("127.0.0.1", port)
-        self._client.subscribe([(f"{self._root}/prompt/+", 1), (f"{self._root}/cancel/+", 1)])
         self._client.loop_start()
         assert self._subscribed.wait(10)
-        self.publish("status", b"online", retain=True)
+
+    def _on_connect(self, *_: Any) -> None:
+        self._client.subscribe([(f"{self._root}/prompt/+", 1), (f"{self._root}/cancel/+", 1)])
+        self._client.publish(f"{self._root}/status", b"online", 1, retain=True)
 
     def publish(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
         self._client.publish(f"{self._root}/{kind}", payload, 1, retain=retain).wait_for_publish(20)
@@ -47,7 +51,7 @@ class ScriptedDevice:
             return
         self.prompts.append(document)
         topic = f"edged/v1/test/reply/{requester}/{self._name}/{document['id']}"
-        for reply in self._script(document):
+        for reply in self.script(document):
             body = json.dumps({"id": document["id"], **reply})
             self._client.publish(topic, body, 1 if reply.get("final") else 0)
 
