@@ -41,6 +41,7 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
     memory_used: float | None
     cpu_percent: float | None
     open_prompts: float | None
+    answered: float | None = None  # prompts since the device's daemon started
 
 
 class Device:
@@ -87,6 +88,7 @@ class Device:
                 number(memory.get("used_bytes")),
                 number(self._part(document, "cpu").get("percent")),
                 self.open_prompts,
+                number(self._part(document, "queue").get("answered")),
             )
         )
         while self.readings and self.readings[0].at < now - READINGS_FOR:
