@@ -85,7 +85,9 @@ def _token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigError(f"--token-file {path}: cannot be read ({reason})") from None
-    if stat.S_IMODE(mode) & 0o077:
+    # systemd shows its credentials to the service alone, by an access list that the mode does not show.
+    credential = path.parent == Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere"))
+    if stat.S_IMODE(mode) & 0o077 and not credential:
         raise ConfigError(f"--token-file {path}: others can read it; run: chmod 600 {path}")
     if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"--token-file {path}: must hold {MIN_TOKEN} or more ASCII characters without spaces")
