@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.serve.scripted_device import Script, ScriptedDevice, final
-from tests.support import Client, Device
+from tests.support import Client, Device, wait_until
 
 ASKED: Any = [{"role": "user", "content": "Rome?"}]
 CALL = {"id": "x3FgT0aQ7", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
@@ -22,9 +22,16 @@ LOGPROBS = [
 
 
 @pytest.fixture
-def api(serve: Callable[..., str], device: Callable[..., Device]) -> openai.OpenAI:
+def api(server: str, device: Callable[..., Device]) -> openai.OpenAI:
     device()
-    return openai.OpenAI(base_url=f"{serve()}/v1", api_key="none", max_retries=0)
+    return client_of(server, "pi")
+
+
+def client_of(server: str, model: str) -> openai.OpenAI:
+    """A client, once the server knows the device."""
+    made = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+    wait_until(lambda: model in {one.id for one in made.models.list()}, 10, f"{model} is known")
+    return made
 
 
 def test_the_models_are_the_devices_and_the_fleet(api: openai.OpenAI) -> None:
@@ -68,11 +75,11 @@ def test_a_client_that_goes_away_cancels_its_prompt(api: openai.OpenAI, client: 
 
 @pytest.fixture
 def scripted_api(
-    serve: Callable[..., str], scripted: Callable[[Script], ScriptedDevice]
+    server: str, scripted: Callable[[Script], ScriptedDevice]
 ) -> Callable[[Script], tuple[openai.OpenAI, ScriptedDevice]]:
     def make(script: Script) -> tuple[openai.OpenAI, ScriptedDevice]:
         device = scripted(script)
-        return openai.OpenAI(base_url=f"{serve()}/v1", api_key="none", max_retries=0), device
+        return client_of(server, "scripted"), device
 
     return make
 
@@ -172,8 +179,8 @@ def test_a_final_of_another_shape_ends_the_answer(scripted_api: Api, odd: dict[s
             assert 200 == answer.status_code, answer.text
 
 
-def test_what_is_not_there_has_openais_shape(serve: Callable[..., str]) -> None:
-    address = serve()
+def test_what_is_not_there_has_openais_shape(server: str) -> None:
+    address = server
     unknown, wrong = httpx.get(f"{address}/v1/nothing"), httpx.get(f"{address}/v1/chat/completions")
     assert [404, "not_found"] == [unknown.status_code, unknown.json()["error"]["code"]]
     assert [405, "method_not_allowed"] == [wrong.status_code, wrong.json()["error"]["code"]]
