@@ -22,10 +22,14 @@ from pathlib import Path
 
 import msgspec
 
-from edged.core.prompt import Final, ModelInfo, Usage
+from edged.core.prompt import Final, ModelInfo, Request, Usage
 from edged.worker import frames
 
 INFO = ModelInfo("fake", "sha256:" + "0" * 64, "none", "none", "fake", 64, 4, 0)
+
+
+def last_text(request: Request) -> str:
+    return request.turns[-1].content if request.raw is None else request.raw
 
 
 class FakeWorker:
@@ -50,7 +54,7 @@ class FakeWorker:
                     if self.source == "dies-late" and not frame.key.startswith("golden"):
                         os.kill(os.getpid(), signal.SIGKILL)
                     with (self.control / "received").open("a") as received:
-                        received.write(frame.request.turns[-1].content + "\n")
+                        received.write(last_text(frame.request) + "\n")
                     threading.Thread(target=self.answer, args=(frame,), daemon=True).start()
                 elif isinstance(frame, frames.Cancel):
                     self.cancelled.add(frame.key)
@@ -90,7 +94,7 @@ class FakeWorker:
             time.sleep(3600)
 
     def answer(self, order: frames.Add) -> None:
-        words = order.request.turns[-1].content.split()
+        words = last_text(order.request).split()
         if words == ["long"]:
             self.send(frames.Refused(order.key, "too_long", "too_long", "the prompt has 99 tokens, the context 64"))
             return

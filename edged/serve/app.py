@@ -18,9 +18,9 @@ from starlette.types import ASGIApp
 
 from edged.config.schema import Mqtt
 from edged.serve import metrics
-from edged.serve.bodies import TooLargeError
 from edged.serve.broker import Broker
 from edged.serve.console import Console
+from edged.serve.errors import error_handlers
 from edged.serve.fleet_state import FleetState
 from edged.serve.guard import COOKIE, Guard, is_token
 from edged.serve.ollama_api import OllamaApi
@@ -64,6 +64,9 @@ def make_app(settings: Mqtt, options: ServeOptions) -> ASGIApp:
     async def healthy(_request: Request) -> Response:
         return JSONResponse({"broker": broker.problem or "ok"}, 503 if broker.problem else 200)
 
+    async def described(_request: Request) -> Response:
+        return FileResponse(STATIC / "openapi.json", media_type="application/json")
+
     async def login(request: Request) -> Response:
         return await _login(request, options)
 
@@ -72,12 +75,13 @@ def make_app(settings: Mqtt, options: ServeOptions) -> ASGIApp:
         Route("/login", login, methods=["GET", "POST"]),
         Route("/metrics", figures),
         Route("/healthz", healthy),
+        Route("/openapi.json", described),
         *OpenAiApi(broker).routes(),
         *OllamaApi(broker).routes(),
         *Console(broker, watchers).routes(),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
-    app = Starlette(routes=routes, lifespan=connected, exception_handlers={TooLargeError: _too_large})
+    app = Starlette(routes=routes, lifespan=connected, exception_handlers=error_handlers())
     return Guard(app, options.token, options.hosts)
 
 
@@ -93,8 +97,3 @@ async def _login(request: Request, options: ServeOptions) -> Response:
     response = RedirectResponse("/", 303)
     response.set_cookie(COOKIE, options.token, httponly=True, samesite="strict", secure=options.secure)
     return response
-
-
-async def _too_large(_request: Request, _error: Exception) -> Response:
-    body = {"message": "the request is too large", "type": "invalid_request_error", "param": None, "code": "too_large"}
-    return JSONResponse({"error": body}, 413)

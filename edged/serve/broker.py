@@ -21,7 +21,9 @@ from edged.serve.fleet_state import FleetState
 
 RETAINED_WITHIN: Final = 0.8  # seconds in which a broker delivers retained messages
 CONFIRM_WITHIN: Final = 10.0  # seconds for the broker's PUBACK
-MAX_REPLY: Final = 4_000_000  # bytes of one reply that is read
+MAX_REPLY: Final = 4_000_000  # bytes of one final that is read; nothing larger is handed to the event loop
+MAX_CHUNK: Final = 100_000  # bytes of any other reply
+MAX_QUEUED: Final = 64  # replies to a prompt whose client does not read; the final has the whole text
 
 Reply = dict[str, Any]
 
@@ -36,9 +38,9 @@ class Broker:
         self.refused: tuple[str, ...] = ()  # subscriptions that the broker's access list refuses
         self._root = f"edged/v1/{state.fleet}/"
         self._changed = changed
-        self._replies: dict[str, asyncio.Queue[Reply]] = {}
+        self._replies: dict[tuple[str, str], asyncio.Queue[Reply]] = {}  # by device and id
         self._confirmations: dict[int, asyncio.Future[None]] = {}
-        self._session = 0
+        self.session = 0  # the connection in use
         self._settled = asyncio.Event()  # the retained messages of this connection have arrived
         self._loop: asyncio.AbstractEventLoop | None = None
         topics = (*state.subscriptions(), f"{self._root}reply/{requester}/+/+")
@@ -60,13 +62,13 @@ class Broker:
         if not self.problem:
             await self._settled.wait()
 
-    def subscribe(self, prompt_id: str) -> asyncio.Queue[Reply]:
-        """A queue of the replies to one prompt, until `unsubscribe`."""
-        return self._replies.setdefault(prompt_id, asyncio.Queue())
+    def subscribe(self, device: str, prompt_id: str) -> asyncio.Queue[Reply]:
+        """A queue of a device's replies to one prompt, until `unsubscribe`."""
+        return self._replies.setdefault((device, prompt_id), asyncio.Queue())
 
-    def unsubscribe(self, prompt_id: str) -> None:
+    def unsubscribe(self, device: str, prompt_id: str) -> None:
         """End it."""
-        self._replies.pop(prompt_id, None)
+        self._replies.pop((device, prompt_id), None)
 
     async def publish(self, topic: str, document: Any, *, retain: bool = False) -> None:
         """Publish at QoS 1 (bytes as they are, anything else as JSON) and wait for the PUBACK. Raises BrokerError."""
@@ -74,7 +76,7 @@ class Broker:
         if self.problem:
             raise BrokerError(f"the broker cannot be reached: {self.problem}")
         mid = self._connection.publish(
-            self._session, topic, payload, qos=1, retain=retain, content_type="application/json"
+            self.session, topic, payload, qos=1, retain=retain, content_type="application/json"
         )
         if mid is None:
             raise BrokerError("the connection to the broker ended; try again")
@@ -90,6 +92,8 @@ class Broker:
         """On the network thread: acknowledge, and hand over to the loop."""
         if isinstance(event, Arrived):
             self._connection.acknowledge(event)
+            if len(event.payload) > MAX_REPLY:
+                return
         assert self._loop is not None  # noqa: S101 `start` set it
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._apply, event)
@@ -100,11 +104,12 @@ class Broker:
         elif isinstance(event, Acked):
             self._confirm(event)
         elif isinstance(event, Up):
-            self._session, self.problem, self.refused = event.session, "", event.refused
+            self.session, self.problem, self.refused = event.session, "", event.refused
             asyncio.get_running_loop().call_later(RETAINED_WITHIN, self._settled.set)
             self._changed()
         elif isinstance(event, Down):
             self.problem = event.reason or "the connection ended"
+            self._settled.clear()
             self._fail_confirmations()
             self._changed()
 
@@ -116,15 +121,19 @@ class Broker:
             self.state.apply(message.topic, message.payload)
             self._changed()
             return
-        waiting = self._replies.get(message.topic[len(prefix) :].partition("/")[2])
-        if waiting is not None and (reply := _reply(message.payload)) is not None:
+        device, _, prompt_id = message.topic[len(prefix) :].partition("/")
+        waiting = self._replies.get((device, prompt_id))
+        reply = None if waiting is None else read_reply(message.payload, prompt_id)
+        if waiting is None or reply is None:
+            return
+        if reply.get("final") is True or waiting.qsize() < MAX_QUEUED:
             waiting.put_nowait(reply)
 
     def _confirm(self, event: Acked) -> None:
         # The PUBACK may come before `publish` has registered its future: the network thread is another one.
         confirmed = self._confirmations.get(event.mid)
         if confirmed is None:
-            if event.session == self._session:
+            if event.session == self.session:
                 self._confirmations[event.mid] = confirmed = asyncio.get_running_loop().create_future()
                 asyncio.get_running_loop().call_later(CONFIRM_WITHIN, self._confirmations.pop, event.mid, None)
             else:
@@ -145,12 +154,14 @@ class Broker:
         self._confirmations.clear()
 
 
-def _reply(payload: bytes) -> Reply | None:
-    """A reply's document, None for anything else that was published there."""
+def read_reply(payload: bytes, prompt_id: str) -> Reply | None:
+    """A reply to this prompt, None for anything else that was published there."""
     if len(payload) > MAX_REPLY:
         return None
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):
         return None
-    return document if isinstance(document, dict) else None
+    if not isinstance(document, dict) or document.get("id") != prompt_id:
+        return None
+    return document if document.get("final") is True or len(payload) <= MAX_CHUNK else None

@@ -18,6 +18,7 @@ from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
 from edged.serve.fleet_state import Device
 from edged.serve.layer_pushes import diff_of, push, undo
+from edged.serve.merged_layers import layers_of, merged
 from edged.serve.prompts import Ended, NoDeviceError, ask, find_device
 from edged.serve.until_gone import run_until_gone
 from edged.serve.watchers import Watchers
@@ -64,13 +65,12 @@ class Console:
         return JSONResponse(self._about(device))
 
     def _about(self, device: Device) -> dict[str, Any]:
-        state = self._broker.state
-        names = ["fleet", *_groups(device), f"device:{device.name}"]
-        layers = [{"name": name, "layer": _plain(state.layers[name])} for name in names if name in state.layers]
+        layers = layers_of(self._broker.state, device)
         return {
             "name": device.name, "status": device.status, "health": device.health, "telemetry": device.telemetry,
             "reported": device.reported, "history": device.history, "events": list(device.events)[::-1],
             "readings": [list(_values(reading)) for reading in device.readings], "layers": layers,
+            "settings": merged(layers),
         }  # fmt: skip
 
     async def chat(self, request: Request) -> Response:
@@ -123,21 +123,8 @@ async def _immediately(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _groups(device: Device) -> list[str]:
-    """The groups whose layers the device has reported."""
-    layers = device.reported.get("in_force")
-    return [name for name in layers if name.startswith("group:")] if isinstance(layers, dict) else []
-
-
 def _values(reading: Any) -> tuple[Any, ...]:
     return tuple(getattr(reading, field) for field in reading.__struct_fields__)
-
-
-def _plain(payload: bytes) -> Any:
-    try:
-        return json.loads(payload)
-    except (ValueError, RecursionError):
-        return payload.decode("utf-8", "replace")
 
 
 def _event(kind: str, document: dict[str, Any]) -> bytes:

@@ -16,8 +16,14 @@ import msgspec
 from edged.config.checks import NAME
 
 MAX_DEVICES: Final = 20_000
-MAX_DOCUMENT: Final = 256_000  # bytes of a document that is kept
-MAX_LAYER: Final = 1_000_000
+# Bytes of a document that is kept, by its kind; several times what a device publishes.
+MAX_DOCUMENT: Final = {
+    "health": 64_000, "telemetry": 32_000, "event": 16_000, "config/reported": 64_000, "config/history": 256_000,
+}  # fmt: skip
+MAX_LAYER: Final = 262_144  # bytes: what a device reads
+MAX_LAYERS: Final = 1000
+MAX_EVENT_KEYS: Final = 20
+MAX_EVENT_TEXT: Final = 600
 MAX_EVENTS: Final = 100
 MAX_READINGS: Final = 720  # an hour at the default interval of 10 s, twice over
 READINGS_FOR: Final = 3600.0  # seconds
@@ -35,6 +41,7 @@ class Reading(msgspec.Struct, frozen=True, array_like=True):
     memory_used: float | None
     cpu_percent: float | None
     open_prompts: float | None
+    answered: float | None = None  # prompts since the device's daemon started
 
 
 class Device:
@@ -81,6 +88,7 @@ class Device:
                 number(memory.get("used_bytes")),
                 number(self._part(document, "cpu").get("percent")),
                 self.open_prompts,
+                number(self._part(document, "queue").get("answered")),
             )
         )
         while self.readings and self.readings[0].at < now - READINGS_FOR:
@@ -115,7 +123,9 @@ class FleetState:
             return
         what = topic[len(self._root) :]
         if what == "config" or (what.startswith("group/") and what.endswith("/config")):
-            self._apply_layer("fleet" if what == "config" else f"group:{what.split('/')[1]}", payload)
+            group = what.split("/")[1] if what != "config" else ""
+            if what == "config" or NAME.match(group):
+                self._apply_layer(f"group:{group}" if group else "fleet", payload)
             return
         parts = what.split("/", 2)
         if len(parts) != 3 or parts[0] != "device" or not NAME.match(parts[1]):
@@ -139,7 +149,8 @@ class FleetState:
         self.devices.pop(name, None)
 
     def _apply_layer(self, name: str, payload: bytes) -> None:
-        if payload and len(payload) <= MAX_LAYER:
+        known = name in self.layers or len(self.layers) < MAX_LAYERS
+        if payload and len(payload) <= MAX_LAYER and known:
             self.layers[name] = payload
         else:
             self.layers.pop(name, None)
@@ -149,7 +160,7 @@ class FleetState:
             word = payload[:16].decode("ascii", "replace")
             device.status = word if word in STATUSES else "unknown"
             return
-        document = parsed(payload)
+        document = parsed(payload, MAX_DOCUMENT.get(kind, 0))
         if document is None:
             return
         if kind == "health":
@@ -157,7 +168,7 @@ class FleetState:
         elif kind == "telemetry":
             device.take_telemetry(document, self._wall())
         elif kind == "event":
-            device.events.append({"at": self._wall(), **document})
+            device.events.append({"at": self._wall(), **_short(document)})
         elif kind == "config/reported":
             device.reported = document
         elif kind == "config/history":
@@ -165,15 +176,21 @@ class FleetState:
             device.history = [one for one in decisions if isinstance(one, dict)] if isinstance(decisions, list) else []
 
 
-def parsed(payload: bytes) -> Document | None:
-    """The JSON object of a payload, None where it is anything else or larger than is kept."""
-    if len(payload) > MAX_DOCUMENT:
+def parsed(payload: bytes, most: int) -> Document | None:
+    """The JSON object of a payload, None where it is anything else or has more than `most` bytes."""
+    if len(payload) > most:
         return None
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _short(event: Document) -> Document:
+    """The texts and numbers of an event, without what it nests."""
+    kept = [(key[:40], value) for key, value in event.items() if value is None or isinstance(value, (str, int, float))]
+    return {key: value[:MAX_EVENT_TEXT] if isinstance(value, str) else value for key, value in kept[:MAX_EVENT_KEYS]}
 
 
 def number(value: object) -> float | None:

@@ -34,8 +34,8 @@ class Layer:
 def diff_of(state: FleetState, wanted: dict[str, Any]) -> dict[str, Any]:
     """The keys that a push of `settings` (YAML or JSON text) would change. Raises BadValue."""
     layer = Layer(state.fleet, wanted.get("layer"))
-    old, new = _settings(state.layers.get(layer.name, b"")), _parsed(wanted.get("settings"))
-    before, after = dict(_flat("", old)), dict(_flat("", new))
+    old, new = read_layer(state.layers.get(layer.name, b""))[1], _parsed(wanted.get("settings"))
+    before, after = dict(flat_settings(old)), dict(flat_settings(new))
     changes = [
         {"key": key, "before": before.get(key), "after": after.get(key)}
         for key in sorted({*before, *after})
@@ -54,7 +54,7 @@ async def push(broker: Broker, wanted: dict[str, Any]) -> dict[str, Any]:
 async def undo(broker: Broker, wanted: dict[str, Any]) -> dict[str, Any]:
     """Push the settings that were applied before those at the broker, by the devices' histories. As `push`."""
     layer = Layer(broker.state.fleet, wanted.get("layer"))
-    current = _settings(broker.state.layers.get(layer.name, b""))
+    _, current = read_layer(broker.state.layers.get(layer.name, b""))
     found = [
         (str(one.get("ts")), one)
         for device in broker.state.devices.values()
@@ -110,19 +110,24 @@ def _parsed(text: object) -> dict[str, Any]:
     return settings
 
 
-def _settings(payload: bytes) -> dict[str, Any]:
+def read_layer(payload: bytes) -> tuple[int | None, dict[str, Any]]:
+    """Revision and settings of a layer at the broker; None and no settings where they cannot be read."""
     try:
-        settings = json.loads(payload)["settings"] if payload else {}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        document = json.loads(payload) if payload else {}
+    except (ValueError, RecursionError):
+        return None, {}
+    if not isinstance(document, dict):
+        return None, {}
+    revision, settings = document.get("revision"), document.get("settings")
+    return revision if type(revision) is int else None, settings if isinstance(settings, dict) else {}
 
 
-def _flat(prefix: str, settings: dict[str, Any]) -> list[tuple[str, Any]]:
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Each setting with the path of its key."""
     flat: list[tuple[str, Any]] = []
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            flat += _flat(f"{prefix}{key}.", value)
+            flat += flat_settings(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
     return flat

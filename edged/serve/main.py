@@ -22,8 +22,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `edgectl serve`, besides those of the connection to the broker."""
     command.add_argument("--listen", default=DEFAULT_LISTEN, metavar="ADDRESS:PORT", help=f"default: {DEFAULT_LISTEN}")
     command.add_argument("--token-file", type=Path, metavar="FILE", help="a secret that every request must carry")
-    command.add_argument("--https-cert", type=Path, metavar="FILE", help="serve HTTPS with this certificate chain")
-    command.add_argument("--https-key", type=Path, metavar="FILE", help="its private key")
+    command.add_argument("--https-cert", type=Path, metavar="FILE", help="certificate chain (PEM): serve HTTPS")
+    command.add_argument("--https-key", type=Path, metavar="FILE", help="its private key (PEM)")
     command.add_argument("--host", action="append", default=[], metavar="NAME", help="also answer to this host name")
     command.add_argument("--requester", help="the requester in the topics (default: your user name)")
 
@@ -85,7 +85,9 @@ def _token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise ConfigError(f"--token-file {path}: cannot be read ({reason})") from None
-    if stat.S_IMODE(mode) & 0o077:
+    # systemd shows its credentials to the service alone, by an access list that the mode does not show.
+    credential = path.parent == Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere"))
+    if stat.S_IMODE(mode) & 0o077 and not credential:
         raise ConfigError(f"--token-file {path}: others can read it; run: chmod 600 {path}")
     if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"--token-file {path}: must hold {MIN_TOKEN} or more ASCII characters without spaces")

@@ -20,6 +20,9 @@ from edged.core.errors import BadValue, BrokerError, EdgedError
 from edged.serve import openai_reply as reply
 from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
+from edged.serve.fleet_state import number
+from edged.serve.ollama_turns import turns_of
+from edged.serve.openai_request import tools_of
 from edged.serve.prompts import Ended, Grown, NoDeviceError, Part, ask, find_device, models_of
 from edged.serve.until_gone import run_until_gone
 
@@ -61,6 +64,8 @@ class OllamaApi:
 
     async def tags(self, _request: Request) -> Response:
         """The devices that take prompts, as models."""
+        if self._broker.problem:
+            return _failed(503, f"no broker: {self._broker.problem}")
         await self._broker.settle()
         return JSONResponse({"models": [self._model(name) for name in models_of(self._broker.state)]})
 
@@ -69,13 +74,17 @@ class OllamaApi:
         try:
             wanted = await read_object(request)
             device = await find_device(self._broker, _name(wanted))
-        except (BadValue, NoDeviceError) as error:
-            return _failed(404 if isinstance(error, NoDeviceError) else 400, str(error))
+        except BadValue as error:
+            return _failed(400, str(error))
+        except NoDeviceError as error:
+            return _failed(503 if error.known else 404, str(error))
+        except BrokerError as error:
+            return _failed(503, str(error))
         model = device.health.get("model")
         about = model if isinstance(model, dict) else {}
         return JSONResponse({
             "modelfile": "", "parameters": "", "template": "", "details": self._model(device.name)["details"],
-            "model_info": {"edged": about}, "capabilities": ["completion"],
+            "model_info": {"edged": about}, "capabilities": ["completion", "tools"],
         })  # fmt: skip
 
     async def chat(self, request: Request) -> Response:
@@ -95,7 +104,7 @@ class OllamaApi:
             "quantization_level": str(model.get("quantization") or ""),
         }  # fmt: skip
         return {
-            "name": name, "model": name, "modified_at": _now(), "size": int(model.get("bytes") or 0),
+            "name": name, "model": name, "modified_at": _now(), "size": int(number(model.get("bytes")) or 0),
             "digest": str(model.get("digest") or "").removeprefix("sha256:"), "details": details,
         }  # fmt: skip
 
@@ -113,7 +122,9 @@ class OllamaApi:
             return _failed(400, str(error))
         except NoDeviceError as error:
             return _failed(503 if error.known else 404, str(error))
-        streams = bool(wanted.get("stream", True))
+        except BrokerError as error:
+            return _failed(503, str(error))
+        streams = wanted.get("stream") is not False
         parts = ask(self._broker, device.name, {**body, "stream": streams})
         try:
             if streams:
@@ -168,14 +179,25 @@ def _chat_line(name: str, part: Grown, final: dict[str, Any]) -> dict[str, Any]:
         message["thinking"] = part.reasoning
     if calls := reply.tool_calls(final):
         message["tool_calls"] = [
-            {"function": {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}}
+            {"function": {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])}}
             for call in calls
         ]
     return {"model": name, "created_at": _now(), "message": message, "done": bool(final)} | _figures(final)
 
 
+def _arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call, which Ollama's clients expect as an object."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
+
+
 def _generate_line(name: str, part: Grown, final: dict[str, Any]) -> dict[str, Any]:
-    return {"model": name, "created_at": _now(), "response": part.text, "done": bool(final)} | _figures(final)
+    thought = {"thinking": part.reasoning} if part.reasoning else {}
+    line = {"model": name, "created_at": _now(), "response": part.text, "done": bool(final), **thought}
+    return line | _figures(final)
 
 
 def _figures(final: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def _figures(final: dict[str, Any]) -> dict[str, Any]:
     usage = reply.usage(final)
     given = final.get("timing")
     timing = given if isinstance(given, dict) else {}
-    total, first = float(timing.get("total_ms") or 0), float(timing.get("ttft_ms") or 0)
+    total, first = number(timing.get("total_ms")) or 0.0, number(timing.get("ttft_ms")) or 0.0
     return {
         "done_reason": "length" if final.get("reason") == "length" else "stop",
         "total_duration": int(total * _MS),
@@ -200,15 +222,15 @@ def _chat_prompt(wanted: dict[str, Any]) -> dict[str, Any]:
     messages = wanted.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadValue("messages", "must be a list of at least one message")
-    body: dict[str, Any] = {"messages": [_message(index, one) for index, one in enumerate(messages)]}
+    body: dict[str, Any] = {"messages": turns_of(messages)}
     if wanted.get("tools"):
-        body["tools"] = wanted["tools"]
+        body["tools"] = tools_of(wanted["tools"])
     return body | _shared(wanted)
 
 
 def _generate_prompt(wanted: dict[str, Any]) -> dict[str, Any]:
     prompt = wanted.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
+    if not isinstance(prompt, str) or not prompt.strip():
         raise BadValue("prompt", "must be a text that is not empty")
     if wanted.get("images"):
         raise BadValue("images", "are not supported by devices")
@@ -220,14 +242,6 @@ def _generate_prompt(wanted: dict[str, Any]) -> dict[str, Any]:
     return body | _shared(wanted)
 
 
-def _message(index: int, message: object) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise BadValue(f"messages[{index}]", "must be an object with role and content")
-    if message.get("images"):
-        raise BadValue(f"messages[{index}].images", "are not supported by devices")
-    return {key: value for key, value in message.items() if key not in {"images", "thinking"} and value is not None}
-
-
 def _shared(wanted: dict[str, Any]) -> dict[str, Any]:
     body = _sampling(wanted.get("options") or {})
     shape = wanted.get("format")
@@ -235,7 +249,7 @@ def _shared(wanted: dict[str, Any]) -> dict[str, Any]:
         body["format"] = {"type": "json_schema", "schema": {"type": "object"}}
     elif isinstance(shape, dict):
         body["format"] = {"type": "json_schema", "schema": shape}
-    elif shape not in {None, ""}:
+    elif shape is not None and shape != "":
         raise BadValue("format", "must be json or a JSON schema")
     if (think := wanted.get("think")) is not None:
         body["reasoning"] = "show" if think else "off"
@@ -267,7 +281,9 @@ def _name(wanted: dict[str, Any]) -> str:
 
 def _error_of(final: dict[str, Any]) -> JSONResponse:
     status, _, _ = reply.ERRORS.get(str(final.get("reason")), reply.ERRORS["failed"])
-    return _failed(status, reply.message_of(final))
+    response = _failed(status, reply.message_of(final))
+    response.headers.update(reply.retry_after(final))
+    return response
 
 
 def _failed(status: int, message: str) -> JSONResponse:

@@ -42,6 +42,8 @@ class OpenAiApi:
 
     async def models(self, _request: Request) -> Response:
         """Every device that takes prompts, and `fleet` for any of them."""
+        if self._broker.problem:
+            return reply.error(503, "server_error", "unavailable", f"no broker: {self._broker.problem}")
         await self._broker.settle()
         return JSONResponse({"object": "list", "data": [self._model(name) for name in models_of(self._broker.state)]})
 
@@ -51,6 +53,8 @@ class OpenAiApi:
             await find_device(self._broker, request.path_params["name"])
         except NoDeviceError as error:
             return _no_device(error)
+        except BrokerError as error:
+            return reply.error(503, "server_error", "unavailable", str(error))
         return JSONResponse(self._model(request.path_params["name"]))
 
     async def chat(self, request: Request) -> Response:
@@ -78,6 +82,8 @@ class OpenAiApi:
             return reply.error(400, "invalid_request_error", "invalid", str(error), param=error.path)
         except NoDeviceError as error:
             return _no_device(error)
+        except BrokerError as error:
+            return reply.error(503, "server_error", "unavailable", str(error))
         answer_id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         shapes = reply.Shapes(answer_id, name, int(time.time()), chat=chat)
         streams = wanted.get("stream") is True
@@ -133,7 +139,8 @@ async def _events(
             return
         if part.rest.text or part.rest.reasoning:
             yield _event(shapes.grown(part.rest))
-        yield _event(shapes.last(part.final))
+        for event in shapes.ends(part.final):
+            yield _event(event)
         if with_usage:
             yield _event(shapes.usage(part.final))
         yield b"data: [DONE]\n\n"

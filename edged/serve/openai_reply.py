@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
 from edged.serve.broker import Reply
+from edged.serve.fleet_state import number
 from edged.serve.prompts import Grown
 
 # The reason of a final → HTTP status, OpenAI's type of error, its code.
@@ -42,9 +44,16 @@ def error_of(final: Reply) -> JSONResponse:
     """The response of a final that is no answer."""
     status, kind, code = ERRORS.get(str(final.get("reason")), ERRORS["failed"])
     response = error(status, kind, code, message_of(final))
-    if isinstance(wait := final.get("retry_after_ms"), int) and status == 429:
-        response.headers["Retry-After"] = str(max(1, -(-wait // 1000)))
+    response.headers.update(retry_after(final))
     return response
+
+
+def retry_after(final: Reply) -> dict[str, str]:
+    """The header `Retry-After` in whole seconds, of a final that is `busy`."""
+    wait = number(final.get("retry_after_ms"))
+    if final.get("reason") != "busy" or wait is None:
+        return {}
+    return {"Retry-After": str(max(1, math.ceil(min(wait, 86_400_000) / 1000)))}
 
 
 def message_of(final: Reply) -> str:
@@ -69,7 +78,7 @@ class Shapes:
     def whole(self, final: Reply) -> dict[str, Any]:
         """The answer to a request without streaming."""
         text = final.get("text", "")
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason(final), "logprobs": _logprobs(final)}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason(final), "logprobs": self._logprobs(final)}
         if self._chat:
             message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
             if calls := tool_calls(final):
@@ -94,16 +103,26 @@ class Shapes:
             delta["reasoning_content"] = part.reasoning
         return self._event(delta, None)
 
-    def last(self, final: Reply) -> dict[str, Any]:
-        """The event that ends the choice."""
-        delta: dict[str, Any] = {} if self._chat else {"text": ""}
-        if self._chat and (calls := tool_calls(final)):
-            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
-        return self._event(delta, finish_reason(final), _logprobs(final)) | _receipt(final)
+    def ends(self, final: Reply) -> list[dict[str, Any]]:
+        """The events that end the choice: its tool calls and log probabilities, then the reason."""
+        events = []
+        calls, logprobs = tool_calls(final) if self._chat else [], self._logprobs(final)
+        if calls or logprobs:
+            delta: dict[str, Any] = {} if self._chat else {"text": ""}
+            if calls:
+                delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+            events.append(self._event(delta, None, logprobs))
+        return [*events, self._event({} if self._chat else {"text": ""}, finish_reason(final)) | _receipt(final)]
 
     def usage(self, final: Reply) -> dict[str, Any]:
         """The event after the last, where it was asked for."""
         return {**self._event({}, None), "choices": [], "usage": usage(final)}
+
+    def _logprobs(self, final: Reply) -> dict[str, Any] | None:
+        """The device's log probabilities in the shape of this endpoint."""
+        if not (entries := _entries(final.get("logprobs"))):
+            return None
+        return _chat_logprobs(entries) if self._chat else _completion_logprobs(entries)
 
     def _event(self, delta: dict[str, Any], reason: str | None, logprobs: Any = None) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": logprobs}
@@ -136,33 +155,52 @@ def tool_calls(final: Reply) -> list[dict[str, Any]]:
 
 def usage(final: Reply) -> dict[str, Any]:
     """Tokens."""
-    counts = final.get("usage") if isinstance(final.get("usage"), dict) else {}
-    assert isinstance(counts, dict)  # noqa: S101 just made so
-    prompt, completion = int(counts.get("prompt_tokens", 0)), int(counts.get("completion_tokens", 0))
+    given = final.get("usage")
+    counts = given if isinstance(given, dict) else {}
+    prompt, completion, cached = (
+        int(number(counts.get(key)) or 0) for key in ("prompt_tokens", "completion_tokens", "cached_tokens")
+    )
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": int(counts.get("cached_tokens", 0))},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
-def _logprobs(final: Reply) -> dict[str, Any] | None:
-    """The device's log probabilities in the shape of a chat's."""
-    tokens = final.get("logprobs")
-    if not isinstance(tokens, list):
-        return None
-    shaped = []
-    for entry in tokens:
-        if isinstance(entry, dict):
-            top = [_token(other) for other in entry.get("top", []) if isinstance(other, dict)]
-            shaped.append({**_token(entry), "top_logprobs": top})
+def _entries(value: object) -> list[dict[str, Any]]:
+    """The objects of a list that a device published."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _chat_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    shaped = [
+        {**_token(entry), "top_logprobs": [_token(other) for other in _entries(entry.get("top"))]} for entry in entries
+    ]
     return {"content": shaped, "refusal": None}
 
 
 def _token(entry: dict[str, Any]) -> dict[str, Any]:
     text = str(entry.get("token", ""))
-    return {"token": text, "logprob": entry.get("logprob"), "bytes": list(text.encode("utf-8", "replace"))}
+    # A token that ends within a character has U+FFFD in its text: its bytes are not known.
+    code = None if "\ufffd" in text else list(text.encode("utf-8", "replace"))
+    return {"token": text, "logprob": number(entry.get("logprob")), "bytes": code}
+
+
+def _completion_logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    tokens = [str(entry.get("token", "")) for entry in entries]
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token)
+    top = [
+        {str(other.get("token", "")): number(other.get("logprob")) for other in _entries(entry.get("top"))}
+        for entry in entries
+    ]
+    return {
+        "tokens": tokens, "token_logprobs": [number(entry.get("logprob")) for entry in entries],
+        "top_logprobs": top if any(top) else None, "text_offset": offsets,
+    }  # fmt: skip
 
 
 def _receipt(final: Reply) -> dict[str, Any]:

@@ -20,11 +20,14 @@ ONLY: Final[dict[str, tuple[Any, ...]]] = {
     "n": (1,), "best_of": (1,), "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "echo": (False,),
     "logit_bias": ({},), "suffix": ("",), "modalities": (["text"],),
 }  # fmt: skip
-SAME: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "tools", "tool_choice")
+SAME: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 # Sampling keys that a device has and OpenAI has not may be given too (`extra_body` of the client).
 OWN: Final = ("priority", "deadline_ms", "reasoning", "reasoning_tokens", "continue")
+# Keys of a message that clients send back with an earlier answer, or that no chat template knows.
+NOT_TURNS: Final = frozenset({"name", "refusal", "annotations", "reasoning", "reasoning_content"})
 CHAT: Final = frozenset({"model", "messages", "stream", "max_tokens", "max_completion_tokens", "stop",
-                         "response_format", "logprobs", "top_logprobs", "reasoning_effort"})  # fmt: skip
+                         "response_format", "logprobs", "top_logprobs", "reasoning_effort", "tools",
+                         "tool_choice"})  # fmt: skip
 COMPLETIONS: Final = frozenset({"model", "prompt", "stream", "max_tokens", "stop", "logprobs"})
 
 
@@ -45,7 +48,13 @@ def chat_prompt(request: dict[str, Any]) -> dict[str, Any]:
     if (shape := request.get("response_format")) is not None:
         body |= _format(shape)
     if (effort := request.get("reasoning_effort")) is not None:
-        body["reasoning"] = "off" if effort == "none" else "show"
+        if not isinstance(effort, str):
+            raise BadValue("reasoning_effort", "must be a word: none, low, medium or high")
+        body["reasoning"] = "off" if effort in ("none", "minimal") else "show"
+    if request.get("tools"):
+        body["tools"] = tools_of(request["tools"])
+        if request.get("tool_choice") is not None:
+            body["tool_choice"] = request["tool_choice"]
     return body
 
 
@@ -70,6 +79,21 @@ def wants_usage(request: dict[str, Any]) -> bool:
     """Whether a stream ends with the usage."""
     options = request.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def tools_of(value: object) -> object:
+    """The tools without the keys of a function that are null: clients write them for what is not set."""
+    if not isinstance(value, list):
+        return value
+    return [_without_nulls(tool) for tool in value]
+
+
+def _without_nulls(tool: object) -> object:
+    if not isinstance(tool, dict):
+        return tool
+    function = tool.get("function")
+    inner = {key: one for key, one in function.items() if one is not None} if isinstance(function, dict) else function
+    return {**tool, "function": inner} if "function" in tool else tool
 
 
 def _only_known(request: dict[str, Any], known: frozenset[str]) -> None:
@@ -97,7 +121,9 @@ def _common(request: dict[str, Any], body: dict[str, Any]) -> None:
 def _message(index: int, message: object) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise BadValue(f"messages[{index}]", "must be an object with role and content")
-    given = {key: value for key, value in message.items() if value is not None and key not in {"name", "refusal"}}
+    given = {key: value for key, value in message.items() if value is not None and key not in NOT_TURNS}
+    if given.get("tool_calls") == []:
+        del given["tool_calls"]
     if given.get("role") == "developer":
         given["role"] = "system"
     return given
@@ -110,7 +136,7 @@ def _format(shape: object) -> dict[str, Any]:
         "json_object": lambda _: {"format": {"type": "json_schema", "schema": {"type": "object"}}},
         "json_schema": lambda given: {"format": {"type": "json_schema", "schema": _schema(given)}},
     }
-    if not isinstance(shape, dict) or kind not in readers:
+    if not isinstance(shape, dict) or not isinstance(kind, str) or kind not in readers:
         raise BadValue("response_format.type", "must be text, json_object or json_schema")
     return readers[kind](shape)
 

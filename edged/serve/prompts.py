@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -16,6 +17,9 @@ from edged.serve.fleet_state import Device, FleetState
 
 RESEND_EVERY: Final = 5.0  # seconds without any reply
 PATIENCE: Final = 600.0  # seconds for a whole answer
+BROKER_AWAY: Final = 10.0  # seconds without a connection after which a prompt fails
+DEVICE_AWAY: Final = 60.0  # seconds that a device is offline: its service restarts and loads the model in less
+TICK: Final = 1.0  # seconds between two looks at both
 FLEET: Final = "fleet"  # the name that stands for any device
 
 
@@ -49,7 +53,9 @@ class ChangedAnswerError(EdgedError):
 
 
 async def find_device(broker: Broker, name: str) -> Device:
-    """As `choose_device`, once the fleet is known."""
+    """As `choose_device`, once the fleet is known. Raises BrokerError too."""
+    if broker.problem:
+        raise BrokerError(f"the broker cannot be reached: {broker.problem}")
     try:
         return choose_device(broker.state, name)
     except NoDeviceError:
@@ -87,46 +93,89 @@ async def ask(broker: Broker, device: str, body: dict[str, Any]) -> AsyncGenerat
     prompt_id = f"serve-{secrets.token_hex(12)}"
     root = f"edged/v1/{broker.state.fleet}/device/{device}"
     topic = f"{root}/prompt/{broker.requester}"
-    replies = broker.subscribe(prompt_id)
+    replies = broker.subscribe(device, prompt_id)
     growth = _Growth()
     ended = sent = False
     try:
         prompt = {"id": prompt_id, **body}
         await broker.publish(topic, prompt)
         sent = True
-        async for reply in _replies(broker, replies, topic, prompt):
-            if reply.get("id") != prompt_id:
-                continue
-            if reply.get("final"):
+        async for reply in _replies(broker, device, replies, topic, prompt):
+            if reply.get("final") is True:
                 ended = True
-                yield Ended(reply, growth.end(reply))
+                final = _well_formed(reply)
+                yield Ended(final, growth.end(final))
                 return
             if (part := growth.add(reply)) is not None:
                 yield part
     finally:
-        broker.unsubscribe(prompt_id)
+        broker.unsubscribe(device, prompt_id)
         if sent and not ended:
             with suppress(BrokerError):
                 await asyncio.shield(broker.publish(f"{root}/cancel/{broker.requester}", {"id": prompt_id}))
 
 
 async def _replies(
-    broker: Broker, replies: asyncio.Queue[Reply], topic: str, prompt: dict[str, Any]
+    broker: Broker, device: str, replies: asyncio.Queue[Reply], topic: str, prompt: dict[str, Any]
 ) -> AsyncIterator[Reply]:
-    """Replies as they come; until the first, the prompt is sent again (a device answers one id once)."""
-    until = asyncio.get_running_loop().time() + PATIENCE
+    """Replies as they come.
+
+    The same bytes are sent again until the first reply, and after each reconnection, which lost what was published
+    meanwhile, until the next: a device answers one id once, and sends the text so far.
+    """
+    clock = asyncio.get_running_loop().time
+    until, sent_at, session = clock() + PATIENCE, clock(), broker.session
     answered = False
-    while (left := until - asyncio.get_running_loop().time()) > 0:
+    away = _Away(broker, device)
+    while clock() < until:
         try:
-            reply = await asyncio.wait_for(replies.get(), left if answered else min(left, RESEND_EVERY))
+            reply = await asyncio.wait_for(replies.get(), TICK)
         except asyncio.TimeoutError:
-            if not answered:
+            away.check(clock())
+            if session != broker.session and not broker.problem:
+                session, answered, sent_at = broker.session, False, -math.inf
+            if not answered and not broker.problem and clock() >= sent_at + RESEND_EVERY:
+                sent_at = clock()
                 with suppress(BrokerError):
                     await broker.publish(topic, prompt)
             continue
         answered = True
         yield reply
     raise BrokerError(f"no answer came within {PATIENCE:.0f} s")
+
+
+def _well_formed(final: Reply) -> Reply:
+    """With texts as `text`, `reason` and `reasoning`, whatever was published."""
+    known = {key: final.get(key) if isinstance(final.get(key), str) else "" for key in ("text", "reason", "reasoning")}
+    if not known["reasoning"]:
+        del known["reasoning"]
+    return {key: value for key, value in final.items() if key != "reasoning"} | known
+
+
+class _Away:
+    """Since when the broker, or the device, is away. `check` raises BrokerError when it is so for too long."""
+
+    def __init__(self, broker: Broker, device: str) -> None:
+        self._broker = broker
+        self._device = device
+        self._broker_since: float | None = None
+        self._device_since: float | None = None
+
+    def check(self, now: float) -> None:
+        device = self._broker.state.devices.get(self._device)
+        offline = device is None or device.status == "offline"
+        self._broker_since = self._since(self._broker_since, now, is_away=bool(self._broker.problem))
+        self._device_since = self._since(self._device_since, now, is_away=offline and not self._broker.problem)
+        if self._broker_since is not None and now - self._broker_since >= BROKER_AWAY:
+            raise BrokerError(f"the connection to the broker was lost: {self._broker.problem}")
+        if self._device_since is not None and now - self._device_since >= DEVICE_AWAY:
+            raise BrokerError(f"the device {self._device} went offline")
+
+    @staticmethod
+    def _since(before: float | None, now: float, *, is_away: bool) -> float | None:
+        if not is_away:
+            return None
+        return now if before is None else before
 
 
 class _Growth:

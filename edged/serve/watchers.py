@@ -15,6 +15,7 @@ from edged.serve.broker import Broker
 from edged.serve.fleet_state import Device, FleetState
 
 EVERY: Final = 0.5  # seconds between two updates
+MAX_GOLDEN: Final = 8  # answers to golden prompts in an update; the device's page has all
 MAX_QUEUED: Final = 8  # updates of a page that does not read
 
 
@@ -81,12 +82,13 @@ class Watchers:
 def summary(device: Device) -> dict[str, Any]:
     """What the table shows of a device."""
     health, telemetry, reported = device.health, device.telemetry, device.reported
+    golden = reported.get("golden")
     return {
         "status": device.status,
         "health": health.get("state"),
         "findings": health.get("findings") if isinstance(health.get("findings"), list) else [],
         "model": device.model,
         "telemetry": {key: telemetry.get(key) for key in ("temperature_c", "memory", "speed", "queue", "throttled")},
-        "reported": {key: value for key, value in reported.items() if key != "golden"},
+        "reported": reported | {"golden": golden[:MAX_GOLDEN] if isinstance(golden, list) else []},
         "seen_at": device.seen_at,
     }

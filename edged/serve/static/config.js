@@ -1,30 +1,10 @@
 // Push a layer: its settings, what would change, the push, and what each device makes of it.
 
 import { el, phase, request, text } from "./dom.js";
+import { golden, table } from "./tables.js";
 import { state, subscribe } from "./store.js";
 
 const shown = (value) => (value === null || value === undefined ? "not set" : JSON.stringify(value));
-
-function table(columns, rows) {
-  return el(
-    "div",
-    { class: "wide" },
-    el(
-      "table",
-      {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          columns.map((name) => el("th", { scope: "col" }, name)),
-        ),
-      ),
-      el("tbody", {}, rows),
-    ),
-  );
-}
 
 function progress(reported) {
   const done = typeof reported.done === "number" ? Math.min(1, Math.max(0, reported.done)) : 0;
@@ -150,7 +130,12 @@ export function configView(name) {
           {},
           el("td", {}, el("a", { href: `#/device/${encodeURIComponent(device)}` }, device)),
           el("td", {}, phase(reported.phase)),
-          el("td", {}, reported.phase === "trial" ? progress(reported) : text(reported.reason, 800)),
+          el(
+            "td",
+            {},
+            reported.phase === "trial" ? progress(reported) : text(reported.reason, 800),
+            golden(reported),
+          ),
         ),
       );
     answers.replaceChildren(

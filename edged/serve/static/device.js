@@ -2,6 +2,7 @@
 
 import { bytes, el, health, layers, moment, phase, request, status, text } from "./dom.js";
 import { curve } from "./curves.js";
+import { golden, table } from "./tables.js";
 import { subscribe } from "./store.js";
 
 const list = (items, empty) =>
@@ -36,6 +37,26 @@ function head(about) {
   );
 }
 
+const RATE_OVER = 60; // seconds over which prompts a minute are counted
+
+// The counter begins again at 0 with each start of the daemon: a fall counts what came since.
+function promptsAMinute(readings) {
+  const points = readings.map((one) => [one[0], one[6]]).filter(([, value]) => typeof value === "number");
+  const steps = points.slice(1).map(([at, value], index) => {
+    const before = points[index][1];
+    return [at, value >= before ? value - before : value, at - points[index][0]];
+  });
+  return steps.map(([at], index) => {
+    let answered = 0;
+    let seconds = 0;
+    for (let back = index; back >= 0 && steps[back][0] > at - RATE_OVER; back -= 1) {
+      answered += steps[back][1];
+      seconds += steps[back][2];
+    }
+    return [at, seconds > 0 ? (60 * answered) / seconds : null];
+  });
+}
+
 function curves(readings) {
   const column = (index, factor = 1) =>
     readings.map((one) => [one[0], one[index] === null ? null : one[index] * factor]);
@@ -46,7 +67,8 @@ function curves(readings) {
     curve("Temperature", column(2), "°C"),
     curve("Memory in use", column(3, 1e-9), "GB", 2),
     curve("Processor", column(4), "%"),
-    curve("Prompts", column(5), ""),
+    curve("Open prompts", column(5), ""),
+    curve("Prompts a minute", promptsAMinute(readings), "", 1),
   );
 }
 
@@ -81,18 +103,30 @@ function config(about) {
     "p",
     {},
     reported.phase ? phase(reported.phase) : "–",
-    ` ${text(reported.reason, 800)} In force: ${layers(reported.in_force)}`,
+    ` ${text(reported.reason, 800)}. In force: ${layers(reported.in_force)}`,
   );
-  const shown = about.layers.map(({ name, layer }) =>
-    el("div", { class: "panel" }, el("strong", {}, name), el("pre", {}, JSON.stringify(layer, null, 2))),
+  const settings = array(about.settings).map((one) =>
+    el(
+      "tr",
+      {},
+      el("td", {}, el("code", {}, text(one.key, 120))),
+      el("td", {}, text(JSON.stringify(one.value), 400)),
+      el("td", {}, text(one.layer, 80)),
+      el("td", { class: "soft" }, one.overrides.join(", ")),
+    ),
   );
+  const others = array(about.layers)
+    .filter((one) => !one.in_force)
+    .map((one) => `${text(one.name, 80)} revision ${text(one.revision, 20)} is at the broker, not in force.`);
   return el(
     "div",
     {},
     line,
-    shown.length
-      ? el("div", { class: "grid" }, shown)
-      : el("p", { class: "soft" }, "The broker has no layer for this device."),
+    settings.length
+      ? table(["setting", "value", "from layer", "overrides"], settings)
+      : el("p", { class: "soft" }, "No layer sets anything: the device's own file is in force."),
+    others.map((sentence) => el("p", { class: "warn" }, sentence)),
+    golden(reported),
   );
 }
 
@@ -108,35 +142,17 @@ function history(about) {
       el("td", {}, text(one.reason, 500)),
     ),
   );
-  if (!rows.length) return el("p", { class: "soft" }, "None.");
-  return el(
-    "div",
-    { class: "wide" },
-    el(
-      "table",
-      {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          ["when", "layer", "revision", "phase", "reason"].map((name) => el("th", { scope: "col" }, name)),
-        ),
-      ),
-      el("tbody", {}, rows),
-    ),
-  );
+  return rows.length
+    ? table(["when", "layer", "revision", "phase", "reason"], rows)
+    : el("p", { class: "soft" }, "None.");
 }
 
-function page(about) {
+function curvesAndFigures(about) {
   const memory = about.telemetry.memory ?? {};
   const disk = about.telemetry.disk ?? {};
-  return [
-    head(about),
-    el("h2", {}, "Findings"),
-    el("div", { class: "panel" }, findings(about)),
-    el("h2", {}, "The last hour"),
+  return el(
+    "div",
+    {},
     curves(about.readings),
     el(
       "p",
@@ -144,17 +160,40 @@ function page(about) {
       `Memory ${bytes(memory.total_bytes)}, worker ${bytes(about.telemetry.worker?.rss_bytes)}, ` +
         `disk free ${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`,
     ),
-    el("h2", {}, "Config"),
-    config(about),
-    el("h2", {}, "Decisions"),
-    history(about),
-    el("h2", {}, "Events"),
-    el("div", { class: "panel" }, events(about)),
-  ];
+  );
+}
+
+// Title, what the section is made from, how. A section is drawn again only when that changed: focus and scrolling stay.
+const SECTIONS = [
+  ["", (about) => [about.status, about.health.state, about.health.model, about.health.version], head],
+  ["Findings", (about) => about.health.findings, (about) => el("div", { class: "panel" }, findings(about))],
+  ["The last hour", (about) => about.readings, curvesAndFigures],
+  ["Config", (about) => [about.reported, about.settings, about.layers], config],
+  ["Decisions", (about) => about.history, history],
+  ["Events", (about) => about.events, (about) => el("div", { class: "panel" }, events(about))],
+];
+
+function sections() {
+  const drawn = SECTIONS.map(([title, from, draw]) => ({ title, from, draw, made: el("div", {}), data: null }));
+  const element = el(
+    "div",
+    {},
+    drawn.map(({ title, made }) => (title ? [el("h2", {}, title), made] : made)).flat(),
+  );
+  const show = (about) => {
+    for (const one of drawn) {
+      const data = JSON.stringify(one.from(about)) ?? "";
+      if (data === one.data) continue;
+      one.data = data;
+      one.made.replaceChildren(one.draw(about));
+    }
+  };
+  return { element, show };
 }
 
 export function deviceView(name) {
   const element = el("div", {}, el("p", { class: "soft" }, "Loading …"));
+  let shown = null;
   let due = null;
   let ended = false;
 
@@ -162,8 +201,14 @@ export function deviceView(name) {
     due = null;
     try {
       const about = await request(`/console/device/${encodeURIComponent(name)}`);
-      if (!ended) element.replaceChildren(...page(about));
+      if (ended) return;
+      if (shown === null) {
+        shown = sections();
+        element.replaceChildren(shown.element);
+      }
+      shown.show(about);
     } catch (error) {
+      shown = null;
       if (!ended) element.replaceChildren(el("h1", {}, name), el("p", { class: "bad" }, text(error.message)));
     }
   }

@@ -101,7 +101,11 @@ export function fleetView() {
       const device = state.devices.get(name);
       if (!device || !shown.includes(name)) continue;
       const made = row(name, device);
-      if (same) rows.get(name).replaceWith(made);
+      if (same) {
+        const focused = rows.get(name).contains(document.activeElement);
+        rows.get(name).replaceWith(made);
+        if (focused) made.querySelector("a").focus({ preventScroll: true });
+      }
       rows.set(name, made);
     }
     if (!same)
@@ -113,7 +117,7 @@ export function fleetView() {
     const online = [...state.devices.values()].filter((device) => device.status === "online").length;
     const some = shown.length < state.devices.size ? `, ${shown.length} shown` : "";
     count.textContent = state.devices.size
-      ? `${state.devices.size} devices, ${online} online${some}`
+      ? `${state.devices.size} ${state.devices.size === 1 ? "device" : "devices"}, ${online} online${some}`
       : "No device has been seen at this broker yet.";
   }
 
