@@ -56,7 +56,8 @@ class Broker:
     def start(self) -> Broker:
         program = mosquitto()
         config = self.folder / f"mosquitto-{self.port}.conf"
-        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{self.extra}")
+        access = "" if "allow_anonymous" in self.extra else "allow_anonymous true\n"
+        config.write_text(f"listener {self.port} 127.0.0.1\n{access}{self.extra}")
         log = (self.folder / f"mosquitto-{self.port}.log").open("ab")
         embedded = [sys.executable, str(ROOT / "scripts" / "embedded_broker.py"), str(self.port)]
         command = [program, "-c", str(config)] if program else embedded

@@ -86,6 +86,9 @@ class Session:
                 if isinstance(event, Down):
                     break
                 if isinstance(event, Acked) and event.mid == mid:
+                    if event.refused is not None:
+                        why = f"the broker refused a message to {topic} ({event.refused})"
+                        raise BrokerError(f"{why}; check the rights of this user")
                     return
                 kept.append(event)
         except queue.Empty:

@@ -68,16 +68,21 @@ def birth_topic(prefix: str) -> str:
     return f"{prefix}/status"
 
 
+def node(topics: Topics) -> str:
+    """The name of one device in discovery topics."""
+    return f"edged-{topics.fleet}-{topics.device}"
+
+
 def discovery(topics: Topics, prefix: str) -> dict[str, bytes]:
     """The retained messages that make the entities of one device, by topic."""
-    node = f"edged-{topics.fleet}-{topics.device}"
+    device = node(topics)
     return {
-        f"{prefix}/{component}/{node}/{name}/config": strict_json.dumps(_config(topics, node, name, entity))
+        f"{prefix}/{component}/{device}/{name}/config": strict_json.dumps(_config(topics, device, name, entity))
         for component, name, entity in _ENTITIES
     }
 
 
-def _config(topics: Topics, node: str, name: str, entity: dict[str, Any]) -> dict[str, Any]:
+def _config(topics: Topics, device: str, name: str, entity: dict[str, Any]) -> dict[str, Any]:
     sources = {
         "status": topics.status,
         "telemetry": topics.telemetry,
@@ -86,10 +91,10 @@ def _config(topics: Topics, node: str, name: str, entity: dict[str, Any]) -> dic
     }
     config = {key: value for key, value in entity.items() if key not in {"from", "attributes_from"}}
     config |= {
-        "unique_id": f"{node}-{name}",
+        "unique_id": f"{device}-{name}",
         "object_id": f"{topics.device}_{name}",
         "device": {
-            "identifiers": [node],
+            "identifiers": [device],
             "name": topics.device,
             "manufacturer": "edged",
             "model": f"edged in the fleet {topics.fleet}",
