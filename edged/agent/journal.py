@@ -49,6 +49,8 @@ class Job(msgspec.Struct, frozen=True):
     expires: float | None = None
     config: dict[str, int] | None = None
     """The revisions that shaped it, for the receipt."""
+    supersede: str | None = None
+    """The key by which it replaces older waiting prompts of the requester."""
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ ONLY: Final[dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 SAME: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "tools", "tool_choice")
 # Sampling keys that a device has and OpenAI has not may be given too (`extra_body` of the client).
-OWN: Final = ("priority", "deadline_ms", "reasoning", "reasoning_tokens", "continue")
+OWN: Final = ("priority", "deadline_ms", "supersede", "reasoning", "reasoning_tokens", "continue")
 CHAT: Final = frozenset({"model", "messages", "stream", "max_tokens", "max_completion_tokens", "stop",
                          "response_format", "logprobs", "top_logprobs", "reasoning_effort"})  # fmt: skip
 COMPLETIONS: Final = frozenset({"model", "prompt", "stream", "max_tokens", "stop", "logprobs"})
