@@ -65,7 +65,7 @@ class Admission:
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self._rules = AdmissionRules(topics, journal.find, self._is_refused)
+        self._rules = AdmissionRules(topics, journal.find, self._is_refused, until_begun=queue.until_begun)
         self._journal = journal
         self._queue = queue
         self._replies = replies
@@ -113,13 +113,13 @@ class Admission:
     def _decide(self, messages: list[tuple[str, Arrived]], *, record: bool) -> list[tuple[Decision, int]]:
         """Decisions about the first of these messages, at least one, with the prompts' sequence numbers.
 
-        Where the queue is full a batch ends, so that the next decision sees all that came before. Without `record`
-        nothing is written, and no prompt accepted.
+        Where the queue or the requester's share is full a batch ends, so that the next decision sees what came before.
+        Without `record` nothing is written, and no prompt accepted.
         """
         decided: list[tuple[Decision, int]] = []
         accepted: Counter[str] = Counter()
         for requester, message in messages:
-            if accepted and self._is_full(accepted):
+            if accepted and (self._is_full(accepted) or self._share_is_full(requester, accepted)):
                 break
             conditions = self._conditions(requester, accepted, None if record else _NOT_STORED)
             decision = self._rules.prompt(requester, message, conditions)
@@ -130,6 +130,10 @@ class Admission:
 
     def _is_full(self, accepted: Mapping[str, int]) -> bool:
         return self._queue.open + sum(accepted.values()) >= self._config.in_force.settings.limits.queue
+
+    def _share_is_full(self, requester: str, accepted: Mapping[str, int]) -> bool:
+        share = self._config.in_force.settings.limits.per_requester.of(requester).queue
+        return accepted.get(requester, 0) > 0 and self._queue.open_of(requester) + accepted[requester] >= share
 
     def _conditions(
         self, requester: str, accepted: Mapping[str, int] | None = None, not_stored: str | None = None
@@ -147,6 +151,7 @@ class Admission:
             own_open=self._queue.open_of(requester) + mine,
             rate_spent=self._rate.is_spent(requester, limits.per_requester.of(requester).prompts_per_minute, mine),
             may_displace=self._is_full(new) and self._queue.to_displace(requester) is not None,
+            replaceable=self._queue.replaceable_of(requester),
         )
 
     def _record(self, decision: Decision) -> int:

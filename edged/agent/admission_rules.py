@@ -80,7 +80,8 @@ class Conditions(msgspec.Struct, frozen=True):
     `unavailable`: why no prompt is accepted now; None: prompts are accepted. `at`: Unix time.
 
     About the requester: `own_open` is how many prompts it has open, `rate_spent` whether it used up its prompts per
-    minute, `may_displace` whether a full queue should remove a prompt of a requester with more open.
+    minute, `may_displace` whether a full queue should remove a prompt of a requester with more open, `replaceable` how
+    many of its prompts have not begun, by their key of `supersede`.
     """
 
     settings: Settings
@@ -91,6 +92,7 @@ class Conditions(msgspec.Struct, frozen=True):
     own_open: int = 0
     rate_spent: bool = False
     may_displace: bool = False
+    replaceable: Mapping[str, int] = {}
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -108,7 +110,9 @@ def generated_id() -> str:
 
 class AdmissionRules:
     """See the module. `find` looks up (requester, id) in the journal, `is_refused` (requester, id, body) among
-    the finals on their way."""
+    the finals on their way. `until_begun`: in how many seconds at least a prompt of (requester, priority) would
+    begin, by the measured speed; None: not known.
+    """
 
     def __init__(
         self,
@@ -116,11 +120,13 @@ class AdmissionRules:
         find: Callable[[str, str], Entry | None],
         is_refused: Callable[[str, str, bytes], bool],
         make_id: Callable[[], str] = generated_id,
+        until_begun: Callable[[str, int], float | None] = lambda *_: None,
     ) -> None:
         self._topics = topics
         self._find = find
         self._is_refused = is_refused
         self._make_id = make_id
+        self._until_begun = until_begun
 
     def prompt(self, requester: str, message: Arrived, now: Conditions) -> Decision:
         """Decide about a message of a prompt topic."""
@@ -144,9 +150,19 @@ class AdmissionRules:
             return _again(known, to, body, stream=job.stream)
         if prompt.named and self._is_refused(requester, prompt.id, body):
             return Refused()
-        if (refusal := _refusal(job, prompt, message, now)) is not None:
+        refusal = _refusal(job, prompt, message, now) or self._too_late(job)
+        if refusal is not None:
             return self._refuse(requester, prompt.id, message, now, refusal)
-        return Accept(job, body, displaces=now.open_prompts >= now.settings.limits.queue)
+        return Accept(job, body, displaces=_without_replaced(job, now).open_prompts >= now.settings.limits.queue)
+
+    def _too_late(self, job: Job) -> _Refusal | None:
+        """Why the deadline cannot be met: the first token would come after it."""
+        if job.expires is None:
+            return None
+        least = self._until_begun(job.requester, job.request.priority)
+        if least is None or least <= job.expires - job.arrived:
+            return None
+        return _Refusal("expired", "expired", f"by the measured speed it would begin in {least:.1f} s at the earliest")
 
     def command(self, requester: str, message: Arrived, now: Conditions) -> Decision:
         """Decide about a message of a command topic: the name is reserved, so each is refused."""
@@ -239,7 +255,8 @@ def _job(requester: str, prompt: prompts.Prompt, message: Arrived, to: ReplyTo, 
     )
     stream = prompt.stream if prompt.stream is not None else message.response_topic is None
     expires = _earliest_deadline(prompt, message, now.at)
-    return Job(requester, prompt.id, request, stream, to, now.at, expires, dict(now.revisions))
+    revisions = dict(now.revisions)
+    return Job(requester, prompt.id, request, stream, to, now.at, expires, revisions, prompt.supersede)
 
 
 def _earliest_deadline(prompt: prompts.Prompt, message: Arrived, at: float) -> float | None:
@@ -265,7 +282,17 @@ def _refusal(job: Job, prompt: prompts.Prompt, message: Arrived, now: Conditions
     if job.request.priority < share.priority:
         why = f"priority: must be {share.priority} to 9 for this requester (limits.per_requester.priority)"
         return _Refusal("invalid", "bad_request", why)
-    return _busy(now, share)
+    return _busy(_without_replaced(job, now), share)
+
+
+def _without_replaced(job: Job, now: Conditions) -> Conditions:
+    """The conditions once the prompts that this one replaces have ended."""
+    replaced = 0 if job.supersede is None else now.replaceable.get(job.supersede, 0)
+    if not replaced:
+        return now
+    return msgspec.structs.replace(
+        now, open_prompts=now.open_prompts - replaced, own_open=max(0, now.own_open - replaced)
+    )
 
 
 def _not_allowed(job: Job, prompt: prompts.Prompt, limits: Limits) -> str | None:

@@ -171,15 +171,17 @@ class FairQueue:
         entry = self._entries[seq]
         return self._level(self._requesters[entry.requester], entry.priority, now - entry.arrived)
 
+    def ahead_of_new(self, requester: str, priority: int) -> tuple[int, int]:
+        """About how many waiting prompts would be served before a new one, at least; and its level."""
+        known = self._requesters.get(requester) or _Requester(requester, self._floor)
+        level = self._level(known, priority, 0.0, known.open + 1)
+        return self._ahead(known, level, known.levels[level]), level
+
     def ahead_of(self, seq: int) -> int:
         """About how many waiting prompts are served before this one, which waits."""
         entry = self._entries[seq]
         own = self._requesters[entry.requester]
-        before = sum(count for level, count in self._levels.items() if level < entry.level)
-        mine = own.levels[entry.level] - 1
-        others = self._levels[entry.level] - own.levels[entry.level]
-        turns = (mine + 1) * max(0, len(self._requesters) - len(self._idle) - 1)
-        return before + mine + min(others, turns)
+        return self._ahead(own, entry.level, own.levels[entry.level] - 1)
 
     def to_displace(self, requester: str) -> int | None:
         """The waiting prompt that should give its place in a full queue to a new one of this requester, if any.
@@ -196,6 +198,13 @@ class FairQueue:
                     return last
             most -= 1
         return None
+
+    def _ahead(self, own: _Requester, level: int, mine: int) -> int:
+        """Waiting prompts before one of this level, of which `mine` are of the same requester and level."""
+        before = sum(count for other, count in self._levels.items() if other < level)
+        others = self._levels[level] - own.levels[level]
+        turns = (mine + 1) * max(0, len(self._requesters) - len(self._idle) - 1)
+        return before + mine + min(others, turns)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -258,12 +267,13 @@ class FairQueue:
                 return
             heappop(self._least)
 
-    def _level(self, known: _Requester, priority: int, waited: float) -> int:
+    def _level(self, known: _Requester, priority: int, waited: float, count: int | None = None) -> int:
+        """`count`: prompts that it has open; None: as now."""
         self._advance()
         least = self._least[0][0] if self._least else known.virtual
         ahead = max(0.0, known.virtual - least)
         penalty = LEVELS_PER_PRIORITY * int(ahead // QUOTA).bit_length()
-        if known.open > FEW_OPEN:
+        if (known.open if count is None else count) > FEW_OPEN:
             penalty += MANY_OPEN_PENALTY
         aged = max(0, penalty - int(max(0.0, waited) / AGEING_SECONDS))
         return min(MAX_LEVEL, LEVELS_PER_PRIORITY * priority + aged)

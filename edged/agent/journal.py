@@ -49,6 +49,8 @@ class Job(msgspec.Struct, frozen=True):
     expires: float | None = None
     config: dict[str, int] | None = None
     """The revisions that shaped it, for the receipt."""
+    supersede: str | None = None
+    """The key by which it replaces older waiting prompts of the requester."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -228,6 +230,17 @@ class Journal:
                     "WHERE final IS NOT NULL) WHERE bytes > ?)",
                     (_MAX_REMEMBERED_BYTES,),
                 )
+
+    def forget(self, requester: str) -> int:
+        """Delete everything of a requester, answered or not; returns how many prompts that were."""
+        with self.transaction():
+            deleted = self._db.execute("DELETE FROM prompts WHERE requester = ?", (requester,)).rowcount
+        self.shrink_log()
+        return deleted
+
+    def shrink_log(self) -> None:
+        """Merge the write-ahead log and cut it: it keeps the bytes of deleted rows until they are written over."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _bytes(self) -> int:
         """Bytes of the file in use; pages that are free for new rows do not count."""

@@ -147,6 +147,16 @@ def copy(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     return new
 
 
+def remove_copies(path: Path) -> list[str]:
+    """Delete the copies that were kept of damaged journals; returns their names. Raises OSError."""
+    names = sorted(name for name in os.listdir(path.parent) if name.startswith(f"{path.stem}.damaged"))  # noqa: PTH208
+    for name in names:
+        state_files.clear(path.with_name(name))
+    if names:
+        state_files.sync_folder(path.parent)
+    return names
+
+
 def in_memory() -> sqlite3.Connection:
     """An empty journal that is not kept (tests)."""
     db = sqlite3.connect(":memory:", isolation_level=None)

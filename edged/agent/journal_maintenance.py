@@ -86,4 +86,5 @@ class JournalMaintenance:
         now, remember = self._wall.reliable(), self._config.in_force.settings.limits.remember
         self._journal.delete_old(now - remember, now - max(remember, SESSION_EXPIRY))
         self._journal.set_fact("wall_floor", now)
+        self._journal.shrink_log()
         self.resend()

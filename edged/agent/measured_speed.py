@@ -21,6 +21,34 @@ class MeasuredSpeed:
         self.ttft_ms = _blend(self.ttft_ms, ttft_ms)
         self.tokens = _blend(self.tokens, float(tokens))
 
+    def until_begun(self, ahead: int, slots: int) -> float | None:
+        """Seconds until one of `slots` sequences that are computed at a time is free after `ahead` others.
+
+        The rate is that of one sequence beside others, so `slots` of them are computed at `slots` times this rate.
+        None until an answer was measured.
+        """
+        if not self.tokens_per_second or self.tokens is None:
+            return None
+        return max(0, ahead + 1 - slots) * self.tokens / (self.tokens_per_second * slots)
+
+
+@dataclass
+class EstimateError:
+    """By how much estimated waits were wrong: `total` is the sum of the differences without their sign, in seconds."""
+
+    count: int = 0
+    total: float = 0.0
+
+    @property
+    def mean_error(self) -> float:
+        """Seconds; 0 before any."""
+        return self.total / self.count if self.count else 0.0
+
+    def add(self, estimated: float, waited: float) -> None:
+        """Compare one estimate with what was."""
+        self.count += 1
+        self.total += abs(estimated - waited)
+
 
 def _blend(mean: float | None, newest: float | None) -> float | None:
     if newest is None:

@@ -23,6 +23,8 @@ class OpenPrompt:
     """Whether the worker has it."""
     level: int = 0
     """How urgent it is there: 0 (first) to 40."""
+    estimated_wait: float | None = None
+    """In how many seconds it was expected to begin when it arrived; None: not known, or compared already."""
     preparing: bool = False
     started_at: float | None = None
     first_token_at: float | None = None
@@ -37,6 +39,11 @@ class OpenPrompt:
     """`cancelled` or `expired` while the worker is asked to stop."""
     unstored_final: tuple[Reason, bytes] | None = None
     """Its final, which could not be written to the journal yet."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its computation has not begun and it has no final."""
+        return self.started_at is None and self.unstored_final is None
 
     @property
     def computing(self) -> bool:

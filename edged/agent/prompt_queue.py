@@ -10,7 +10,8 @@ is retried alone, so that only the crashing prompt is counted twice.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Protocol
@@ -18,7 +19,7 @@ from typing import Protocol
 from edged.agent import logs, receipts
 from edged.agent.fair_queue import FairQueue
 from edged.agent.journal import Entry, Job, Journal
-from edged.agent.measured_speed import MeasuredSpeed
+from edged.agent.measured_speed import EstimateError, MeasuredSpeed
 from edged.agent.open_prompt import OpenPrompt
 from edged.agent.replies import Replies
 from edged.agent.streaming import ChunkStream
@@ -30,6 +31,7 @@ from edged.worker import frames
 SUBMITTED = 16  # sequences that the worker has at a time: more are computed no faster, and waiting ones can be ordered
 MAX_SUBMITTED = 64  # the same with those that are more urgent than one that the worker has
 CRASHES_ALLOWED = 1
+SAFETY = 2.0  # a deadline is given up where half of the estimated wait exceeds it: estimates err by about this factor
 LEVELS_EVERY = 1.0  # seconds between two updates of the levels of the submitted prompts
 _NOT_COMPUTED = Failure("engine", "the model could not compute this prompt; send it again or change it")
 
@@ -91,6 +93,7 @@ class PromptQueue:
         self._throttled: bool | None = None
         self._log = logs.logger()
         self.speed = MeasuredSpeed()
+        self.estimates = EstimateError()
         self.finished = 0
 
     # ---- state ------------------------------------------------------------------------------------------------------
@@ -117,6 +120,26 @@ class PromptQueue:
     def open_of(self, requester: str) -> int:
         """How many open prompts a requester has."""
         return len(self._of.get(requester, ()))
+
+    def until_begun(self, requester: str, priority: int) -> float | None:
+        """Seconds until a new prompt would begin, at least; None where nothing was measured."""
+        ahead, level = self._order.ahead_of_new(requester, priority)
+        wait = self._wait_behind(ahead, level)
+        return None if wait is None else wait / SAFETY
+
+    def _wait_behind(self, ahead: int, level: int) -> float | None:
+        """Seconds until a prompt of this level begins behind `ahead` waiting ones and what the worker has."""
+        ahead += sum(prompt.level <= level for prompt in self._submitted.values())
+        wait = self.speed.until_begun(ahead, self._slots())
+        return None if wait is None else self._worker.load_left + wait
+
+    def _slots(self) -> int:
+        return max(1, self._worker.info.slots) if self._worker.info is not None else 1
+
+    def replaceable_of(self, requester: str) -> Mapping[str, int]:
+        """How many prompts of a requester have not begun, by their key of `supersede`."""
+        own = [self._prompts[seq] for seq in self._of.get(requester, ())]
+        return Counter(key for prompt in own if prompt.waits and (key := prompt.job.supersede) is not None)
 
     def to_displace(self, requester: str) -> int | None:
         """The waiting prompt to remove from a full queue for one of this requester, if that is fair; else None."""
@@ -146,11 +169,15 @@ class PromptQueue:
             prompt = self._add(entry.seq, entry.job, entry.body, entry.crashes)
             if prompt.crashes > CRASHES_ALLOWED:  # the agent ended between the count and the final
                 self._end_as_poisoned(prompt, "ended")
+        for seq in [entry.seq for entry in entries if self._is_superseded(entry.seq)]:
+            self._request_stop(self._prompts[seq], "cancelled")
         self.submit_waiting()
 
     def accept(self, seq: int, job: Job, body: bytes) -> None:
         """A prompt was stored: publish its notice, and submit it when the worker has capacity."""
         prompt = self._add(seq, job, body, 0)
+        self._supersede_older(prompt)
+        prompt.estimated_wait = self._wait_behind(self._order.ahead_of(seq), self._order.level(seq, self._clock()))
         if job.stream:
             ahead = self._order.ahead_of(seq)
             self._replies.send_now(job.reply_to, wire.accepted(job.id, 1 + ahead, self._eta_ms(prompt, ahead)))
@@ -190,6 +217,23 @@ class PromptQueue:
             self._crashed[seq] = None
         return prompt
 
+    def _supersede_older(self, prompt: OpenPrompt) -> None:
+        """End the older waiting prompts that a new one replaces."""
+        if prompt.job.supersede is None:
+            return
+        for seq in list(self._of[prompt.job.requester]):
+            older = self._prompts[seq]
+            if seq < prompt.seq and older.waits and older.job.supersede == prompt.job.supersede:
+                self._request_stop(older, "cancelled")
+
+    def _is_superseded(self, seq: int) -> bool:
+        """Whether a newer prompt of the requester with the same key of `supersede` is open."""
+        prompt = self._prompts.get(seq)
+        if prompt is None or prompt.job.supersede is None:
+            return False
+        newer = (self._prompts[other] for other in self._of[prompt.job.requester] if other > seq)
+        return any(other.job.supersede == prompt.job.supersede for other in newer)
+
     def _may_run(self, requester: str) -> int:
         return self._config.in_force.settings.limits.per_requester.of(requester).running
 
@@ -201,6 +245,22 @@ class PromptQueue:
             return characters / 4
         most = request.sampling.max_tokens
         return characters / 4 + (most if self.speed.tokens is None else min(most, 2 * self.speed.tokens))
+
+    def _compare_estimate(self, prompt: OpenPrompt) -> None:
+        """Log by how much the estimated wait was wrong, once a prompt."""
+        if prompt.estimated_wait is None or prompt.started_at is None:
+            return
+        waited = prompt.started_at - prompt.arrived
+        self.estimates.add(prompt.estimated_wait, waited)
+        self._log.debug(
+            "wait estimated",
+            id=prompt.job.id,
+            estimated_s=round(prompt.estimated_wait, 3),
+            waited_s=round(waited, 3),
+            mean_error_s=round(self.estimates.mean_error, 3),
+            compared=self.estimates.count,
+        )
+        prompt.estimated_wait = None
 
     def _eta_ms(self, prompt: OpenPrompt, ahead: int) -> int | None:
         """Milliseconds until the answer is complete, estimated from the mean speed and length of earlier ones, and from
@@ -229,7 +289,11 @@ class PromptQueue:
             following = self._order.take_next(now, worst)
             if following is None:
                 return
-            self._submit(self._prompts[following])
+            prompt = self._prompts[following]
+            if prompt.expires is not None and prompt.expires <= now:
+                self._request_stop(prompt, "expired")
+            else:
+                self._submit(prompt)
 
     def _submit(self, prompt: OpenPrompt) -> None:
         prompt.submitted = True
@@ -322,6 +386,8 @@ class PromptQueue:
         self._order.put_back(prompt.seq, self._clock())
         if prompt.crashes:
             self._crashed[prompt.seq] = None
+        if self._is_superseded(prompt.seq):  # it ran when the newer one came, and would now begin anew
+            self._request_stop(prompt, "cancelled")
 
     def refuse_all(self, message: str) -> None:
         """End every open prompt as `unavailable`: there is no usable model."""
@@ -348,6 +414,7 @@ class PromptQueue:
             case frames.Started():
                 prompt.started_at = self._clock()
                 self._started.add(prompt.seq)
+                self._compare_estimate(prompt)
             case frames.Generated():
                 self._chunks.add_text(prompt, frame.at, frame.text, frame.reasoning_at, frame.reasoning)
             case frames.Finished(final=final):

@@ -63,8 +63,9 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--keep", type=_positive, metavar="N", help="how many stay; default: models.keep of the config")
     prune.set_defaults(module="model_prune")
     reset = _trust_reset(commands)
+    forget = _forget(commands)
     measuring = _measuring(commands)
-    for verb in (pull, listing, shown, remove, prune, reset, *measuring):
+    for verb in (pull, listing, shown, remove, prune, reset, forget, *measuring):
         verb.add_argument("--json", action="store_true", help="print one JSON document")
 
     doctor = commands.add_parser("doctor", help="check this machine: what it can do and what to fix")
@@ -73,9 +74,18 @@ def parser() -> argparse.ArgumentParser:
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(module="completion")
-    for command in (run, check, generate, pull, listing, shown, remove, prune, reset, *measuring, doctor):
+    for command in (run, check, generate, pull, listing, shown, remove, prune, reset, forget, *measuring, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help=f"default: {DEFAULT_PATH}")
     return top
+
+
+def _forget(commands: Any) -> argparse.ArgumentParser:
+    forget: argparse.ArgumentParser = commands.add_parser(
+        "forget", help="delete everything of one requester, while edged is stopped"
+    )
+    forget.add_argument("--requester", required=True, metavar="NAME", help="whose prompts and answers to delete")
+    forget.set_defaults(module="forget")
+    return forget
 
 
 def _trust_reset(commands: Any) -> argparse.ArgumentParser:

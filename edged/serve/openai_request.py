@@ -22,7 +22,7 @@ ONLY: Final[dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 SAME: Final = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 # Sampling keys that a device has and OpenAI has not may be given too (`extra_body` of the client).
-OWN: Final = ("priority", "deadline_ms", "reasoning", "reasoning_tokens", "continue")
+OWN: Final = ("priority", "deadline_ms", "supersede", "reasoning", "reasoning_tokens", "continue")
 # Keys of a message that clients send back with an earlier answer, or that no chat template knows.
 NOT_TURNS: Final = frozenset({"name", "refusal", "annotations", "reasoning", "reasoning_content"})
 CHAT: Final = frozenset({"model", "messages", "stream", "max_tokens", "max_completion_tokens", "stop",

@@ -32,6 +32,7 @@ class Prompt(msgspec.Struct, frozen=True):
     place of `turns`. `continue_last`: the last turn is continued.
 
     `stream` None: not given, the way it arrived decides. `deadline_ms` counts from arrival, `expires_at` is Unix time.
+    `supersede`: this prompt replaces the requester's older waiting prompts with the same key.
     `logprobs` None: not asked for; else how many of the most likely tokens are reported in place of each.
     """
 
@@ -52,6 +53,7 @@ class Prompt(msgspec.Struct, frozen=True):
     reasoning: Reasoning = "auto"
     reasoning_tokens: int | None = None
     embed: tuple[str, ...] = ()
+    supersede: str | None = None
 
 
 class BadPrompt(EdgedError):
@@ -158,7 +160,7 @@ _PROMPT_KEYS: dict[str, checks.Check] = {
     "reasoning_tokens": checks.integer(1, 1_000_000),
     "embed": checks.list_of(_not_blank, high=MAX_TEXTS),
     "logprobs": checks.integer(0, MAX_TOP_LOGPROBS),
-    "supersede": checks.not_yet("replace waiting prompts (supersede)"),
+    "supersede": checks.text(high=128),
     "model": checks.not_yet("choose a model per prompt (model)"),
     "privacy": checks.not_yet("take privacy marks"),
 }
@@ -199,6 +201,7 @@ def _from_document(document: dict[str, Any], make_id: Callable[[], str]) -> Prom
         tool_choice=checked.get("tool_choice", ("auto", None)),
         reasoning=checked.get("reasoning", "auto"),
         reasoning_tokens=checked.get("reasoning_tokens"),
+        supersede=checked.get("supersede"),
     )
 
 
@@ -213,7 +216,7 @@ def _for_vectors(checked: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
     """Texts whose vectors are wanted. Raises BadValue for keys of a prompt that would have no effect."""
     if not checked["embed"]:
         raise BadValue("embed", "is empty; give at least one text")
-    allowed = ("id", "embed", "stream", "priority", "deadline_ms", "expires_at")
+    allowed = ("id", "embed", "stream", "priority", "deadline_ms", "expires_at", "supersede")
     if other := next((key for key in checked if key not in allowed), None):
         raise BadValue(other, "cannot be combined with embed; leave one out")
     return Prompt(
@@ -226,6 +229,7 @@ def _for_vectors(checked: dict[str, Any], make_id: Callable[[], str]) -> Prompt:
         deadline_ms=checked.get("deadline_ms"),
         expires_at=checked.get("expires_at"),
         embed=checked["embed"],
+        supersede=checked.get("supersede"),
     )
 
 

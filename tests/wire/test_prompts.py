@@ -164,7 +164,7 @@ def test_blanks_before_the_brace_and_the_content_type_make_it_json() -> None:
         ("reasoning", ["auto", "off", "show"], ["on", True, None, ""]),
         ("reasoning_tokens", [1, 1000], [0, -1, True, "5", None, 10**7]),
         ("embed", [], [[], "x", [""], [5], ["x"] * 33, None]),
-        ("supersede", [], ["key", ""]),
+        ("supersede", ["key", "a b/ä", "x" * 128], ["", "x" * 129, 5, None, ["key"]]),
         ("model", [], ["other", ""]),
         ("privacy", [], ["local", {}]),
     ],
@@ -203,7 +203,7 @@ def test_a_last_turn_of_the_assistant_is_continued() -> None:
     assert "needs messages whose last one" in refusal({"messages": turns[:1], "continue": True})[1]
 
 
-@pytest.mark.parametrize("key", ["supersede", "model", "privacy"])
+@pytest.mark.parametrize("key", ["model", "privacy"])
 def test_p12_what_is_not_built_yet_is_refused_and_says_so(key: str) -> None:
     """A privacy mark is never accepted and ignored."""
     assert "this version does not" in refusal({"id": "a", "prompt": "x", key: "local"})[1]
