@@ -32,4 +32,9 @@ if __name__ == "__main__":
         model_pull.COMMAND = (sys.executable, str(Path(__file__).with_name("fake_model_command.py")), control)
     catalog = {name: f"sha256:{index:064x}" for index, name in enumerate(MODELS)}
     command = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), control)
-    sys.exit(start.run(values, settings, settings.identity.device or "pi", ("--config", str(config)), catalog, command))
+    name, arguments = settings.identity.device or "pi", ("--config", str(config))
+    sys.exit(
+        start.run(
+            values, settings, name, arguments, catalog, command, read_file=lambda: config_file.load(config, os.environ)
+        )
+    )

@@ -21,10 +21,12 @@ from edged.agent.admission_rules import (
     Conditions,
     Conflict,
     Decision,
+    Execute,
     Ignore,
     Refuse,
     Repeat,
 )
+from edged.agent.commands import CommandRefused, Done
 from edged.agent.journal import Journal
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.rate_limit import RateLimit
@@ -34,6 +36,7 @@ from edged.fleet.desired import DesiredConfig
 from edged.link.events import Arrived
 from edged.link.publication import Publication
 from edged.wire import replies as wire
+from edged.wire.commands import CommandName
 from edged.wire.topics import Topics
 
 _NOT_STORED = "the device cannot store prompts now; its health topic says why; send it again later"
@@ -50,6 +53,8 @@ class RefusalToken(NamedTuple):
 class Admission:
     """See the module. `unavailable` returns the reason why no prompt is accepted now, or None.
 
+    `execute` carries out a command. `stored_time` returns the Unix time that is stored with finals.
+
     `on_bad_request` counts and reports a message that gets no reply. `refused` counts refusals.
     """
 
@@ -64,6 +69,8 @@ class Admission:
         on_bad_request: Callable[[str], None],
         clock: Callable[[], float],
         wall: Callable[[], float],
+        stored_time: Callable[[], float],
+        execute: Callable[[CommandName], Done],
     ) -> None:
         self._rules = AdmissionRules(topics, journal.find, self._is_refused, until_begun=queue.until_begun)
         self._journal = journal
@@ -73,6 +80,9 @@ class Admission:
         self._unavailable = unavailable
         self._on_bad_request = on_bad_request
         self._wall = wall
+        self._stored_time = stored_time
+        self._execute = execute
+        self._clock = clock
         self._rate = RateLimit(clock)
         self._log = logs.logger()
         self.refused = 0
@@ -94,9 +104,45 @@ class Admission:
             answers += [self._carry_out(decision, seq) for decision, seq in decided]
         return answers
 
+    def is_busy_for(self, requester: str) -> bool:
+        """Whether there is no capacity for a prompt of this requester now, unless another's is displaced."""
+        now, limits = self._conditions(requester), self._config.in_force.settings.limits
+        share = limits.per_requester.of(requester).queue
+        return now.open_prompts >= limits.queue or now.own_open >= share or now.rate_spent
+
     def process_command(self, requester: str, message: Arrived) -> Publication | None:
-        """A message of a command topic; returns the answer to publish after its acknowledgement."""
-        return self._carry_out(self._rules.command(requester, message, self._conditions(requester)))
+        """A message of a command topic; returns the answer to publish after its acknowledgement.
+
+        Raises sqlite3.Error where the journal cannot be read.
+        """
+        decision = self._rules.command(requester, message, self._conditions(requester))
+        if isinstance(decision, Execute):
+            return self._carry_out_command(decision)
+        try:
+            with self._journal.transaction():
+                seq = self._record(decision)
+        except sqlite3.Error:
+            seq = self._seq(decision)
+        return self._carry_out(decision, seq)
+
+    def _carry_out_command(self, execute: Execute) -> Publication | None:
+        """Carry out a command; its final is stored, or where that fails published as a refusal is."""
+        job, began = execute.job, self._clock()
+        try:
+            done = self._execute(execute.command)
+        except CommandRefused as error:
+            self._log.info("command refused", id=job.id, requester=job.requester, command=execute.command)
+            refuse = Refuse(job.requester, job.reply_to, job.id, execute.body, error.reason, error.code, str(error))
+            return self._refuse(refuse)
+        self._log.info("command", id=job.id, requester=job.requester, command=execute.command, result=done.text)
+        took = round((self._clock() - began) * 1000, 1)
+        final = wire.command_done(job.id, done.text, self._wall(), took, done.archive)
+        try:
+            seq = self._journal.admit_finished(job, execute.body, "stop", final, self._stored_time())
+        except sqlite3.Error:
+            return self._replies.final(job.reply_to, job.id, final, RefusalToken(job.requester, job.id, execute.body))
+        self._replies.send_final(job.reply_to, job.id, final, seq)
+        return None
 
     def process_unreadable(self, requester: str, message: Arrived, why: str) -> Publication | None:
         """A message of a prompt or command topic whose properties and body cannot be read; returns the answer."""

@@ -17,6 +17,7 @@ from edged.core.errors import BadValue
 from edged.core.prompt import DEFAULT_PRIORITY, MAX_LOGPROBS, Reason, Request, Turn
 from edged.link.events import Arrived
 from edged.wire import prompts
+from edged.wire.commands import Command, CommandName, parse_command
 from edged.wire.topics import REQUESTER, Topics
 
 
@@ -67,11 +68,19 @@ class Cancel(msgspec.Struct, frozen=True):
     prompt_id: str | None
 
 
+class Execute(msgspec.Struct, frozen=True):
+    """Carry out a command, and store its final as that of `job`."""
+
+    job: Job
+    body: bytes
+    command: CommandName
+
+
 class Refused(msgspec.Struct, frozen=True):
     """The prompt was refused already and that final is on its way: the broker delivered the message twice."""
 
 
-Decision = Accept | Refuse | Repeat | Conflict | Ignore | Refused
+Decision = Accept | Refuse | Repeat | Conflict | Ignore | Refused | Execute
 
 
 class Conditions(msgspec.Struct, frozen=True):
@@ -142,8 +151,7 @@ class AdmissionRules:
     def _readable(self, requester: str, prompt: prompts.Prompt, message: Arrived, now: Conditions) -> Decision:
         to = self._reply_to(requester, prompt.id, message, now)
         if to is None:
-            why = f"the response topic must be below {self._topics.replies(requester)}…"
-            return self._refuse(requester, prompt.id, message, now, _Refusal("invalid", "response_topic", why))
+            return self._refuse(requester, prompt.id, message, now, self._bad_response_topic(requester))
         job = _job(requester, prompt, message, to, now)
         body = body_digest(message.payload)
         if prompt.named and (known := self._find(requester, prompt.id)) is not None:
@@ -165,15 +173,32 @@ class AdmissionRules:
         return _Refusal("expired", "expired", f"by the measured speed it would begin in {least:.1f} s at the earliest")
 
     def command(self, requester: str, message: Arrived, now: Conditions) -> Decision:
-        """Decide about a message of a command topic: the name is reserved, so each is refused."""
-        why = "this version does not take commands yet"
-        if not REQUESTER.match(requester) or message.retain:
-            return Ignore(f"a command was ignored: {why}")
+        """Decide about a message of a command topic; ids are shared with the requester's prompts."""
+        if not REQUESTER.match(requester):
+            return Ignore("a command was ignored: the requester in its topic must be 1 to 64 of A-Z, a-z, 0-9, _ and -")
+        if message.retain:
+            return Ignore("a command was ignored: it must not be retained")
         prompt_id = prompts.id_of(message.payload, now.settings.limits.prompt_bytes, self._make_id)
-        to = self._reply_to(requester, prompt_id, message, now) or self._default(requester, prompt_id, message)
-        if self._find(requester, prompt_id) is not None:
-            return Conflict(to, prompt_id)
-        return Refuse(requester, to, prompt_id, body_digest(message.payload), "invalid", "later", why)
+        if requester not in now.settings.commands.allow:
+            why = "this requester may send no commands: the owner names it in commands.allow of the device's own file"
+            return self._refuse(requester, prompt_id, message, now, _Refusal("invalid", "not_allowed", why))
+        try:
+            command = parse_command(message.payload, lambda: prompt_id)
+        except BadValue as error:
+            return self._refuse(requester, prompt_id, message, now, _Refusal("invalid", "bad_request", str(error)))
+        return self._readable_command(requester, command, message, now)
+
+    def _readable_command(self, requester: str, command: Command, message: Arrived, now: Conditions) -> Decision:
+        to = self._reply_to(requester, command.id, message, now)
+        if to is None:
+            return self._refuse(requester, command.id, message, now, self._bad_response_topic(requester))
+        body = body_digest(message.payload)
+        if command.named and (known := self._find(requester, command.id)) is not None:
+            return _again(known, to, body, stream=False)
+        if command.named and self._is_refused(requester, command.id, body):
+            return Refused()
+        job = Job(requester, command.id, Request(), stream=False, reply_to=to, arrived=now.at)
+        return Execute(job, body, command.name)
 
     def unreadable(self, requester: str, message: Arrived, why: str) -> Decision:
         """Decide about a message whose properties and body cannot be read: it is answered under a generated id."""
@@ -213,6 +238,10 @@ class AdmissionRules:
         if not self._topics.allows_reply_to(message.response_topic, requester, now.settings.mqtt.reply_prefixes):
             return None
         return ReplyTo(message.response_topic, message.correlation)
+
+    def _bad_response_topic(self, requester: str) -> _Refusal:
+        why = f"the response topic must be below {self._topics.replies(requester)}…"
+        return _Refusal("invalid", "response_topic", why)
 
     def _default(self, requester: str, prompt_id: str, message: Arrived) -> ReplyTo:
         return ReplyTo(self._topics.reply(requester, prompt_id), message.correlation)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edged.agent import logs
+from edged.agent import diagnostics, logs
 from edged.agent.admission import Admission
 from edged.agent.broker_link import BrokerLink, subscriptions
+from edged.agent.commands import CommandRefused, Commands, Done
 from edged.agent.config_updates import ConfigUpdates
 from edged.agent.dispatch import Dispatcher
+from edged.agent.drain import Drain
 from edged.agent.events import Event, StopRequested
 from edged.agent.file_findings import FileFindings
 from edged.agent.health_source import HealthDocuments, HealthSource
@@ -29,6 +31,7 @@ from edged.agent.last_good import LastGood
 from edged.agent.mailbox import Mailbox
 from edged.agent.model_receiver import ModelReceiver
 from edged.agent.model_upkeep import ModelUpkeep
+from edged.agent.pools import MemberFacts, Pools
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.replies import Replies
 from edged.agent.reporter import Reporter
@@ -46,6 +49,7 @@ from edged.link.attempt import Will
 from edged.link.connection import Connection
 from edged.link.events import Acked
 from edged.link.outbound import Outbound
+from edged.wire.commands import CommandName
 from edged.wire.home_assistant import birth_topic
 from edged.wire.topics import Topics
 from edged.worker.frames import Load
@@ -55,7 +59,10 @@ _STALL = 8.0  # seconds between two turns of the loop, after which events of oth
 
 
 class Daemon:
-    """One device. `run` returns after SIGTERM or SIGINT. `connect` makes the connection (tests)."""
+    """One device. `run` returns after SIGTERM or SIGINT. `read_file` reads the owner's file again.
+
+    `connect` makes the connection (tests).
+    """
 
     def __init__(
         self,
@@ -67,13 +74,14 @@ class Daemon:
         *,
         clock: Callable[[], float] = time.monotonic,
         worker_command: tuple[str, ...] | None = None,
+        read_file: Callable[[], dict[str, Any]] | None = None,
         connect: Callable[..., Connection] = Connection,
     ) -> None:
         base = build(own)
         state_dir = Path(base.state_dir)
         prefix = base.integrations.home_assistant.prefix
         birth = None if prefix is None else birth_topic(prefix)
-        topics = Topics(base.identity.fleet, device, base.identity.groups, birth)
+        topics = Topics(base.identity.fleet, device, base.identity.groups, birth, base.identity.pools)
         self._topics = topics
         self._clock = clock
         self._log = logs.logger()
@@ -82,7 +90,9 @@ class Daemon:
         self._wall = WallClock(clock)
         self._mailbox = Mailbox()
         self._notifier = Notifier(os.environ, clock)
+        self._boot = boot
         self._journal = Journal(state_dir / "journal.db")
+        self._drain = Drain(self._journal)
         self._config = DesiredConfig(own, topics, state_dir / "layers.json", catalog)
         self._config.load(self._wall())
         settings = self._config.in_force.settings
@@ -161,6 +171,18 @@ class Daemon:
             self._reporter.bad_request,
             clock,
             self._wall,
+            self._wall.reliable,
+            self._execute,
+        )
+        self._pools = Pools(
+            topics,
+            base.mqtt,
+            self._admission,
+            self._outbound,
+            connect,
+            self._mailbox.post_from_pool,
+            self._member_facts,
+            lambda: self._link.state.version,
         )
         self._health = HealthSource(
             config=self._config,
@@ -172,6 +194,8 @@ class Daemon:
             outbound=self._outbound,
             maintenance=self._maintenance,
             files=self._files,
+            drain=self._drain,
+            pools=self._pools,
             telemetry=self._telemetry,
             mailbox=self._mailbox,
             wall=self._wall,
@@ -192,10 +216,25 @@ class Daemon:
             telemetry=self._telemetry,
             wall=self._wall,
             home_assistant=self._home_assistant,
+            drain=self._drain,
+            pools=self._pools,
             shutdown=self._shutdown,
         )
         self._idle = IdleModel(
             self._supervisor, self._queue, self._trials, self._config, clock, self._dispatcher.publish_model_state
+        )
+        self._commands = Commands(
+            queue=self._queue,
+            supervisor=self._supervisor,
+            trials=self._trials,
+            idle=self._idle,
+            drain=self._drain,
+            config=self._config,
+            read_file=read_file or (lambda: own),
+            on_settings=self._use_settings,
+            apply=self._dispatcher.apply,
+            changed=self._dispatcher.publish_model_state,
+            diagnostics=self._diagnostics,
         )
         self._upkeep_of_models = ModelUpkeep(self._slots, self._supervisor, self._trials, self._config, pull_arguments)
 
@@ -214,8 +253,9 @@ class Daemon:
         self._journal.open()
         self._wall.start_from(self._journal.fact("wall_floor", 0.0))
         self._wall.set_synchronized(clock_state(Path("/")).synced)
+        self._drain.load()
         self._queue.restore(self._journal.open_entries())
-        self._reporter.set_status("starting")
+        self._reporter.set_status(self._drain.status("starting"))
         identity = {"device": self._topics.device, "fleet": self._topics.fleet}
         self._log.info("started", pid=os.getpid(), **identity, open_prompts=self._queue.open)
         self._home_assistant.load()
@@ -253,7 +293,7 @@ class Daemon:
         if not stalled:
             self._link.check_progress()
         self._link.acknowledge()
-        if self._maintenance.turn(now) | self._files.check():
+        if self._maintenance.turn(now) | self._files.check() | self._pools.tick():
             self._health.update()
         self._reporter.check_health()
         self._notifier.status(f"model {self._supervisor.state}, {self._link.down_reason or 'connected'}")
@@ -268,6 +308,7 @@ class Daemon:
 
     def _stop(self) -> None:
         self._telemetry.stop()
+        self._pools.stop()
         self._trials.stop()
         self._receiver.stop()
         self._supervisor.stop()
@@ -299,7 +340,43 @@ class Daemon:
         if self._shutdown.requested:
             return "the device is stopping; send the prompt again when its status is online"
         failure = self._supervisor.unusable
-        return None if failure is None else f"no usable model: {failure.message}"
+        return self._drain.unavailable if failure is None else f"no usable model: {failure.message}"
+
+    def _member_facts(self) -> MemberFacts:
+        """What decides whether the device is a member of its pools now."""
+        return MemberFacts(
+            connected=self._link.down_reason is None,
+            unavailable=self._unavailable(),
+            online=self._supervisor.state == "online",
+            trial=self._trials.active or self._trials.waiting,
+            findings=tuple(finding.code for finding in self._reporter.findings),
+            open=self._queue.open,
+            limit=self._config.in_force.settings.limits.queue,
+        )
+
+    def _execute(self, name: CommandName) -> Done:
+        return self._commands.execute(name)
+
+    def _diagnostics(self) -> Done:
+        """The archive in base64. Raises CommandRefused where it is too large."""
+        report, now = self._config.report, self._wall()
+        reported = {"phase": report.phase, "layer": report.layer, "revision": report.revision}
+        facts = {"device": self._topics.device, "fleet": self._topics.fleet, "boot": self._boot}
+        contents = diagnostics.files(
+            self._config.in_force.settings,
+            {**reported, "in_force": dict(self._config.in_force.revisions)},
+            self._reporter.health_document(),
+            logs.recent(),
+            self._supervisor.info,
+            facts,
+        )
+        packed = diagnostics.archive(contents, now)
+        text, encoded = f"a .tar.gz of {len(packed)} bytes with {', '.join(contents)}", diagnostics.encoded(packed)
+        final = bytes(diagnostics.AROUND) + encoded.encode()
+        if len(packed) > diagnostics.MAX_BYTES or not self._outbound.fits(self._topics.own, final, None):
+            why = f"the archive has {len(packed)} bytes, more than edged or the broker allows; read the device's log"
+            raise CommandRefused("failed", "too_large", why)
+        return Done(text, encoded)
 
     def _last_good(self) -> tuple[Load, ...]:
         """What is loaded where the model in force cannot be."""

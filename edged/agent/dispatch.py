@@ -14,7 +14,8 @@ from edged.agent import logs
 from edged.agent.admission import Admission
 from edged.agent.broker_link import BrokerLink
 from edged.agent.config_updates import ConfigUpdates
-from edged.agent.events import Event, StopRequested
+from edged.agent.drain import Drain
+from edged.agent.events import Event, FromPool, StopRequested
 from edged.agent.expectation_check import ExpectationChecked
 from edged.agent.health_source import HealthSource
 from edged.agent.home_assistant import HomeAssistant
@@ -23,6 +24,7 @@ from edged.agent.model_pull import PullEnded, PullProgress
 from edged.agent.model_receiver import ModelReceiver
 from edged.agent.model_state import EnteredSafe, FellBack, LoadProgress, ModelReady, Outcome, PromptProgress, WorkerLost
 from edged.agent.model_writer import PartClosed, PartEvent, PartFailed, PartOpened, PartWritten
+from edged.agent.pools import Pools
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.reporter import Reporter
 from edged.agent.shutdown import Shutdown
@@ -39,7 +41,7 @@ from edged.wire.topics import Inbound, Topics
 from edged.worker.client import WorkerEvent
 
 ChildEvent = WorkerEvent | PullEnded | PullProgress | ExpectationChecked
-OtherEvent = Up | Down | Acked | Reading | ChildEvent | PartEvent | StopRequested
+OtherEvent = Up | Down | Acked | Reading | ChildEvent | PartEvent | StopRequested | FromPool
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Dispatcher:
     telemetry: TelemetryThread
     wall: WallClock
     home_assistant: HomeAssistant
+    drain: Drain
+    pools: Pools
     shutdown: Shutdown
     log: logs.Logger = field(default_factory=logs.logger)
 
@@ -110,7 +114,11 @@ class Dispatcher:
                 case Inbound("cancel", requester):
                     self.admission.process_cancel(requester, message)
                 case Inbound("command", requester):
-                    answer = self.admission.process_command(requester, message)
+                    try:
+                        answer = self.admission.process_command(requester, message)
+                    except sqlite3.Error:
+                        self.link.redeliver("the journal cannot be read")
+                        return
                 case Inbound("config", layer):
                     self.apply(self.trials.process_push(layer, message.payload))
                 case Inbound("model", rest):
@@ -149,6 +157,8 @@ class Dispatcher:
                 self._process_reading(event)
             case StopRequested():
                 self.shutdown.begin()
+            case FromPool():
+                self.pools.process(event)
 
     def _process_child(self, event: ChildEvent) -> None:
         """News of a child process: of the trial, of a received model, else of the supervisor."""
@@ -242,5 +252,5 @@ class Dispatcher:
         """Publish what changed about the worker."""
         self.telemetry.set_worker(self.supervisor.pid)
         if not self.shutdown.requested:
-            self.reporter.set_status(self.supervisor.state)
+            self.reporter.set_status(self.drain.status(self.supervisor.state))
         self.health.update()

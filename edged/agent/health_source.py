@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from edged.agent.admission import Admission
 from edged.agent.broker_link import BrokerLink
+from edged.agent.drain import Drain
 from edged.agent.file_findings import FileFindings
 from edged.agent.findings import agent_findings
 from edged.agent.journal_maintenance import JournalMaintenance
 from edged.agent.mailbox import Mailbox
+from edged.agent.pools import Pools
 from edged.agent.prompt_queue import PromptQueue
 from edged.agent.reporter import Reporter
 from edged.agent.supervisor import Supervisor
@@ -36,6 +38,8 @@ class HealthSource:
     outbound: Outbound
     maintenance: JournalMaintenance
     files: FileFindings
+    drain: Drain
+    pools: Pools
     telemetry: TelemetryThread
     mailbox: Mailbox
     wall: Callable[[], float]
@@ -58,7 +62,9 @@ class HealthSource:
             template_problem=self.supervisor.info.template_problem if self.supervisor.info else "",
         )
         files = self.files.findings(self.wall(), self.reporter.findings)
-        return self.telemetry.findings + own + files
+        drained = self.drain.findings(self.wall(), self.reporter.findings)
+        pools = self.pools.findings(self.wall(), self.reporter.findings)
+        return self.telemetry.findings + own + files + drained + pools
 
     def documents(self) -> HealthDocuments:
         """The parts of the documents that the reporter publishes."""

@@ -35,6 +35,7 @@ class IdleModel:
         self._unloaded = unloaded
         self._log = logs.logger()
         self._idle_since: float | None = None
+        self._unloaded_by_command = False
 
     def next_tick(self) -> float | None:
         """The monotonic time at which the model is unloaded."""
@@ -45,8 +46,10 @@ class IdleModel:
     def tick(self) -> list[Outcome]:
         """Load the model where it is needed; unload it where it was not for long enough."""
         if self._supervisor.unloaded:
-            needed = self._queue.open > 0 or self._trials.waiting or self._keep_alive is None
+            forever = self._keep_alive is None and not self._unloaded_by_command
+            needed = self._queue.open > 0 or self._trials.waiting or forever
             return self._supervisor.wake() if needed else []
+        self._unloaded_by_command = False
         now, keep_alive = self._clock(), self._keep_alive
         if not self._supervisor.ready or self._queue.open or self._trials.active or keep_alive is None:
             self._idle_since = None
@@ -56,6 +59,11 @@ class IdleModel:
         if now - self._idle_since >= keep_alive:
             self._unload(now - self._idle_since)
         return []
+
+    def unload_now(self) -> None:
+        """Unload the model, which is loaded and has no prompt, until a prompt, a trial or a command needs it."""
+        self._unloaded_by_command = True
+        self._unload(0.0 if self._idle_since is None else self._clock() - self._idle_since)
 
     @property
     def _keep_alive(self) -> float | None:

@@ -177,6 +177,14 @@ class Journal:
         self._db.execute(journal_file.INSERT, journal_file.sealed(row))
         return int(seq)
 
+    def admit_finished(self, job: Job, body: bytes, reason: Reason, final: bytes, now: float) -> int:
+        """Store what was answered at once, with its final; returns its sequence number."""
+        with self.transaction():
+            (seq,) = self._db.execute(_NEXT).fetchone()
+            row = (seq, job.requester, job.id, body, self._encode(job), 0, reason, final, float(now), 0, 1)
+            self._db.execute(journal_file.INSERT, journal_file.sealed(row))
+        return int(seq)
+
     def redirect(self, seq: int, job: Job) -> None:
         """Send the answer where the newest copy of the prompt wants it; it counts as undelivered again."""
         self._change(seq, lambda row: row | {"job": self._encode(job), "delivered": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,10 @@ def _without_rich() -> Iterator[None]:
 with _without_rich():
     import structlog
 
+_KEPT_LINES = 500
+_KEPT_BYTES = 60_000
+_LINE = 4000  # characters of a line that are kept
+_recent: deque[str] = deque(maxlen=_KEPT_LINES)  # the program's one log: shared by all that write to it
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -45,7 +50,7 @@ def configure(level: str, form: str) -> None:
             *([] if on_terminal else [structlog.processors.dict_tracebacks]),
             _without_none,
             _escape,
-            renderer,
+            _keeping(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -57,6 +62,23 @@ def logger() -> Logger:
     """The program's one logger."""
     made: Logger = structlog.get_logger()
     return made
+
+
+def recent() -> bytes:
+    """The last lines, at most 60 KB."""
+    kept = b"".join(f"{line}\n".encode("utf-8", "replace") for line in list(_recent))
+    return kept if len(kept) <= _KEPT_BYTES else kept[-_KEPT_BYTES:].partition(b"\n")[2]
+
+
+def _keeping(render: Any) -> Any:
+    """The renderer, which also keeps what it has rendered for `recent`."""
+
+    def rendered(logger: Any, method: str, entry: structlog.typing.EventDict) -> str:
+        line: str = render(logger, method, entry)
+        _recent.append(line[:_LINE])
+        return line
+
+    return rendered
 
 
 def _without_none(_logger: Any, _method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:

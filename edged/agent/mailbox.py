@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import queue
 
-from edged.agent.events import Event
+from edged.agent.events import Event, FromPool
 from edged.link.events import Arrived
 from edged.link.events import Event as LinkEvent
 
 LIMIT = 5000  # events beyond which messages at QoS 0 are dropped and counted
 MAX_BYTES = 32_000_000  # of payloads, likewise
+_POOL_LIMIT = 100  # events beyond which prompts of pools at QoS 0 are dropped and counted
 _BATCH = 500
 
 
@@ -40,6 +41,13 @@ class Mailbox:
                 self.dropped += 1
                 return
             self._bytes_in += len(event.payload)
+        self.post(event)
+
+    def post_from_pool(self, event: FromPool) -> None:
+        """Add an event of the second connection, on its network thread, likewise."""
+        if isinstance(event.event, Arrived) and event.event.qos == 0 and len(self) > _POOL_LIMIT:
+            self.dropped += 1
+            return
         self.post(event)
 
     def get(self, timeout: float) -> list[Event]:

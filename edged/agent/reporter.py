@@ -103,7 +103,7 @@ class Reporter:
     def check_health(self) -> None:
         """Publish the health document if something changed, or if the last is five minutes old."""
         health = health_of(self._findings)
-        link, model, queue, _ = self._state()
+        link, model, _, _ = self._state()
         key = (health.state, tuple((f.code, f.severity) for f in health.findings), link, model)
         for change in changes(self._health, health):
             self.event(
@@ -114,8 +114,13 @@ class Reporter:
         if not self._up or (key == self._health_key and not due):
             return
         self._health_key, self._health_at = key, self._clock()
-        payload = documents.health(self._frame(), health, __version__, link, model, queue, self._topics.groups)
-        self._outbound.send(Publication(topic=self._topics.health, payload=payload, retain=True))
+        self._outbound.send(Publication(topic=self._topics.health, payload=self.health_document(), retain=True))
+
+    def health_document(self) -> bytes:
+        """The health document as it is now."""
+        link, model, queue, _ = self._state()
+        health = health_of(self._findings)
+        return documents.health(self._frame(), health, __version__, link, model, queue, self._topics.groups)
 
     def event(self, code: str, message: str, **facts: Any) -> None:
         """Publish an event; without a connection it is sent later."""

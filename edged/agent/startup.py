@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ def run(
     pull_arguments: tuple[str, ...],
     catalog: Mapping[str, str],
     worker: tuple[str, ...] | None = None,
+    read_file: Callable[[], dict[str, Any]] | None = None,
 ) -> int:
     """Run the daemon; returns the exit code. `catalog`: the models that a layer may name, each with its digest.
 
-    `worker` is another worker's command (tests).
+    `worker` is another worker's command (tests). `read_file` reads the owner's file again, for the command `reload`.
 
     Raises ConfigError or EdgedError where it cannot start.
     """
@@ -34,7 +35,8 @@ def run(
     state_dir = Path(settings.state_dir)
     lock = lock_folder(state_dir)
     try:
-        return Daemon(own, device, _boot_id(), pull_arguments, catalog, worker_command=worker).run()
+        daemon = Daemon(own, device, _boot_id(), pull_arguments, catalog, worker_command=worker, read_file=read_file)
+        return daemon.run()
     except sqlite3.Error as error:
         raise EdgedError(
             f"the journal in {state_dir} cannot be written ({error}); free disk space or repair the disk"

@@ -14,4 +14,4 @@ def run(arguments: argparse.Namespace) -> int:
     values, settings, name = configured(arguments)
     pull_arguments = ("--config", str(arguments.config)) if arguments.config else ()
     digests = {entry.name: entry.digest for entry in catalog().values()}
-    return startup.run(values, settings, name, pull_arguments, digests)
+    return startup.run(values, settings, name, pull_arguments, digests, read_file=lambda: configured(arguments)[0])

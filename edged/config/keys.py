@@ -58,6 +58,7 @@ _name = checks.text(pattern=checks.NAME, like="1 to 63 of a-z, 0-9 and -, not st
 _path = checks.text(high=4096)
 
 _REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_requester = checks.text(high=64, pattern=_REQUESTER, like="a requester: 1 to 64 of A-Z, a-z, 0-9, _ and -")
 
 _SHARE: Keys = {
     "queue": checks.integer(1, 100_000),
@@ -73,8 +74,7 @@ def _by_name(path: str, value: object) -> dict[str, Any]:
         raise BadValue(path, f"must be a mapping, not {checks.shown(value)}")
     if len(value) > 1000:
         raise BadValue(path, f"must have at most 1000 entries, not {len(value)}")
-    requester = checks.text(high=64, pattern=_REQUESTER, like="a requester: 1 to 64 of A-Z, a-z, 0-9, _ and -")
-    return {requester(path, name): _section(_SHARE)(f"{path}.{name}", share) for name, share in value.items()}
+    return {_requester(path, name): _section(_SHARE)(f"{path}.{name}", share) for name, share in value.items()}
 
 
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -115,7 +115,12 @@ def trust_keys(path: str, value: object) -> dict[str, str]:
 
 
 OWNER: dict[str, Keys] = {
-    "identity": {"fleet": _name, "device": _name, "groups": checks.list_of(_name, high=32, distinct=True)},
+    "identity": {
+        "fleet": _name,
+        "device": _name,
+        "groups": checks.list_of(_name, high=32, distinct=True),
+        "pools": checks.list_of(_name, high=32, distinct=True),
+    },
     "mqtt": {
         "url": _broker_url,
         "version": checks.one_of("auto", "5", "3.1.1"),
@@ -135,6 +140,7 @@ OWNER: dict[str, Keys] = {
             "prefix": checks.text(high=200, pattern=_PREFIX, like="a topic prefix such as homeassistant, not edged")
         }
     },
+    "commands": {"allow": checks.list_of(_requester, high=64, distinct=True)},
 }
 """Sections that only the owner of the device sets, in the local file (`state_dir` too)."""
 

@@ -14,11 +14,12 @@ from edged.core.prompt import MODEL_SAMPLING, Sampling
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who this device is. `device` None: made from the host name."""
+    """Who this device is. `device` None: made from the host name. `pools`: whose prompts it answers, too."""
 
     fleet: str = "home"
     device: str | None = None
     groups: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
 
 
 class Mqtt(msgspec.Struct, frozen=True):
@@ -136,6 +137,12 @@ class HomeAssistant(msgspec.Struct, frozen=True):
     prefix: str | None = None
 
 
+class Commands(msgspec.Struct, frozen=True):
+    """`allow`: the requesters whose commands are carried out."""
+
+    allow: tuple[str, ...] = ()
+
+
 class Integrations(msgspec.Struct, frozen=True):
     """Other programs that the device publishes itself to."""
 
@@ -161,6 +168,7 @@ class Settings(msgspec.Struct, frozen=True):
     mqtt: Mqtt = Mqtt()
     trust: Trust = Trust()
     integrations: Integrations = Integrations()
+    commands: Commands = Commands()
     state_dir: str = "/var/lib/edged"
     model: Model = Model()
     generation: Generation = Generation()
@@ -193,6 +201,7 @@ def build(checked: Mapping[str, Any]) -> Settings:
         mqtt=Mqtt(**section("mqtt")),
         trust=Trust(**section("trust")),
         integrations=_integrations(section("integrations")),
+        commands=Commands(**section("commands")),
         state_dir=checked.get("state_dir", Settings().state_dir),
         model=Model(**section("model")),
         generation=_generation(section("generation")),

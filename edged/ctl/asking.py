@@ -26,7 +26,7 @@ def _add_prompt(commands: Any) -> None:
     target.add_argument("--device", help="the device (default: the only one that is online)")
     target.add_argument("--all", action="store_true", help="ask every connected device; prints a table")
     target.add_argument("--group", help="ask every connected device of this group")
-    target.add_argument("--pool", help="reserved: this version has no pools")
+    target.add_argument("--pool", help="ask any member of this pool")
     add_requester(prompt)
     add_body(prompt)
     prompt.add_argument(
@@ -66,20 +66,24 @@ def _add_cancel(commands: Any) -> None:
 def _prompt(arguments: argparse.Namespace) -> int:
     from edged.ctl.prompt import Ask, ask
 
-    if arguments.pool is not None:
-        raise WrongUsage("--pool: this version does not send prompts to pools yet; use --group or --all")
     if arguments.text is None and arguments.messages is None:
         raise WrongUsage("the following arguments are required: TEXT; see edgectl prompt --help")
     settings = settings_of(arguments)
     requester = requester_of(arguments, settings)
     check_name(arguments, "device")
     check_name(arguments, "group")
+    check_name(arguments, "pool")
     body = {**_turns(arguments), **options_of(arguments)}
     if arguments.all or arguments.group is not None:
         from edged.ctl.ask_many import AskMany, ask_many
 
         many = AskMany(settings.identity.fleet, arguments.group, requester, body, arguments.timeout, arguments.json)
         return ask_many(settings.mqtt, many)
+    if arguments.pool is not None:
+        from edged.ctl.ask_pool import AskPool, ask_pool
+
+        asked = AskPool(settings.identity.fleet, arguments.pool, requester, body, arguments.timeout, arguments.json)
+        return ask_pool(settings.mqtt, asked)
     wanted = Ask(settings.identity.fleet, arguments.device, requester, body, arguments.timeout, arguments.json)
     return ask(settings.mqtt, wanted)
 

@@ -36,7 +36,7 @@ class Exchange:
     """See the module. The session is subscribed to the replies and to the status of the devices.
 
     `devices` and `status`: device → its last status word, "" where none came. `open` have sent no final yet.
-    `note` is called with what a person who waits should know.
+    `note` is called with what a person who waits should know. `kind`: `prompt`, or `command` where the body is one.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Exchange:
         body: dict[str, Any],
         prompt_id: str,
         note: Callable[[str], None] = lambda _: None,
+        kind: str = "prompt",
     ) -> None:
         self._session = session
         self._fleet = fleet
@@ -55,6 +56,7 @@ class Exchange:
         self._requester = requester
         self._id = prompt_id
         self._payload = strict_json.dumps({"id": prompt_id, **body})
+        self._kind = kind
         self._silent = set(devices)
         self._note = note
         self.open = set(devices)
@@ -63,7 +65,7 @@ class Exchange:
     def send(self) -> None:
         """Send the prompt to every device that has not replied yet. Raises BrokerError."""
         for device in sorted(self._silent):
-            self._session.publish(f"{self._topics[device].own}/prompt/{self._requester}", self._payload)
+            self._session.publish(f"{self._topics[device].own}/{self._kind}/{self._requester}", self._payload)
 
     def replies(self, seconds: float) -> Iterator[Reply]:
         """The replies as they come, until every device has sent its final.
@@ -107,7 +109,7 @@ class Exchange:
                 self._store_status(device, message.payload[:16].decode("ascii", "replace"))
                 return None
             if message.topic == topics.reply(self._requester, self._id):
-                document = _reply(message.payload, self._id)
+                document = reply_of(message.payload, self._id)
                 if document is None:
                     return None
                 self._silent.discard(device)
@@ -134,7 +136,7 @@ class Exchange:
         return f"{', '.join(away)} {are} offline now; ask again when edgectl status shows online"
 
 
-def _reply(payload: bytes, prompt_id: str) -> dict[str, Any] | None:
+def reply_of(payload: bytes, prompt_id: str) -> dict[str, Any] | None:
     """A reply to our prompt; None for anything else that was published there."""
     try:
         document = json.loads(payload)

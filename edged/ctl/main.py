@@ -10,7 +10,7 @@ from typing import Any
 from edged import __version__
 from edged.command_line import DONE, FAILED, NO_BROKER, TIMED_OUT, USAGE, Parser, WrongUsage, drop_output, fail, reason
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
-from edged.ctl import acl, asking, configuring, sending, watching
+from edged.ctl import acl, asking, configuring, operating, sending, watching
 from edged.link.session import Interrupted, TimedOut
 
 AddCommand = Callable[[Any], None]
@@ -19,7 +19,6 @@ RESERVED = {
     ("rollout",): "roll a layer out in steps",
     ("model", "list"): "list the models of devices",
     ("simulate",): "show what a layer would change",
-    ("forget",): "remove a device from the fleet",
 }
 """Reserved commands, and what a later version will do."""
 
@@ -34,6 +33,7 @@ def parser(more: Sequence[AddCommand] = ()) -> argparse.ArgumentParser:
     configuring.add(commands)
     sending.add(commands)
     acl.add(commands)
+    operating.add(commands)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
     completion.set_defaults(run=lambda arguments: _completion(arguments, more))

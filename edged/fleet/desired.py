@@ -19,7 +19,7 @@ from edged.core.golden import GoldenResult
 from edged.fleet import layer_store, layers, trust_store
 from edged.fleet.history import History
 from edged.fleet.layers import Decision, Layers, PushedLayer
-from edged.fleet.plan import Plan, needs_trial, plan
+from edged.fleet.plan import Plan, differing, needs_restart, needs_trial, plan
 from edged.fleet.trial_store import RefusedPush, Running, TrialStore
 from edged.fleet.trust import Trust, TrustRecord
 from edged.wire.layers import BadLayer, Decided, Reported, settings_text
@@ -72,6 +72,14 @@ class Postponed(msgspec.Struct, frozen=True):
     """The push waits for the end of the trial; `why` not None: the trial is withdrawn for this reason."""
 
     why: str | None
+
+
+class RestartNeededError(Exception):
+    """The owner's file differs in these sections, which are read at the start alone."""
+
+    def __init__(self, sections: tuple[str, ...]) -> None:
+        super().__init__(", ".join(sections))
+        self.sections = sections
 
 
 class DesiredConfig:
@@ -172,6 +180,19 @@ class DesiredConfig:
     def reject(self, name: str, reason: str, now: float, revision: int | None = None) -> Update:
         """Report that a push to the layer `name` could not be read, or not be tried."""
         return self._store(name, Reported("rejected", name, revision, reason, self.in_force.revisions), now)
+
+    def use_owner(self, owner: dict[str, Any]) -> tuple[str, ...]:
+        """Put the owner's file, which was read again, in force; gives the sections that differ.
+
+        Raises RestartNeededError, then nothing has changed; BadValue where file and layers contradict each other.
+        """
+        target = layers.effective(owner, self._layers, self._order)
+        current = self.in_force.settings
+        if fixed := needs_restart(current, target):
+            raise RestartNeededError(fixed)
+        self._owner = owner
+        self._put_in_force()
+        return differing(current, target)
 
     def store(self) -> None:
         """Write floors and keys, the layers in force and the report again. Raises OSError."""

@@ -26,6 +26,7 @@ class Step(msgspec.Struct, frozen=True):
 
 Plan = tuple[Step, ...]
 _IN_PLACE = ("generation", "limits", "telemetry", "log", "golden", "trial", "models")
+_AT_START = ("identity", "mqtt", "trust", "integrations", "state_dir")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -34,6 +35,17 @@ def needs_trial(current: Settings, target: Settings) -> bool:
     return msgspec.structs.replace(current.model, keep_alive=None) != msgspec.structs.replace(
         target.model, keep_alive=None
     )
+
+
+def needs_restart(current: Settings, target: Settings) -> tuple[str, ...]:
+    """The sections of the owner's file that differ and cannot be applied while the daemon runs."""
+    fixed = [name for name in _AT_START if getattr(current, name) != getattr(target, name)]
+    return tuple(fixed + (["model"] if needs_trial(current, target) else []))
+
+
+def differing(current: Settings, target: Settings) -> tuple[str, ...]:
+    """The sections that differ."""
+    return tuple(name for name in Settings.__struct_fields__ if getattr(current, name) != getattr(target, name))
 
 
 def plan(current: Settings, target: Settings, catalog: Collection[str] = ()) -> Plan:

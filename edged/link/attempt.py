@@ -36,7 +36,7 @@ TAKEN_OVER = 0x8E
 _UNSUPPORTED_VERSIONS = (0x01, 0x84)  # of MQTT 3.1.1 and of MQTT 5
 # Unspecified, implementation specific, packet identifier in use, quota exceeded: the broker may accept it later.
 _TEMPORARY = frozenset({0x80, 0x83, 0x91, 0x97})
-_RECEIVE_MAXIMUM = 100
+RECEIVE_MAXIMUM = 100
 CATCH_UP_SECONDS = 3.0  # time for the agent to acknowledge, once too many bytes are unacknowledged
 _EXCESS = (
     "the broker sent more unacknowledged data than this client allows; "
@@ -71,6 +71,7 @@ class SessionOptions(msgspec.Struct, frozen=True):
     will: Will | None
     subscriptions: tuple[Subscription, ...]
     persistent: bool
+    receive_maximum: int = RECEIVE_MAXIMUM
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -245,7 +246,7 @@ class Attempt:
         persistent = self._options.persistent
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_EXPIRY if persistent else 0
-        properties.ReceiveMaximum = _RECEIVE_MAXIMUM
+        properties.ReceiveMaximum = self._options.receive_maximum
         properties.MaximumPacketSize = MAX_PACKET
         return {"clean_start": not persistent, "properties": properties}
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from edged.config.schema import Mqtt
-from edged.link.attempt import Attempt, SessionOptions, Subscription, Will
+from edged.link.attempt import RECEIVE_MAXIMUM, Attempt, SessionOptions, Subscription, Will
 from edged.link.back_off import BackOff
 from edged.link.events import Arrived, Down, Event
 
@@ -21,6 +21,7 @@ class Connection:
     """See the module. The constructor assigns; `start` and `stop` do.
 
     `persistent`: the broker keeps subscriptions and messages for us while we are away; without, every start is clean.
+    `receive_maximum`: messages at QoS 1 that the broker may send unacknowledged (MQTT 5).
     `uniform(low, high)` draws the waiting times between attempts.
     """
 
@@ -33,10 +34,11 @@ class Connection:
         post: Callable[[Event], None],
         *,
         persistent: bool = True,
+        receive_maximum: int = RECEIVE_MAXIMUM,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._options = SessionOptions(settings, client_id, will, subscriptions, persistent)
+        self._options = SessionOptions(settings, client_id, will, subscriptions, persistent, receive_maximum)
         self._post = post
         self._clock = clock
         self._back_off = BackOff(settings.version, clock, uniform)

@@ -100,6 +100,15 @@ def answer(
     return strict_json.dumps(document)
 
 
+def command_done(prompt_id: str, text: str, now: float, total_ms: float, archive: str | None = None) -> bytes:
+    """The final of a command that was carried out, in the form of an answer. `archive`: a .tar.gz in base64."""
+    timing = Timing(0.0, None, total_ms, None)
+    document: dict[str, Any] = msgspec.json.decode(answer(prompt_id, "stop", text, now, Usage(), timing, None))
+    if archive is not None:
+        document["archive"] = archive
+    return strict_json.dumps(document)
+
+
 def _beside_text(final: Final) -> dict[str, Any]:
     """Keys of a final that are there only where the prompt asked for them."""
     document: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 REQUESTER = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 PROMPT_ID = re.compile(r"(?![^/]*[/+#])[\x21-\x7e]{1,128}\Z")
 ROOT = "edged/v1"
+_POOL = re.compile(r"/pool/[^/]+/prompt/([^/]*)\Z")
 MAX_LEVELS = 32  # of a Response Topic: some brokers close the connection at a publish to a deeper one
 
 
@@ -24,10 +25,18 @@ class Inbound(NamedTuple):
 class Topics:
     """The names below `edged/v1/{fleet}/` as one device uses them. Immutable.
 
-    `birth`: where another program that shows the device reports its start; None: there is none.
+    `birth`: where another program that shows the device reports its start; None: there is none. `pools` has the filters
+    of the shared subscriptions to the pools of that name.
     """
 
-    def __init__(self, fleet: str, device: str, groups: tuple[str, ...] = (), birth: str | None = None) -> None:
+    def __init__(
+        self,
+        fleet: str,
+        device: str,
+        groups: tuple[str, ...] = (),
+        birth: str | None = None,
+        pools: tuple[str, ...] = (),
+    ) -> None:
         self.birth = birth
         self.fleet = fleet
         self.device = device
@@ -43,6 +52,7 @@ class Topics:
         self.prompts = f"{self.own}/prompt/+"
         self.cancels = f"{self.own}/cancel/+"
         self.commands = f"{self.own}/command/+"
+        self.pools = tuple(f"$share/edged/{self.pool_prompts(pool)}+" for pool in pools)
         self.offers = f"{self.root}/model/+/offer"
         self.layers = {
             f"{self.root}/config": "fleet",
@@ -62,8 +72,14 @@ class Topics:
             prefix = f"{self.own}/{kind}/"
             if topic.startswith(prefix) and "/" not in topic[len(prefix) :]:
                 return Inbound(kind, topic[len(prefix) :])
+        if (pooled := _POOL.match(topic[len(self.root) :] if topic.startswith(self.root) else "")) is not None:
+            return Inbound("prompt", pooled[1])
         models = f"{self.root}/model/"
         return Inbound("model", topic[len(models) :]) if topic.startswith(models) else None
+
+    def pool_prompts(self, pool: str) -> str:
+        """The prefix of the prompts to a pool; the requester follows."""
+        return f"{self.root}/pool/{pool}/prompt/"
 
     def model(self, digest: str, what: str) -> str:
         """A topic about a model that is sent over the broker: `offer`, `sending`, `chunk/{number}`, `missing/…`, …"""

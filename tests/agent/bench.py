@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.agent.admission import Admission
+from edged.agent.commands import Done
 from edged.agent.journal import Job, Journal, ReplyTo, body_digest
 from edged.agent.prompt_queue import PromptQueue
 from edged.config.schema import Limits, Settings
@@ -15,6 +16,7 @@ from edged.core.prompt import DEFAULT_PRIORITY, Final, ModelInfo, Reason, Reques
 from edged.fleet.desired import InForce
 from edged.link.events import Arrived
 from edged.link.publication import Publication
+from edged.wire.commands import CommandName
 from edged.wire.topics import Topics
 from edged.worker import frames
 
@@ -107,6 +109,7 @@ class Bench:
         self.in_force = InForce(Settings(limits=Limits(**limits)), {"fleet": 7})
         self.closed: str | None = None
         self.bad: list[str] = []
+        self.executed: list[str] = []
         self.topics = Topics("home", "pi")
         self.make_queue()
 
@@ -140,7 +143,14 @@ class Bench:
             self.bad.append,
             lambda: self.clock.up,
             lambda: self.clock.wall,
+            lambda: self.clock.wall,
+            self.execute,
         )
+
+    def execute(self, command: CommandName) -> Done:
+        """Carries out no command: only counts."""
+        self.executed.append(command)
+        return Done(f"done: {command}")
 
     # ---- straight to the queue ---------------------------------------------------------------------------------------
 

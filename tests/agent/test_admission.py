@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from edged.config.schema import Generation, Limits, Mqtt, PerRequester, Settings
+from edged.agent.commands import CommandRefused, Done
+from edged.config.schema import Commands, Generation, Limits, Mqtt, PerRequester, Settings
 from edged.core.prompt import Choice, Turn
-from tests.agent.bench import Bench, message
+from tests.agent.bench import Bench, fill_disk, message
 
 
 @pytest.fixture
@@ -358,21 +359,80 @@ def test_p02_what_cannot_be_stored_is_neither_accepted_nor_run(bench: Bench, mon
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_refused_in_words_that_say_it_comes_later(bench: Bench) -> None:
-    """The name is reserved: nothing is accepted and ignored. Nothing is stored, and a prompt of that id ends once."""
+def allow(bench: Bench, *requesters: str) -> None:
+    bench.settings = msgspec.structs.replace(bench.settings, commands=Commands(requesters))
+
+
+def test_a_command_of_a_requester_that_the_owner_does_not_name_is_refused(bench: Bench) -> None:
+    """Nothing is stored, and a prompt of that id ends once."""
     bench.command(message({"id": "a", "command": "reload"}))
     bench.command(message(b"reload", response_topic="edged/v1/home/reply/me/x", correlation=b"c"))
     (first, second), (where, other) = bench.replies.finals, [topic for topic, _ in bench.replies.sent]
     assert (where, first["id"], first["reason"]) == ("edged/v1/home/reply/me/pi/a", "a", "invalid")
-    assert first["error"]["message"] == "this version does not take commands yet"
+    assert ("not_allowed", True) == (first["error"]["code"], "commands.allow" in first["error"]["message"])
     assert (other, second["id"][:5]) == ("edged/v1/home/reply/me/x", "auto-")
-    assert bench.journal.find("me", "a") is None
+    assert ([], None) == (bench.executed, bench.journal.find("me", "a"))
     bench.arrive(message({"id": "used", "prompt": "x"}))
     bench.command(message({"id": "used"}))
     assert (bench.replies.documents[-1]["conflict"], len(bench.replies.finals)) == (True, 2)
     bench.command(message({"id": "a"}, retain=True))
     bench.command(message({"id": "a"}), requester="no one")
     assert (len(bench.bad), len(bench.replies.finals)) == (2, 2)
+
+
+def test_a_command_is_carried_out_once_and_each_copy_gets_its_final(bench: Bench) -> None:
+    allow(bench, "me")
+    command = message({"id": "a", "command": "drain"})
+    bench.command(command)
+    bench.make_queue()  # as after a restart
+    bench.command(command)
+    assert ["drain"] == bench.executed
+    first, again = bench.replies.finals
+    assert ("stop", "done: drain", first) == (first["reason"], first["text"], again)
+    assert [] == bench.journal.open_entries()
+    bench.command(message({"id": "a", "command": "resume"}))
+    bench.arrive(message({"id": "a", "prompt": "x"}))
+    assert [True, True] == [document.get("conflict") for document in bench.replies.documents[-2:]]
+    assert ["drain"] == bench.executed
+
+
+def test_a_command_that_cannot_be_stored_is_carried_out_and_answered(bench: Bench) -> None:
+    allow(bench, "me")
+    fill_disk(bench.journal)
+    bench.command(message({"id": "a", "command": "unload"}))
+    assert (["unload"], ["done: unload"]) == (bench.executed, [final["text"] for final in bench.replies.finals])
+    assert bench.journal.find("me", "a") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"id": "a", "command": "reboot"}, "command: must be one of reload, drain"),
+        ({"id": "a"}, "command: is required"),
+        ({"id": "a", "command": "load", "force": True}, "force: unknown key"),
+        (b"load", "the payload is not valid JSON"),
+    ],
+)
+def test_a_command_that_is_not_known_is_refused_by_name(bench: Bench, body: Any, says: str) -> None:
+    allow(bench, "me")
+    bench.command(message(body))
+    assert ("invalid", True) == (bench.replies.finals[0]["reason"], says in bench.replies.finals[0]["error"]["message"])
+    assert [] == bench.executed
+
+
+def test_a_command_that_is_refused_frees_its_id(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow(bench, "me")
+
+    def refuse(_command: str) -> Done:
+        raise CommandRefused("busy", "in_use", "2 open prompts must be answered first")
+
+    monkeypatch.setattr(bench.admission, "_execute", refuse)
+    bench.command(message({"id": "a", "command": "unload"}))
+    final = bench.replies.finals[0]
+    assert ("busy", "in_use", 5000) == (final["reason"], final["error"]["code"], final["retry_after_ms"])
+    monkeypatch.undo()
+    bench.command(message({"id": "a", "command": "unload"}))
+    assert ["unload"] == bench.executed
 
 
 # ---- cancels --------------------------------------------------------------------------------------------------------

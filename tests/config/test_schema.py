@@ -78,6 +78,8 @@ def test_the_contracts_example_file_is_taken() -> None:
         ("identity", "fleet", ["home", "a", "0-9", "a" * 63], ["", "Home", "-a", "a" * 64, "a/b", "a_b", 5, "a\n"]),
         ("identity", "device", ["pi-1"], ["pi 1", "ä", None]),
         ("identity", "groups", [[], ["a", "b"]], ["a", ["A"], ["a", "a"], [1]]),
+        ("identity", "pools", [[], ["a", "b"]], ["a", ["A"], ["a", "a"], [1]]),
+        ("commands", "allow", [[], ["ops", "A_1-z"]], ["ops", ["a b"], ["a", "a"], [1], ["x" * 65]]),
         (
             "mqtt",
             "url",
@@ -242,7 +244,7 @@ def test_a_bad_file_is_refused_with_the_key_and_a_sentence(document: object, say
     assert file_refusal(document).startswith(says)
 
 
-@pytest.mark.parametrize("key", ["identity", "mqtt", "trust", "state_dir"])
+@pytest.mark.parametrize("key", ["identity", "mqtt", "trust", "commands", "state_dir"])
 def test_p04_a_layer_may_not_touch_what_is_the_owners(key: str) -> None:
     with pytest.raises(BadValue, match=f"{key}: is the owner's: it can only be set in the device's own file"):
         keys.check_layer({key: {}})

@@ -46,7 +46,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("rollout", "start"),
         ("model", "list"),
         ("simulate", "layer.yaml"),
-        ("forget", "pi"),
     ],
 )
 def test_p08_a_reserved_command_is_refused_and_says_so(
@@ -76,9 +75,12 @@ def test_p08_a_reserved_command_is_refused_and_says_so(
         (("prompt", "x", "--format", "/nowhere"), "/nowhere: cannot be read"),
         (("prompt", "x", "--messages", "/nowhere"), "/nowhere: cannot be read"),
         (("prompt", "x", "--all", "--device", "pi"), "not allowed with argument"),
-        (("prompt", "x", "--pool", "fast"), "--pool: this version does not send prompts to pools yet"),
+        (("prompt", "x", "--pool", "Fast"), "--pool: "),
         (("prompt", " "), "prompt: is empty"),
         (("top", "--url", "mqtt://h"), "top needs a terminal"),
+        (("command", "reboot"), "invalid choice: 'reboot'"),
+        (("command", "drain", "--output", "x"), "--output: only diagnostics has a file"),
+        (("forget", "Pi"), "DEVICE: "),
         (("cancel",), "give the ID of a prompt, or --all"),
         (("cancel", "x", "--all"), "give the ID of a prompt, or --all"),
         (("cancel", "a/b"), "ID: "),

@@ -342,6 +342,7 @@ def test_every_key_of_a_reply_is_in_the_tables() -> None:
         replies.accepted("a", 1, None),
         replies.chunk("a", 0, 0, "", "why", reasoning_at=0),
         replies.conflict("a"),
+        replies.command_done("a", "done", 0.0, 0.0, "H4sI"),
     ]
     known = words(section(page("mqtt.md"), "Replies"))
     assert [] == [key for document in written for key in leaves(json.loads(document)) if key not in known]
@@ -403,6 +404,7 @@ def error_codes() -> set[str]:
     found = texts_at(1, "PromptRefused", ".") | texts_at(0, "Failure", ".")
     found |= texts_at(2, "Refused", ".") | texts_at(2, "refusal", ".") | texts_at(2, "_end_with_error", "agent")
     found |= texts_at(1, "_Refusal", "agent") | texts_at(5, "Refuse", "agent")
+    found |= texts_at(1, "CommandRefused", "agent")
     return found - {"expired"}  # a reason without an error
 
 
