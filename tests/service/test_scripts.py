@@ -20,8 +20,9 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
 
 
 def function(name: str, *arguments: str | Path) -> str:
-    """What a function of scripts/install prints."""
-    done = run("bash", "-c", '. "$1"; shift; "$@"', "_", SCRIPTS[0], name, *arguments)
+    """What a function of scripts/board_drop_ins prints."""
+    strict = 'set -euo pipefail; . "$1"; shift; "$@"'
+    done = run("bash", "-c", strict, "_", ROOT / "scripts" / "board_drop_ins", name, *arguments)
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout
 
@@ -96,7 +97,7 @@ def test_a_pc_needs_no_drop_in(tmp_path: Path) -> None:
 def test_a_raspberry_pi_opens_its_firmware(tmp_path: Path) -> None:
     device(tmp_path, "vcio")
     text = function("raspberry_pi_drop_in", tmp_path)
-    assert text.startswith("# Written by scripts/install")
+    assert text.startswith("# Written by the installer")
     assert ["[Service]", "PrivateDevices=no", "DeviceAllow=/dev/vcio r"] == settings(text)
 
 

@@ -1,10 +1,10 @@
 """Compiles the kernels with the system's C++ compiler into one shared library with a C interface.
 
-    python -m edged.engine.kernels.build [--output FILE] [--sanitize]
+    python -m edged.engine.kernels.build [--output FILE] [--machine aarch64] [--strip] [--sanitize]
 
 Neither CMake nor a Python header is needed: the library is loaded with ctypes, so one build serves every Python
 version. Each instruction set's file gets its own flags; which of them runs is chosen at run time. `CXX` names another
-compiler.
+compiler. The same sources and the same compiler give the same bytes in every folder.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ COMMON = (
     "-pthread",
     "-fvisibility=hidden",
     "-ffp-contract=off",
+    f"-ffile-prefix-map={HERE}=kernels",  # no path of this machine in the library
     "-fno-math-errno",
     "-Wall",
     "-Wextra",
 )
+STRIP = ("-s",)
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 # What each file of `sources` may use beyond the family's base, by processor family.
 FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -55,24 +57,33 @@ def sources() -> list[Path]:
 
 def compile_flags(source: Path, machine: str = platform.machine()) -> tuple[str, ...]:
     """What the compiler needs for one of the sources on a processor's family: its includes begin at this folder."""
-    family = machine.replace("AMD64", "x86_64").replace("arm64", "aarch64")
-    return (f"-I{HERE}", *FLAGS.get(family, {}).get(_name(source), ()))
+    return (f"-I{HERE}", *FLAGS.get(_family(machine), {}).get(_name(source), ()))
+
+
+def _family(machine: str) -> str:
+    return machine.replace("AMD64", "x86_64").replace("arm64", "aarch64")
 
 
 def _name(source: Path) -> str:
     return source.relative_to(HERE).as_posix()
 
 
-def fingerprint() -> str:
+def fingerprint(machine: str = platform.machine()) -> str:
     """Sixteen hex digits that change with any source and the processor's family: no stale library is ever loaded."""
-    digest = hashlib.sha256(platform.machine().encode())
+    digest = hashlib.sha256(machine.encode())
     for path in [*sorted(HERE.glob("**/*.h")), *sources(), HERE / "build.py"]:
         digest.update(_name(path).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def compiler() -> list[str]:
-    """The C++ compiler's command."""
+def compiler(machine: str = platform.machine()) -> list[str]:
+    """The C++ compiler's command. For another family of processors than this machine's: Debian's cross compiler."""
+    if _family(machine) != _family(platform.machine()):
+        cross = f"{_family(machine)}-linux-gnu-g++"
+        if shutil.which(cross):
+            return [cross]
+        package = f"g++-{_family(machine).replace('_', '-')}-linux-gnu"
+        raise BuildError(f"there is no {cross}; install it (Debian: apt-get install {package})")
     if chosen := os.environ.get("CXX"):
         return shlex.split(chosen)
     for name in ("c++", "g++", "clang++"):
@@ -90,13 +101,20 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
 
 
-def build(output: Path, *, extra: tuple[str, ...] = (), jobs: int | None = None) -> Path:
+def build(
+    output: Path,
+    *,
+    machine: str = platform.machine(),
+    extra: tuple[str, ...] = (),
+    link: tuple[str, ...] = (),
+    jobs: int | None = None,
+) -> Path:
     """Compiles the library to `output` (written whole or not at all) and returns it."""
-    cxx = compiler()
+    cxx = compiler(machine)
     with tempfile.TemporaryDirectory(prefix="edged-kernels-") as folder:
         objects = [Path(folder) / f"{_name(path).replace('/', '-')}.o" for path in sources()]
         commands = [
-            [*cxx, *COMMON, *compile_flags(path), *extra, "-c", str(path), "-o", str(made)]
+            [*cxx, *COMMON, *compile_flags(path, machine), *extra, "-c", str(path), "-o", str(made)]
             for path, made in zip(sources(), objects, strict=True)
         ]
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
@@ -104,7 +122,7 @@ def build(output: Path, *, extra: tuple[str, ...] = (), jobs: int | None = None)
         output.parent.mkdir(parents=True, exist_ok=True)
         whole = output.with_name(f".{output.name}.{os.getpid()}")
         try:
-            _run([*cxx, "-shared", "-pthread", *extra, *map(str, objects), "-o", str(whole)])
+            _run([*cxx, "-shared", "-pthread", *extra, *link, *map(str, objects), "-o", str(whole)])
             whole.replace(output)
             for stale in set(output.parent.glob("_native-*.so")) - {output}:
                 stale.unlink(missing_ok=True)
@@ -116,11 +134,15 @@ def build(output: Path, *, extra: tuple[str, ...] = (), jobs: int | None = None)
 def main() -> int:
     """The command: prints the library's path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, default=HERE / f"_native-{fingerprint()}.so")
+    parser.add_argument("--output", type=Path, help="default: beside the sources, where the engine looks for it")
+    parser.add_argument("--machine", default=platform.machine(), help="the processor's family, if it is another one")
+    parser.add_argument("--strip", action="store_true", help="without the symbols that only a debugger needs")
     parser.add_argument("--sanitize", action="store_true", help="with address and undefined-behaviour sanitizers")
     args = parser.parse_args()
+    output = args.output or HERE / f"_native-{fingerprint(args.machine)}.so"
+    extra, link = SANITIZE if args.sanitize else (), STRIP if args.strip else ()
     try:
-        print(build(args.output, extra=SANITIZE if args.sanitize else ()))
+        print(build(output, machine=args.machine, extra=extra, link=link))
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
