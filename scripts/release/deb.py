@@ -63,7 +63,11 @@ def _copy(source: Path, target: Path) -> None:
 def _virtual_environment(tree: Path) -> None:
     """What `python3 -m venv` makes, without pip: the unit and the commands find the same layout as in a checkout."""
     venv = tree / PREFIX / ".venv"
-    shutil.rmtree(tree / SITE / "bin", ignore_errors=True)  # pip's commands name the Python of this machine
+    # pip's commands name the Python of this machine, and its lists of files have their hashes.
+    shutil.rmtree(tree / SITE / "bin", ignore_errors=True)
+    for record in (tree / SITE).glob("*.dist-info/RECORD"):
+        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+        record.write_text("".join(line for line in lines if not line.startswith("../../bin/")), encoding="utf-8")
     (venv / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n")
     (venv / "bin").mkdir()
     (venv / "bin/python").symlink_to(f"/usr/bin/python{PYTHON}")

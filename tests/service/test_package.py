@@ -42,7 +42,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
+    folder = tmp_path_factory.mktemp("package") / "models"  # the user edged may read this one
+    folder.mkdir()
     make_gguf(folder / "tiny.gguf")
     return folder
 
