@@ -52,7 +52,7 @@ def compute(folder: Path) -> None:
     if tables := open_tables(folder):
         codec_from_tables(tables, load_library()).encode("the capital of Japan, 日本 <x>", specials=True)
     with NativeModel(open_packed(folder), context=64, blocks=4, threads=2) as model:
-        model.step([Part([1, 2, 3], 0, [0])])
+        model.step([Part([1, 2, 3], 0, [0], next_state=0)])
 
 
 def gguf(folder: Path, rng: random.Random) -> Callable[[], None]:
