@@ -48,7 +48,7 @@ def check_mutants(options: argparse.Namespace) -> int:
     else:
         for result in results:
             print(f"{'found' if result['found'] else 'NOT FOUND':10} {result['removed']}")
-    return 0 if all(result["found"] for result in results) else 1
+    return 0 if all(result["found"] == (result["removed"] != "nothing") for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ MUTANTS = (
     Mutant(
         "a prompt is written to the journal",
         "edged/agent/journal.py",
-        "        self._db.execute(journal_file.INSERT, journal_file.sealed(row))\n        return int(seq)",
-        "        return int(seq)",
+        "None, None, None, 0, 1)\n        self._db.execute(journal_file.INSERT, journal_file.sealed(row))",
+        "None, None, None, 0, 1)",
     ),
     Mutant(
         "a transaction is committed",
@@ -75,8 +75,8 @@ MUTANTS = (
     Mutant(
         "a number is not used for two prompts",
         "edged/agent/journal.py",
-        "(seq,) = self._db.execute(_NEXT).fetchone()",
-        "seq = 1",
+        'number."""\n        (seq,) = self._db.execute(_NEXT).fetchone()',
+        'number."""\n        seq = 1',
     ),
     Mutant(
         "a final is published",
@@ -106,19 +106,21 @@ MUTANTS = (
 
 
 def check(seconds: float, seed: int) -> list[dict[str, object]]:
-    """Run chaos on each mutant; `found` says whether it failed."""
-    results = []
-    for mutant in MUTANTS:
-        print(f"==> without: {mutant.name}", file=sys.stderr, flush=True)
+    """Run chaos on the source as it is, which must hold, and on each mutant; `found` says whether a run failed."""
+    results: list[dict[str, object]] = []
+    for mutant in (None, *MUTANTS):
         with tempfile.TemporaryDirectory(prefix="edged-mutant-") as folder:
-            results.append({"removed": mutant.name, **_run(Path(folder), mutant, seconds, seed)})
+            name = "nothing" if mutant is None else mutant.name
+            results.append({"removed": name, **_run(Path(folder), mutant, seconds, seed)})
+        print(f"==> {results[-1]}", file=sys.stderr, flush=True)
     return results
 
 
-def _run(folder: Path, mutant: Mutant, seconds: float, seed: int) -> dict[str, object]:
+def _run(folder: Path, mutant: Mutant | None, seconds: float, seed: int) -> dict[str, object]:
     for name in ("edged", "tests", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    mutate(folder, mutant)
+    if mutant is not None:
+        mutate(folder, mutant)
     command = [sys.executable, "-m", "tests.chaos", "--json", "--seconds", str(seconds), "--seed", str(seed)]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     ended = subprocess.run(
@@ -126,8 +128,8 @@ def _run(folder: Path, mutant: Mutant, seconds: float, seed: int) -> dict[str, o
     )
     try:
         document = json.loads(ended.stdout)
-    except ValueError:  # the daemon did not even start, for one
-        return {"found": ended.returncode != 0, "lost": None, "doubled": None, "wrong": None}
+    except ValueError:  # the run itself failed, which is no finding
+        return {"found": False, "error": ended.stderr[-500:]}
     return {"found": not document["held"], **{name: document[name] for name in ("lost", "doubled", "wrong")}}
 
 

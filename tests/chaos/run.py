@@ -132,7 +132,7 @@ class Chaos:
         self.done[name] += 1
         match name:
             case "worker":
-                for pid in device.worker_pids():
+                for pid in _workers(device):
                     _signal(pid, signal.SIGKILL)
             case "agent":
                 device.kill()
@@ -148,7 +148,7 @@ class Chaos:
             case "pause_agent":
                 _pause([device.pid], self.draw.uniform(0.05, 1.0))
             case "pause_worker":
-                _pause(device.worker_pids(), self.draw.uniform(0.05, 1.0))
+                _pause(_workers(device), self.draw.uniform(0.05, 1.0))
             case "cut":
                 proxy.cut()
             case "delay":
@@ -156,6 +156,12 @@ class Chaos:
             case "half_open":
                 proxy.silent = True
                 threading.Timer(self.draw.uniform(0.2, 2.0), _wake, (proxy,)).start()
+
+
+def _workers(device: Device) -> list[int]:
+    with contextlib.suppress(OSError):  # an agent that ended by itself: its prompts are lost
+        return device.worker_pids()
+    return []
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.mutants import MUTANTS, Mutant
 from tests.chaos.oracle import Oracle
 from tests.chaos.run import Chaos
+from tests.support import ROOT
 
 
 def seen(oracle: Oracle, **document: Any) -> None:
@@ -65,3 +67,8 @@ def test_p01_p02_p03_nothing_is_lost_or_doubled_in_a_short_run(tmp_path: Path) -
     result = Chaos(tmp_path, seed=2, seconds=6).run()
     assert (0, 0, 0, []) == tuple(result[name] for name in ("lost", "doubled", "wrong", "examples")), result
     assert int(str(result["prompts"])) > 60
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_safety_line_that_is_removed_is_in_the_source_once(mutant: Mutant) -> None:
+    assert 1 == (ROOT / mutant.path).read_text("utf-8").count(mutant.old)
