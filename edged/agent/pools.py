@@ -28,6 +28,7 @@ from edged.wire.topics import Topics
 RECEIVE_MAXIMUM = 10  # prompts of pools that may be held
 _RETURN_AT = 0.75  # share of a full queue at which the device returns
 _FAILURES = 3  # of the second connection, after which they are a finding; a restart of the broker is none
+_FULL = "the queue is full"
 _HOT = ("temperature_high", "throttled")
 _VERSION = "prompts of pools need MQTT 5, and this broker speaks 3.1.1; use another broker, or remove identity.pools"
 
@@ -57,7 +58,7 @@ def reason_to_leave(facts: MemberFacts, *, joined: bool, held: int) -> str | Non
         None if facts.online else "the model is being loaded",
         "a config layer is on trial" if facts.trial else None,
         f"the finding {hot[0]} holds" if hot else None,
-        "the queue is full" if held or facts.open >= full_at else None,
+        _FULL if held or facts.open >= full_at else None,
     )
     return next((reason for reason in reasons if reason is not None), None)
 
@@ -93,6 +94,7 @@ class Pools:
         self._down = ""
         self._failures = 0  # connections in a row that ended or were not made
         self._trouble: tuple[str, str] | None = None
+        self._was_full = False
         self._log = logs.logger()
         self.joined = False
 
@@ -171,13 +173,19 @@ class Pools:
             self._connection.start()
         elif self._session is not None:
             self._connection.subscribe(self._session, self._subscriptions)
-        self._log.info("joined its pools")
+        self._log_change("joined its pools", None)
 
     def _leave(self, why: str) -> None:
         self.joined = False
         if self._connection is not None and self._session is not None:
             self._connection.unsubscribe(self._session, self._topics.pools)
-        self._log.info("left its pools", reason=why)
+        self._log_change("left its pools", why)
+        self._was_full = why == _FULL
+
+    def _log_change(self, what: str, why: str | None) -> None:
+        """A line for people; a full queue comes and goes with each few prompts."""
+        log = self._log.debug if why == _FULL or (why is None and self._was_full) else self._log.info
+        log(what, reason=why)
 
     def _close(self, timeout: float = 0.0) -> None:
         """End the connection without acknowledging what is held."""

@@ -209,7 +209,8 @@ def test_a_broker_that_cannot_have_pools_is_a_finding() -> None:
 
 def pooled(folder: Path, broker: Broker, name: str, **config: Any) -> Device:
     identity = {"fleet": "test", "device": name, "pools": ["fast"]}
-    return Device(folder / name, broker, {"identity": identity, **config}, name=name)
+    settings = {"identity": identity, "log": {"level": "debug"}, **config}
+    return Device(folder / name, broker, settings, name=name)
 
 
 def joined(made: Device) -> int:

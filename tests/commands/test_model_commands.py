@@ -86,7 +86,7 @@ def test_what_no_command_foresaw_of_the_system_is_a_sentence_but_for_the_daemon(
 ) -> None:
     """A defect of the daemon is logged with its traceback."""
 
-    def refuse(*_: object) -> int:
+    def refuse(*_: object, **__: object) -> int:
         raise OSError(errno.EIO, "Input/output error", "/a/file")
 
     monkeypatch.setattr("edged.commands.model.model_list", refuse)
