@@ -418,7 +418,7 @@ def test_every_event_code_of_the_source_is_in_the_table() -> None:
     known = {code for cells in table for code in WORD.findall(cells[0])}
     plain = texts_at(0, "event", "agent") | texts_at(0, "_report", "agent")
     built = {f"finding_{kind}" for kind in ("began", "ended", "worse", "better")}
-    built |= {"config_applied", "config_rejected", "config_rolled_back"}
+    built |= {"config_applied", "config_rejected", "config_rolled_back", "config_waiting"}
     assert plain | built == known
 
 
