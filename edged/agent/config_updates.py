@@ -37,9 +37,12 @@ class ConfigUpdates:
         self._wall = wall
         self._log = logs.logger()
 
-    def process_push(self, name: str, payload: bytes) -> TrialOrder | Postponed | None:
-        """A layer was pushed, or removed with an empty payload; gives what is left to do."""
-        result = self._config.apply(name, payload, self._wall())
+    def process_push(self, name: str, payload: bytes, *, busy: bool = False) -> TrialOrder | Postponed | None:
+        """A layer was pushed, or removed with an empty payload; gives what is left to do.
+
+        `busy`: the device has prompts to answer.
+        """
+        result = self._config.apply(name, payload, self._wall(), busy=busy)
         if isinstance(result, Update):
             self.carry_out(result)
             return None
@@ -65,7 +68,7 @@ class ConfigUpdates:
             self._log.error("the state of config layers cannot be stored", error=update.storage_error)
         self._on_settings(self._config.in_force.settings)
         layer, report = update.layer, update.report
-        log = self._log.info if report.phase == "applied" else self._log.warning
+        log = self._log.info if report.phase in {"applied", "waiting"} else self._log.warning
         log("config push", phase=report.phase, layer=layer, revision=report.revision, reason=report.reason)
         message = f"{layer}: {report.reason}"
         self._reporter.event(f"config_{report.phase}", message, layer=layer, revision=report.revision)

@@ -29,6 +29,7 @@ from edged.worker import frames
 from edged.worker.client import Exited, WorkerClient, WorkerEvent
 
 FINISH_WITHIN = 10.0  # seconds that running prompts have before their worker ends; then they start again on the next
+ROLLOUTS_EVERY = 2.0  # seconds between two looks at the roll-outs that wait
 REPORT_EVERY = 2.0  # seconds between two reports of the same step
 
 
@@ -87,6 +88,7 @@ class TrialRunner:
         self._outcomes: list[Outcome] = []
         self._reported: tuple[str, int] = ("", 0)
         self._reported_at = 0.0
+        self._rollouts_at = 0.0
 
     @property
     def active(self) -> bool:
@@ -104,7 +106,7 @@ class TrialRunner:
         """A layer was pushed, or removed with an empty payload."""
         if self._waiting is not None and self._waiting.layer == name:
             self._waiting = None
-        match self._updates.process_push(name, payload):
+        match self._updates.process_push(name, payload, busy=self._queue.open > 0):
             case TrialOrder() as order:
                 self._begin(order)
             case Postponed(why=str() as why):
@@ -206,11 +208,23 @@ class TrialRunner:
     def tick(self) -> list[Outcome]:
         """What is due now."""
         if self._trial is None:
-            return []
+            return self._apply_due()
         if self._clear_by is not None and (self._queue.submitted == 0 or self._clock() >= self._clear_by):
             self._cleared()
         self._carry_out(self._trial.tick())
         return self._settle()
+
+    def _apply_due(self) -> list[Outcome]:
+        """Apply the roll-outs whose time has come; they are looked at every few seconds."""
+        now = self._clock()
+        if self._waiting is not None or now < self._rollouts_at:
+            return []
+        self._rollouts_at = now + ROLLOUTS_EVERY
+        outcomes: list[Outcome] = []
+        for name, payload in self._config.due(self._wall(), busy=self._queue.open > 0):
+            if self._trial is None:
+                outcomes += self.process_push(name, payload)
+        return outcomes
 
     def stop(self) -> None:
         """End what the trial started. It counts as failed at the next start."""
@@ -369,7 +383,7 @@ class TrialRunner:
 
     def _push_postponed(self) -> None:
         for name, payload in self._config.take_postponed().items():
-            if isinstance(order := self._updates.process_push(name, payload), TrialOrder):
+            if isinstance(order := self._updates.process_push(name, payload, busy=self._queue.open > 0), TrialOrder):
                 self._begin(order)
 
     def _drop_client(self) -> None:

@@ -6,7 +6,7 @@ way to new settings. A push that changes the model becomes the `trial`, which en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +16,14 @@ import msgspec
 
 from edged.config.schema import Settings, build
 from edged.core.golden import GoldenResult
-from edged.fleet import layer_store, layers, trust_store
+from edged.fleet import layer_store, layers, rollout, trust_store
 from edged.fleet.history import History
 from edged.fleet.layers import Decision, Layers, PushedLayer
 from edged.fleet.plan import Plan, differing, needs_restart, needs_trial, plan
+from edged.fleet.rollout_delays import RolloutDelays, minute_of_day
 from edged.fleet.trial_store import RefusedPush, Running, TrialStore
 from edged.fleet.trust import Trust, TrustRecord
-from edged.wire.layers import BadLayer, Decided, Reported, settings_text
+from edged.wire.layers import BadLayer, Decided, Layer, Reported, settings_text
 from edged.wire.topics import Topics
 
 TRUST_FILE = "trust.json"
@@ -30,6 +31,7 @@ TRUST_FILE = "trust.json"
 TRIALS_FILE = "trials.json"
 HISTORY_FILE = "history.json"
 NO_CATALOG: Mapping[str, str] = MappingProxyType({})
+_NOT_HELD = "the settings of before the roll-out did not hold"
 RESTARTED = "the agent or the machine restarted during the trial"
 
 
@@ -67,6 +69,11 @@ class TrialOrder(msgspec.Struct, frozen=True):
         """The bytes that were pushed."""
         return self.pushed.payload if self.pushed is not None else b""
 
+    @property
+    def previous(self) -> bool:
+        """Whether the settings of before a roll-out are tried, while the device waits for it."""
+        return self.pushed is not None and self.pushed.previous
+
 
 class Postponed(msgspec.Struct, frozen=True):
     """The push waits for the end of the trial; `why` not None: the trial is withdrawn for this reason."""
@@ -90,7 +97,12 @@ class DesiredConfig:
     """
 
     def __init__(
-        self, owner: dict[str, Any], topics: Topics, path: Path, catalog: Mapping[str, str] = NO_CATALOG
+        self,
+        owner: dict[str, Any],
+        topics: Topics,
+        path: Path,
+        catalog: Mapping[str, str] = NO_CATALOG,
+        minute: Callable[[float], int] = minute_of_day,
     ) -> None:
         settings = build(owner)
         self._owner = owner
@@ -103,6 +115,7 @@ class DesiredConfig:
         self._layers: Layers = {}
         self._trials = TrialStore(path.with_name(TRIALS_FILE), topics.own)
         self._postponed: dict[str, bytes] = {}
+        self._delays = RolloutDelays(topics.device, minute)
         self.history = History(path.with_name(HISTORY_FILE), topics.own)
         self.trial: TrialOrder | None = None
         self._since = 0.0
@@ -125,21 +138,30 @@ class DesiredConfig:
         except layer_store.DamagedError as error:
             self.damage = str(error)
             stored = layer_store.StoredLayers(self._scope, {}, layer_store.NOTHING_PUSHED)
-        self._layers = layers.parse_stored(self._catalog, stored.layers, self._order, self._check_stored)
+        self._layers = layers.parse_stored(
+            self._catalog, stored.layers, self._order, self._check_stored, stored.previous
+        )
+        self._delays.load(self._catalog, stored.waiting)
         if record is None:
             self._set_floors()
         self._put_in_force()
         self.report = msgspec.structs.replace(stored.reported, in_force=self.in_force.revisions)
         if (running := self._trials.running) is not None:
-            if stored.layers.get(running.layer, b"") == running.payload:
+            adopted = stored.layers.get(running.layer, b"") == running.payload
+            if adopted and running.previous == (running.layer in stored.previous):
                 self._trials.end()  # it was adopted; the record could not be removed any more
             else:
                 self._end_interrupted(running, now)
 
     # ---- pushes -----------------------------------------------------------------------------------------------------
 
-    def apply(self, name: str, payload: bytes, now: float) -> Update | TrialOrder | Postponed | None:
-        """Judge a push to the layer `name` at Unix time `now`; gives None where nothing is new."""
+    def apply(
+        self, name: str, payload: bytes, now: float, *, busy: bool = False
+    ) -> Update | TrialOrder | Postponed | None:
+        """Judge a push to the layer `name` at Unix time `now`; gives None where nothing is new.
+
+        `busy`: the device has prompts to answer, which delay a roll-out.
+        """
         topic = self._topic[name]
         decision = layers.decide(
             self._catalog,
@@ -147,15 +169,20 @@ class DesiredConfig:
             self.report,
             name,
             payload,
-            lambda payload, layer: self.trust.check(topic, payload, layer, now),
+            lambda payload, layer: self._check(name, topic, payload, layer, now),
         )
         if decision.changed and decision.reported.phase == "rejected":
+            self._delays.rejected(name, payload)
             return self._store(name, decision.reported, now)
         pushed = decision.layers.get(name)
         if (again := self._refused_before(name, pushed, payload)) is not None:
-            return self._repeat(name, again, now)
+            self._delays.remove(name)
+            return self._repeat(name, again, pushed, now)
         if self.trial is not None and (postponed := self._beside_trial(name, pushed, payload)) is not None:
             return postponed if isinstance(postponed, Postponed) else None
+        if pushed is not None and (why := self._delay(name, pushed, now, busy=busy)) is not None:
+            return self._wait_for_rollout(name, pushed, why, now)
+        self._delays.remove(name)
         target = layers.effective(self._owner, decision.layers, self._order)
         if decision.changed and needs_trial(self.in_force.settings, target):
             steps = plan(self.in_force.settings, target, self._catalog)
@@ -176,6 +203,10 @@ class DesiredConfig:
             f"the layer cannot be stored ({update.storage_error}), so it is not in force; free space and push it again"
         )
         return self.reject(name, why, now, decision.reported.revision)
+
+    def due(self, now: float, *, busy: bool) -> list[tuple[str, bytes]]:
+        """Roll-outs that wait and have something new to decide, by layer; each is to be applied again."""
+        return self._delays.due(now, busy=busy)
 
     def reject(self, name: str, reason: str, now: float, revision: int | None = None) -> Update:
         """Report that a push to the layer `name` could not be read, or not be tried."""
@@ -220,7 +251,7 @@ class DesiredConfig:
 
     def begin(self, order: TrialOrder, now: float) -> None:
         """Write the trial down, before its first step. Raises OSError; then there is none."""
-        self._trials.begin(Running(order.layer, order.payload))
+        self._trials.begin(Running(order.layer, order.payload, previous=order.previous))
         self.trial, self._since = order, now
         self.progress(order.steps[0].name, 0.0, (), now)
 
@@ -237,7 +268,7 @@ class DesiredConfig:
             "trial",
             order.layer,
             order.revision,
-            f"{'the layer' if order.pushed is not None else 'the removal of the layer'} is on trial",
+            _on_trial(order),
             self.in_force.revisions,
             now,
             step=step,
@@ -254,8 +285,11 @@ class DesiredConfig:
             kept[order.layer] = order.pushed
         what = "the layer is in force after its trial" if order.pushed is not None else "the layer was removed"
         report = Reported("applied", order.layer, order.revision, what, layers.revisions(kept), now, golden=golden)
+        if order.previous:
+            why = self._delays.reason(order.layer)
+            report = msgspec.structs.replace(report, phase="waiting", reason=why)
         trust = self.trust
-        if order.pushed is not None:
+        if order.pushed is not None and not order.previous:
             trust = trust.applied(self._topic[order.layer], order.pushed.payload, order.pushed.layer)
         if trust != self.trust:  # before the layer is in force: after a restart an older one could be applied again
             trust_store.save(self._trust_path, trust.record)
@@ -271,8 +305,11 @@ class DesiredConfig:
         """The trial did not hold. `again`: the same push may be tried once more."""
         order = self._running_trial()
         self.trial = None
-        self._trials.end(None if again or order.pushed is None else RefusedPush(order.payload, reason))
+        refused = RefusedPush(order.payload, reason, order.previous)
+        self._trials.end(None if again or order.pushed is None else refused)
         report = Reported("rolled_back", order.layer, order.revision, reason, self.in_force.revisions, golden=golden)
+        if order.previous:
+            report = msgspec.structs.replace(report, phase="waiting", reason=f"{_NOT_HELD}: {reason}")
         return self._store(order.layer, report, now, order.pushed)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
@@ -285,12 +322,12 @@ class DesiredConfig:
     def _end_interrupted(self, running: Running, now: float) -> None:
         revision = self._revision(running.payload)
         reason = f"{RESTARTED}, at the step {running.step}" if running.step else RESTARTED
-        self._trials.end(RefusedPush(running.payload, reason) if running.payload else None)
-        self._store(
-            running.layer,
-            Reported("rolled_back", running.layer, revision, reason, self.in_force.revisions),
-            now,
-        )
+        refused = RefusedPush(running.payload, reason, running.previous)
+        self._trials.end(refused if running.payload else None)
+        report = Reported("rolled_back", running.layer, revision, reason, self.in_force.revisions)
+        if running.previous:
+            report = msgspec.structs.replace(report, phase="waiting", reason=f"{_NOT_HELD}: {reason}")
+        self._store(running.layer, report, now)
 
     def _revision(self, payload: bytes) -> int | None:
         try:
@@ -299,22 +336,23 @@ class DesiredConfig:
             return error.revision
 
     def _refused_before(self, name: str, pushed: PushedLayer | None, payload: bytes) -> RefusedPush | None:
-        """The record of a push of the same revision and content that was rolled back."""
+        """The record of a push of the same revision and content, or of the same roll-out, that was rolled back."""
         refused = self._trials.refused.get(name)
-        if refused is None or pushed is None:
+        if refused is None or pushed is None or refused.previous:
             return None
         if refused.payload == payload:
             return refused
         try:
-            return refused if pushed.layer == layers.parse(self._catalog, refused.payload).layer else None
+            layer = layers.parse(self._catalog, refused.payload).layer
         except BadLayer:
             return None
+        return refused if pushed.layer == layer or rollout.same(pushed.layer, layer) else None
 
-    def _repeat(self, name: str, refused: RefusedPush, now: float) -> Update | None:
+    def _repeat(self, name: str, refused: RefusedPush, pushed: PushedLayer | None, now: float) -> Update | None:
         """Report a roll-back again where another report about this layer came after it."""
         if self.trial is not None:
             return None
-        revision = self._revision(refused.payload)
+        revision = pushed.layer.revision if pushed is not None else None
         if (self.report.phase, self.report.layer, self.report.revision) == ("rolled_back", name, revision):
             return None
         reason = f"not tried again until it changes: {refused.reason}"
@@ -328,6 +366,9 @@ class DesiredConfig:
                 return True
             if pushed is None and order.pushed is None:
                 return True
+            if pushed is not None and order.pushed is not None and rollout.same(pushed.layer, order.pushed.layer):
+                self._postponed[name] = payload  # another stage: the trial goes on
+                return Postponed(None)
             self._postponed[name] = payload
             what = "was removed" if pushed is None else f"came as revision {pushed.layer.revision}"
             return Postponed(f"the layer {what} during the trial")
@@ -343,6 +384,56 @@ class DesiredConfig:
             self._postponed[name] = payload
             return Postponed(None)
         return None
+
+    # ---- roll-outs --------------------------------------------------------------------------------------------------
+
+    def _check(self, name: str, topic: str, payload: bytes, layer: Layer | None, now: float) -> None:
+        """Whether a push may be applied. Raises BadLayer."""
+        self.trust.check(topic, payload, layer, now)
+        if layer is not None and self.trust.owner.require_signature:
+            self._delays.check_newer(name, layer)
+
+    def _delay(self, name: str, pushed: PushedLayer, now: float, *, busy: bool) -> str | None:
+        """Why the settings are applied later. Those that are in force already stay so."""
+        current = self._layers.get(name)
+        if current is not None and not current.previous and current.settings == pushed.settings:
+            return None
+        return self._delays.why(name, pushed, now, busy=busy)
+
+    def _wait_for_rollout(self, name: str, pushed: PushedLayer, why: str, now: float) -> Update | TrialOrder | None:
+        """Keep the settings, or take those of before the roll-out where the device has others."""
+        known = self._delays.has(name, pushed, why)
+        self._delays.wait(name, pushed, why)
+        before = self._before(name, pushed)
+        if before is not None:
+            kept = {**self._layers, name: before}
+            target = layers.effective(self._owner, kept, self._order)
+            if needs_trial(self.in_force.settings, target):
+                steps = plan(self.in_force.settings, target, self._catalog)
+                return TrialOrder(name, before, self.in_force.settings, target, steps)
+            self._layers = kept
+            self._put_in_force()
+        elif known:
+            return None
+        return self._store(name, Reported("waiting", name, pushed.layer.revision, why, self.in_force.revisions), now)
+
+    def _before(self, name: str, pushed: PushedLayer) -> PushedLayer | None:
+        """The layer with the settings of before its roll-out, where the device has others and has not failed to try."""
+        of = pushed.layer.rollout
+        if of is None or of.previous is None:
+            return None
+        current, refused = self._layers.get(name), self._trials.refused.get(name)
+        if (current.settings if current is not None else {}) == of.previous:
+            return None
+        if refused is not None and refused.previous:
+            try:
+                if rollout.same(pushed.layer, layers.parse(self._catalog, refused.payload).layer):
+                    return None
+            except BadLayer:
+                pass
+        return msgspec.structs.replace(pushed, previous=True)
+
+    # ---- files ------------------------------------------------------------------------------------------------------
 
     def _load_trust(self) -> TrustRecord | None:
         """Read the floors and keys that are kept; None where there are none yet."""
@@ -361,6 +452,8 @@ class DesiredConfig:
     def _set_floors(self) -> None:
         """Without a file of floors they begin at the layers in force; where that cannot be stored, at the next push."""
         for name, pushed in self._layers.items():
+            if pushed.previous:
+                continue
             self.trust = self.trust.with_floor(self._topic[name], pushed.payload, pushed.layer)
         if self.trust.record.floors:
             with suppress(OSError):
@@ -395,7 +488,9 @@ class DesiredConfig:
 
     def _save(self, kept: Layers, report: Reported) -> None:
         payloads = {layer: pushed.payload for layer, pushed in kept.items()}
-        layer_store.save(self._path, layer_store.StoredLayers(self._scope, payloads, report))
+        previous = tuple(layer for layer, pushed in kept.items() if pushed.previous)
+        stored = layer_store.StoredLayers(self._scope, payloads, report, previous, self._delays.stored)
+        layer_store.save(self._path, stored)
 
     def _store(self, name: str, report: Reported, now: float, pushed: PushedLayer | None = None) -> Update:
         self.report = msgspec.structs.replace(report, at=now)
@@ -413,3 +508,9 @@ class DesiredConfig:
         self.history.add(
             Decided(report.phase, report.layer, report.revision, report.reason, report.at, key=key, settings=settings)
         )
+
+
+def _on_trial(order: TrialOrder) -> str:
+    if order.pushed is None:
+        return "the removal of the layer is on trial"
+    return "the settings of before the roll-out are on trial" if order.previous else "the layer is on trial"

@@ -20,15 +20,28 @@ from edged.wire.layers import Reported
 NOTHING_PUSHED = Reported("applied", None, None, "nothing was pushed yet; the device's own file is in force", {})
 
 
-_MAX_BYTES = 128_000_000  # of the file; a layer comes in one message, and there are at most 34
+_MAX_BYTES = 128_000_000  # of the file; a layer comes in one message, and there are at most 34, and as many wait
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A push that the device applies later, and why."""
+
+    payload: bytes
+    reason: str
 
 
 class StoredLayers(msgspec.Struct, frozen=True):
-    """The payloads in force by layer. `scope` names the fleet and device that they belong to."""
+    """The payloads in force by layer. `scope` names the fleet and device that they belong to.
+
+    `previous`: layers of which the settings of before their roll-out are in force. `waiting`: pushes by layer that are
+    applied later.
+    """
 
     scope: str
     layers: Mapping[str, bytes]
     reported: Reported
+    previous: tuple[str, ...] = ()
+    waiting: Mapping[str, Waiting] = msgspec.field(default_factory=dict)
 
 
 class DamagedError(Exception):
@@ -51,7 +64,12 @@ def load(path: Path, scope: str) -> StoredLayers:
         if body["scope"] != scope:
             return nothing
         layers = {name: base64.b64decode(text) for name, text in body["layers"].items()}
-        return StoredLayers(scope, layers, msgspec.convert(body["reported"], Reported))
+        waiting = {
+            name: Waiting(base64.b64decode(one["payload"]), str(one["reason"]))
+            for name, one in body.get("waiting", {}).items()
+        }
+        reported = msgspec.convert(body["reported"], Reported)
+        return StoredLayers(scope, layers, reported, tuple(body.get("previous", ())), waiting)
     except FileNotFoundError:
         return nothing
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
@@ -62,10 +80,18 @@ def save(path: Path, stored: StoredLayers) -> None:
     """Replace the file. Raises OSError."""
     body = {
         "scope": stored.scope,
-        "layers": {name: base64.b64encode(payload).decode() for name, payload in stored.layers.items()},
+        "layers": {name: _text(payload) for name, payload in stored.layers.items()},
         "reported": {**msgspec.to_builtins(stored.reported), "in_force": dict(stored.reported.in_force)},
+        "previous": list(stored.previous),
+        "waiting": {
+            name: {"payload": _text(one.payload), "reason": one.reason} for name, one in stored.waiting.items()
+        },
     }
     state_files.replace(path, json.dumps({"sha256": _digest(body), "kept": body}).encode())
+
+
+def _text(payload: bytes) -> str:
+    return base64.b64encode(payload).decode()
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -17,10 +17,21 @@ from edged.wire.layers import BadLayer, Layer, Reported, parse_layer
 
 
 class PushedLayer(msgspec.Struct, frozen=True):
-    """A layer beside the bytes that it was parsed from; the bytes are what is stored."""
+    """A layer beside the bytes that it was parsed from; the bytes are what is stored.
+
+    `previous`: not its settings are meant, but those of before its roll-out.
+    """
 
     payload: bytes
     layer: Layer
+    previous: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that are meant; do not change them."""
+        if self.previous and self.layer.rollout is not None:
+            return self.layer.rollout.previous or {}
+        return self.layer.settings
 
 
 Layers = Mapping[str, PushedLayer]
@@ -47,7 +58,10 @@ def decide(
     catalog: Collection[str], layers: Layers, reported: Reported, name: str, payload: bytes, accept: Accept = anyone
 ) -> Decision:
     """Judge the push `payload` to layer `name`. `layers` are in force; `catalog` has the models that it may name."""
-    if payload and name in layers and layers[name].payload == payload:
+    current = layers.get(name)
+    if current is not None and current.previous:
+        current = None
+    if payload and current is not None and current.payload == payload:
         return _again(layers, reported, name)
     try:
         pushed = parse(catalog, payload) if payload else None
@@ -56,7 +70,7 @@ def decide(
         return rejected(layers, name, error.revision, str(error))
     if pushed is None:
         return _removed(layers, name)
-    if name in layers and layers[name].layer == pushed.layer:
+    if current is not None and current.layer == pushed.layer:
         return _again(layers, reported, name)
     kept = {**layers, name: pushed}
     report = Reported("applied", name, pushed.layer.revision, "the layer is in force", revisions(kept))
@@ -75,6 +89,11 @@ def parse(catalog: Collection[str], payload: bytes) -> PushedLayer:
         check_model(layer.settings, catalog)
     except BadValue as error:
         raise BadLayer(error.path, error.sentence, layer.revision) from None
+    if layer.rollout is not None and layer.rollout.previous is not None:
+        try:
+            check_model(layer.rollout.previous, catalog)
+        except BadValue as error:
+            raise BadLayer(f"rollout.previous.{error.path}", error.sentence, layer.revision) from None
     return PushedLayer(payload, layer)
 
 
@@ -83,13 +102,17 @@ def parse_stored(
     payloads: Mapping[str, bytes],
     order: Sequence[str],
     accept: Callable[[str, PushedLayer], None] = lambda _name, _pushed: None,
+    previous: Collection[str] = (),
 ) -> dict[str, PushedLayer]:
-    """Those of the stored layers that this version and this owner still accept, in `order`."""
+    """Those of the stored layers that this version and this owner still accept, in `order`.
+
+    `previous` names those of which the settings of before their roll-out are in force.
+    """
     valid = {}
     for name in order:
         try:
             if name in payloads:
-                pushed = parse(catalog, payloads[name])
+                pushed = msgspec.structs.replace(parse(catalog, payloads[name]), previous=name in previous)
                 accept(name, pushed)
                 valid[name] = pushed
         except BadValue:
@@ -98,8 +121,8 @@ def parse_stored(
 
 
 def revisions(layers: Layers) -> dict[str, int]:
-    """Layer → revision, for reports and receipts."""
-    return {name: pushed.layer.revision for name, pushed in layers.items()}
+    """Layer → revision, for reports and receipts; without those that have the settings of before their roll-out."""
+    return {name: pushed.layer.revision for name, pushed in layers.items() if not pushed.previous}
 
 
 def effective(owner: Mapping[str, Any], layers: Layers, order: Sequence[str]) -> Settings:
@@ -107,7 +130,7 @@ def effective(owner: Mapping[str, Any], layers: Layers, order: Sequence[str]) ->
     merged: dict[str, Any] = dict(owner)
     for name in order:
         if name in layers:
-            merged = _over(merged, layers[name].layer.settings)
+            merged = _over(merged, layers[name].settings)
     return build(merged)
 
 
@@ -123,7 +146,7 @@ def _over(below: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
 def _again(layers: Layers, reported: Reported, name: str) -> Decision:
     """The same revision and content as in force: nothing to do."""
     again = Reported("applied", name, layers[name].layer.revision, "the layer is in force", revisions(layers))
-    stale = reported.layer == name and reported.phase == "rejected"
+    stale = reported.layer == name and reported.phase in {"rejected", "waiting"}
     return Decision(layers, again if stale else reported, changed=stale)
 
 

@@ -19,18 +19,23 @@ _MAX_BYTES = 64_000_000  # at most 35 payloads
 
 
 class Running(msgspec.Struct, frozen=True):
-    """The push that is tried, `step` the last that was begun. An empty payload: the removal of the layer."""
+    """The push that is tried, `step` the last that was begun. An empty payload: the removal of the layer.
+
+    `previous`: the settings of before its roll-out are tried.
+    """
 
     layer: str
     payload: bytes
     step: str = ""
+    previous: bool = False
 
 
 class RefusedPush(msgspec.Struct, frozen=True):
-    """A push that was rolled back, and why."""
+    """A push that was rolled back, and why. `previous`: its settings of before the roll-out were."""
 
     payload: bytes
     reason: str
+    previous: bool = False
 
 
 class TrialStore:
@@ -51,9 +56,14 @@ class TrialStore:
                 return
             if body["running"] is not None:
                 running = body["running"]
-                self.running = Running(running["layer"], base64.b64decode(running["payload"]), running["step"])
+                self.running = Running(
+                    running["layer"],
+                    base64.b64decode(running["payload"]),
+                    running["step"],
+                    running.get("previous", False),
+                )
             self.refused = {
-                name: RefusedPush(base64.b64decode(entry["payload"]), entry["reason"])
+                name: RefusedPush(base64.b64decode(entry["payload"]), entry["reason"], entry.get("previous", False))
                 for name, entry in body["refused"].items()
             }
         except checked_file.DamagedError:
@@ -95,9 +105,16 @@ class TrialStore:
     def _save(self, running: Running | None, refused: Mapping[str, RefusedPush]) -> None:
         body = {
             "scope": self._scope,
-            "running": running and {"layer": running.layer, "payload": _text(running.payload), "step": running.step},
+            "running": running
+            and {
+                "layer": running.layer,
+                "payload": _text(running.payload),
+                "step": running.step,
+                "previous": running.previous,
+            },
             "refused": {
-                name: {"payload": _text(push.payload), "reason": push.reason} for name, push in refused.items()
+                name: {"payload": _text(push.payload), "reason": push.reason, "previous": push.previous}
+                for name, push in refused.items()
             },
         }
         checked_file.write(self._path, body)

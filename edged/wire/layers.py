@@ -16,6 +16,7 @@ from edged.core.golden import GoldenResult
 from edged.wire import strict_json
 from edged.wire.prompts import timestamp
 from edged.wire.replies import rfc3339
+from edged.wire.rollouts import Rollout, rollout
 
 MAX_BYTES = 262_144
 MAX_KEPT_SETTINGS = 4_096  # characters of the settings that the history keeps of one layer
@@ -40,7 +41,7 @@ class TrustChange(msgspec.Struct, frozen=True):
 class Layer(msgspec.Struct, frozen=True):
     """One layer as it was pushed. `settings` are checked values by section and key; do not change them.
 
-    `expires_at` (Unix time): the last moment to apply it for the first time.
+    `expires_at` (Unix time): the last moment to apply it for the first time. `rollout` None: for every device, at once.
     """
 
     revision: int
@@ -48,6 +49,7 @@ class Layer(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     trust: TrustChange | None = None
     signature: Signature | None = None
+    rollout: Rollout | None = None
 
 
 class BadLayer(BadValue):
@@ -110,7 +112,7 @@ _LAYER_KEYS: dict[str, checks.Check] = {
     "settings": lambda _path, value: check_layer(value),
     "expires_at": timestamp,
     "trust": _trust_change,
-    "rollout": checks.not_yet("roll a layer out in steps (rollout)"),
+    "rollout": rollout,
     "signature": signature,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,20 @@ def test_p04_a_rejected_layer_that_stays_at_the_broker_is_rejected_at_every_star
         report = client.document("/config/reported", revision=5)
         assert (report["phase"], report["in_force"]) == ("rejected", {"device": 4})
         assert answer(client, made, name)["text"] == "a b "
+
+
+def test_a_roll_out_waits_on_the_device_which_begins_by_itself(made: Device, client: Client) -> None:
+    def pushed(revision: int, **rollout: Any) -> dict[str, Any]:
+        layer = {"revision": revision, "settings": {"generation": {"max_tokens": 3}}}
+        rollout = {"id": "r", "seed": "s", "previous": {"generation": {"max_tokens": 4}}, **rollout}
+        client.clear()
+        client.publish(FLEET, {**layer, "rollout": rollout}, retain=True)
+        return client.document("/config/reported", revision=revision)
+
+    report = pushed(1, percent=0)
+    assert ("waiting", {}) == (report["phase"], report["in_force"])
+    assert "a b c d " == answer(client, made, "before")["text"]
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
+    assert "waiting" == pushed(2, percent=100, not_before=soon)["phase"]
+    assert {"fleet": 2} == client.document("/config/reported", revision=2, phase="applied")["in_force"]
+    assert "a b c " == answer(client, made, "after")["text"]

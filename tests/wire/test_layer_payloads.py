@@ -68,7 +68,7 @@ def test_a_layer_has_a_revision_and_checked_settings() -> None:
         ),
         ({"revision": 4, "settings": {"limits": {"queue": 0}}}, 4, "limits.queue: must be between 1"),
         ({"revision": 4, "settings": {}, "expires_at": "tomorrow"}, 4, "expires_at: must be a UTC time such as"),
-        ({"revision": 4, "settings": {}, "rollout": {"id": "x"}}, 4, "rollout: this version does not"),
+        ({"revision": 4, "settings": {}, "rollout": {"id": "x"}}, 4, "rollout.percent: is required"),
         ({"revision": 4, "settings": {}, "signature": {"key": "x"}}, 4, "signature.alg: is required"),
         ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "alg": "rsa"}}, 4, "signature.alg: must be one of"),
         ({"revision": 4, "settings": {}, "signature": {**SIGNATURE, "kid": "x"}}, 4, "signature.kid: unknown key"),
