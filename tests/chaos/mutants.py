@@ -79,18 +79,6 @@ MUTANTS = (
         'number."""\n        seq = 1',
     ),
     Mutant(
-        "a final is published",
-        "edged/agent/prompt_queue.py",
-        "        self._replies.send_final(prompt.job.reply_to, prompt.job.id, payload, prompt.seq)",
-        "        self._replies.send_final(prompt.job.reply_to, 'x', b'{}', prompt.seq)",
-    ),
-    Mutant(
-        "a repeat is sent to the prompt that has its id",
-        "edged/agent/admission_rules.py",
-        "    return Repeat(known.seq, msgspec",
-        "    return Repeat(known.seq + 1, msgspec",
-    ),
-    Mutant(
         "the worker gets the request of the prompt it answers",
         "edged/agent/prompt_queue.py",
         "frames.Add(str(prompt.seq), prompt.job.request,",
