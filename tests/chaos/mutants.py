@@ -49,12 +49,6 @@ MUTANTS = (
         "            if reason is not None:",
     ),
     Mutant(
-        "the journal is searched for the id",
-        "edged/agent/admission_rules.py",
-        "if prompt.named and (known := self._find(requester, prompt.id)) is not None:",
-        "if False and (known := self._find(requester, prompt.id)) is not None:",
-    ),
-    Mutant(
         "what was accepted is queued again after a start",
         "edged/agent/daemon.py",
         "self._queue.restore(self._journal.open_entries())",
