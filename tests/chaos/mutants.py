@@ -49,12 +49,6 @@ MUTANTS = (
         "            if reason is not None:",
     ),
     Mutant(
-        "the journal is searched for the id",
-        "edged/agent/admission_rules.py",
-        "if prompt.named and (known := self._find(requester, prompt.id)) is not None:",
-        "if False and (known := self._find(requester, prompt.id)) is not None:",
-    ),
-    Mutant(
         "what was accepted is queued again after a start",
         "edged/agent/daemon.py",
         "self._queue.restore(self._journal.open_entries())",
@@ -77,18 +71,6 @@ MUTANTS = (
         "edged/agent/journal.py",
         'number."""\n        (seq,) = self._db.execute(_NEXT).fetchone()',
         'number."""\n        seq = 1',
-    ),
-    Mutant(
-        "a final is published",
-        "edged/agent/prompt_queue.py",
-        "        self._replies.send_final(prompt.job.reply_to, prompt.job.id, payload, prompt.seq)",
-        "        self._replies.send_final(prompt.job.reply_to, 'x', b'{}', prompt.seq)",
-    ),
-    Mutant(
-        "a repeat is sent to the prompt that has its id",
-        "edged/agent/admission_rules.py",
-        "    return Repeat(known.seq, msgspec",
-        "    return Repeat(known.seq + 1, msgspec",
     ),
     Mutant(
         "the worker gets the request of the prompt it answers",

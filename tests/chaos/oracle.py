@@ -52,9 +52,13 @@ class Oracle:
         found.wrong |= document["reason"] in _ANSWERS and document["text"].split() != found.text.split()
         self.open.pop(document["id"], None)
 
+    def expect_again(self, prompt_id: str) -> None:
+        """A prompt that was answered is sent once more: its final must come again."""
+        self.open[prompt_id] = None
+
     @property
     def lost(self) -> list[str]:
-        return [i for i, it in self.asked.items() if not it.finals or it.notices > 1 + it.freed]
+        return [i for i, it in self.asked.items() if i in self.open or not it.finals or it.notices > 1 + it.freed]
 
     @property
     def doubled(self) -> list[str]:

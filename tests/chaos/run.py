@@ -20,6 +20,7 @@ from tests.support import Broker, Client, Device, as_json
 WINDOW = 64  # prompts that are open at a time
 AGAIN = 2.0  # seconds after which a prompt without a final is sent again
 SETTLE = 60.0  # seconds that are given to the rest after the last fault
+REPEATED = 30  # answered prompts that are sent once more at the end
 TWICE = 0.1  # of the prompts are sent twice at once
 FAULTS = ("worker", "worker", "agent", "agent", "broker", "pause_agent", "pause_worker", "cut", "delay", "half_open")
 _PATCHES = ("edged.link.back_off:BACK_OFF_CAP=0.2", "edged.link.back_off:TAKE_OVER_BACK_OFF=(0.1, 0.2)")
@@ -59,17 +60,25 @@ class Chaos:
                     self._fault(self.draw.choice(FAULTS), device, proxy)
                     fault_at = time.monotonic() + self.draw.uniform(0.05, 0.8)
                 time.sleep(0.01)
-            until = time.monotonic() + self.settle
-            while self.oracle.open and time.monotonic() < until:
-                self._ask(device.root, new=False)
-                time.sleep(0.02)
-            self._collect()
+            self._settle(device.root)
+            for prompt_id in [i for i, it in self.oracle.asked.items() if it.finals][-REPEATED:]:
+                self.oracle.expect_again(prompt_id)
+                self._send(device.root, prompt_id)
+            self._settle(device.root)
         finally:
             device.kill()
             self._disconnect()
             proxy.stop()
             self.broker.stop()
         return self._result(time.monotonic() - begun)
+
+    def _settle(self, root: str) -> None:
+        """Wait until everything has its final, for a time."""
+        until = time.monotonic() + self.settle
+        while self.oracle.open and time.monotonic() < until:
+            self._ask(root, new=False)
+            time.sleep(0.02)
+        self._collect()
 
     def _result(self, seconds: float) -> dict[str, object]:
         lost, doubled, wrong = self.oracle.lost, self.oracle.doubled, self.oracle.wrong
@@ -134,7 +143,11 @@ class Chaos:
             case "worker":
                 for pid in _workers(device):
                     _signal(pid, signal.SIGKILL)
-            case "agent":
+            case "agent":  # its worker stops a moment before, so that prompts are open
+                pids = _workers(device)
+                _pause(pids, 0.5)
+                self._ask(device.root, new=True)
+                time.sleep(self.draw.uniform(0.0, 0.2))
                 device.kill()
                 device.start()
             case "broker":
