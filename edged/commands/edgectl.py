@@ -1,4 +1,4 @@
-"""The `edgectl` program: the operator's commands, and `serve` of the package above them."""
+"""The `edgectl` program: the operator's commands, `serve` and `simulate` of the packages above them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edged.ctl.main import main as ctl_main
 from edged.ctl.options import add_connection, settings_of
 from edged.link.session import default_requester
 from edged.serve.main import add_options, serve
+from edged.simulate.options import add_options as add_simulate_options
 from edged.wire.topics import REQUESTER
 
 
@@ -32,7 +33,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     return serve(settings_of(arguments), arguments, requester)
 
 
-MORE = (_add_serve,)
+def _add_simulate(commands: Any) -> None:
+    command = commands.add_parser("simulate", help="many devices in one process: pushes, a bad push, a broker restart")
+    add_connection(command)
+    add_simulate_options(command)
+    command.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from edged.simulate.main import simulate
+
+    return simulate(settings_of(arguments), arguments)
+
+
+MORE = (_add_serve, _add_simulate)
 """The commands of packages above `ctl`."""
 
 if __name__ == "__main__":

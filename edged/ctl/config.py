@@ -109,7 +109,7 @@ def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
 
     def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
         document = before(target.layer, current, decisions)
-        return _layer_payload(document, target, options.key, current, reports)
+        return layer_payload(document, target, options.key, current, reports)
 
     return _push(settings, target, payload, options)
 
@@ -145,12 +145,12 @@ def _payload(
     path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
 ) -> tuple[bytes, int | None]:
     """The layer of a file (None: its removal) to push, and its revision. Raises ConfigError."""
-    return _layer_payload(
-        None if path is None else _read(path), target, key, current, reports, str(path or "the layer")
+    return layer_payload(
+        None if path is None else read_file(path), target, key, current, reports, str(path or "the layer")
     )
 
 
-def _layer_payload(
+def layer_payload(
     document: dict[str, Any] | None,
     target: Target,
     key: SigningKey | None,
@@ -164,7 +164,7 @@ def _layer_payload(
     """
     if document is None and key is None:
         return b"", None
-    document = _as_layer(document or {})
+    document = as_layer(document or {})
     if "revision" not in document:
         following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
         document = {"revision": following, "settings": {}, **document}
@@ -177,12 +177,13 @@ def _layer_payload(
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _as_layer(document: dict[str, Any]) -> dict[str, Any]:
+def as_layer(document: dict[str, Any]) -> dict[str, Any]:
     """Bare settings as a layer without a revision."""
     return document if document.keys() & {"settings", "revision", "trust"} else {"settings": document}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """A layer or bare settings in a file. Raises ConfigError."""
     try:
         return read_layer(path.read_text(encoding="utf-8"), path)
     except OSError as error:
@@ -295,10 +296,10 @@ def _in_force(report: dict[str, Any]) -> str:
 
 def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
-    document = _read(path)
+    document = read_file(path)
     with Session(settings, (target.topic, target.reports)) as session:
         current, reports, _ = _retained(session, target)
-    payload, _ = _layer_payload(document, target, None, current, reports)
+    payload, _ = layer_payload(document, target, None, current, reports)
     devices = sorted(device for device, report in reports.items() if _listens(target, report))
     return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
 

@@ -10,15 +10,13 @@ from typing import Any
 from edged import __version__
 from edged.command_line import DONE, FAILED, NO_BROKER, TIMED_OUT, USAGE, Parser, WrongUsage, drop_output, fail, reason
 from edged.core.errors import BadValue, BrokerError, ConfigError, EdgedError
-from edged.ctl import acl, asking, configuring, operating, sending, watching
+from edged.ctl import acl, asking, configuring, operating, rolling_out, sending, watching
 from edged.link.session import Interrupted, TimedOut
 
 AddCommand = Callable[[Any], None]
 """Adds a command to the subparsers of `edgectl`."""
 RESERVED = {
-    ("rollout",): "roll a layer out in steps",
     ("model", "list"): "list the models of devices",
-    ("simulate",): "show what a layer would change",
 }
 """Reserved commands, and what a later version will do."""
 
@@ -31,6 +29,7 @@ def parser(more: Sequence[AddCommand] = ()) -> argparse.ArgumentParser:
     asking.add(commands)
     watching.add(commands)
     configuring.add(commands)
+    rolling_out.add(commands)
     sending.add(commands)
     acl.add(commands)
     operating.add(commands)

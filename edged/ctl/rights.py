@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from edged.core.errors import BadValue
-from edged.wire import home_assistant
+from edged.wire import home_assistant, rollout_schedule
 from edged.wire.topics import Topics
 
 ANY_USER: Final = "%u"
@@ -157,10 +157,12 @@ def _observer(roster: Roster, name: str) -> Iterator[Right]:
 
 
 def _operator(roster: Roster) -> Iterator[Right]:
-    """Pushes layers and models, and removes devices."""
+    """Pushes layers, rolls them out, sends models, and removes devices."""
     topics = Topics(roster.fleet, ANY, (ANY,))
     for topic in (*topics.layers, *(f"{topics.own}/{what}" for what in _CLEARED)):
         yield Right("write", topic)
+    yield Right("read", rollout_schedule.topic(roster.fleet, ANY))
+    yield Right("write", rollout_schedule.topic(roster.fleet, ANY))
     for what in ("offer", "sending", f"chunk/{ANY}"):
         yield Right("write", topics.model(ANY, what))
     for what in ("missing", "state"):

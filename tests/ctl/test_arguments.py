@@ -43,9 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     "words",
     [
-        ("rollout", "start"),
         ("model", "list"),
-        ("simulate", "layer.yaml"),
     ],
 )
 def test_p08_a_reserved_command_is_refused_and_says_so(

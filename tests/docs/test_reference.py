@@ -28,7 +28,7 @@ from edged.device.rules import RULES
 from edged.models.formats.packed import FORMAT, Manifest
 from edged.models.formats.shape import Shape
 from edged.models.formats.tiles import Kind
-from edged.wire import documents, formats, layers, model_push, prompts, replies, signatures
+from edged.wire import documents, formats, layers, model_push, prompts, replies, rollout_schedule, signatures
 from tests.support import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -237,7 +237,7 @@ def test_reserved_commands_are_in_cli() -> None:
 def test_every_example_is_json_of_a_known_kind() -> None:
     kinds = {name for name, text in EXAMPLE.findall(page("mqtt.md")) if list(values_of(text))}
     known = {"prompt", "reply", "cancel", "health", "telemetry", "event", "layer", "reported", "history", "model"}
-    assert known == kinds
+    assert known | {"schedule"} == kinds
 
 
 def test_every_example_of_a_prompt_is_accepted() -> None:
@@ -252,6 +252,12 @@ def test_every_example_of_a_cancel_and_of_a_layer_is_accepted() -> None:
         prompts.parse_cancel(json.dumps(cancel).encode())
     for layer in examples("layer"):
         assert layer["revision"] == layers.parse_layer(json.dumps(layer).encode()).revision
+
+
+def test_every_example_of_a_schedule_is_read_and_has_the_keys_that_are_written() -> None:
+    (example,) = examples("schedule")
+    read = rollout_schedule.parse(json.dumps(example).encode())
+    assert example == json.loads(rollout_schedule.schedule(read))
 
 
 def test_every_example_about_a_model_is_accepted() -> None:
