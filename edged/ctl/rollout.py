@@ -67,6 +67,7 @@ class Rollouts:
         self._statuses: dict[str, str] = {}
         self._reports: dict[str, dict[str, Any]] = {}
         self._groups: dict[str, tuple[str, ...]] = {}
+        self._halted: dict[str, int] = {}  # the highest halted revision that was seen, by roll-out
 
     def __enter__(self) -> Rollouts:  # noqa: PYI034  - typing.Self needs 3.11
         self._session.__enter__()
@@ -98,9 +99,9 @@ class Rollouts:
             case ["rollout", _]:
                 self._process_schedule(parts[1], message.payload)
             case ["config"]:
-                self.layers["fleet"] = message.payload
+                self._process_layer("fleet", message.payload)
             case ["group", group, "config"]:
-                self.layers[f"group:{group}"] = message.payload
+                self._process_layer(f"group:{group}", message.payload)
             case ["device", device, "status"]:
                 self._statuses.pop(device, None)
                 if message.payload:
@@ -109,6 +110,13 @@ class Rollouts:
                 self._groups[device] = _groups(message.payload)
             case ["device", device, "config", "reported"] if (report := report_of(message)) is not None:
                 self._reports[device] = report
+
+    def _process_layer(self, name: str, payload: bytes) -> None:
+        self.layers[name] = payload
+        layer = self.layer(name)
+        if layer is not None and layer.rollout is not None and layer.rollout.halted:
+            known = self._halted.get(layer.rollout.id, -1)
+            self._halted[layer.rollout.id] = max(known, layer.revision)
 
     def _process_schedule(self, name: str, payload: bytes) -> None:
         self.schedules.pop(name, None)
@@ -247,6 +255,9 @@ class Rollouts:
     def step(self, name: str) -> tuple[Schedule, Verdict]:
         """Look once at a running roll-out, and do what follows. Raises EdgedError."""
         schedule, layer = self.present(name)
+        if self._overrides_halt(schedule, layer):
+            schedule = self.halt(schedule, "halted", schedule.why or "halted by an operator")
+            return schedule, Verdict("ended", schedule.why)
         of = layer.rollout
         if of is not None and of.percent != schedule.percent and rollout_state.state(schedule, layer) == "running":
             schedule = self.advance(schedule, schedule.percent)  # the command that began the stage ended before this
@@ -261,6 +272,12 @@ class Rollouts:
                 schedule = msgspec.structs.replace(schedule, state="done", why=verdict.why)
                 self.save(schedule)
         return schedule, verdict
+
+    def _overrides_halt(self, schedule: Schedule, layer: Layer) -> bool:
+        """Whether a stage of another command came after a halt that this did not know. `resume` is always above it."""
+        if layer.rollout is None or layer.rollout.halted:
+            return False
+        return schedule.state in {"halted", "stopped"} or layer.revision <= self._halted.get(schedule.id, -1)
 
     # ---- checks -----------------------------------------------------------------------------------------------------
 

@@ -159,6 +159,7 @@ def test_a_halt_wins_over_a_stage_that_is_published_at_the_same_moment(
     other.start()
     assert 0 == edgectl(broker, "halt", "race", "--json")
     other.join()
+    assert 1 == edgectl(broker, "run", "race", "--once", "--json")  # however late the stage came
     client.clear()
     client.subscribe(topic)
     last = retained(client)
