@@ -104,11 +104,9 @@ class Admission:
             answers += [self._carry_out(decision, seq) for decision, seq in decided]
         return answers
 
-    def is_busy_for(self, requester: str) -> bool:
-        """Whether there is no capacity for a prompt of this requester now, unless another's is displaced."""
-        now, limits = self._conditions(requester), self._config.in_force.settings.limits
-        share = limits.per_requester.of(requester).queue
-        return now.open_prompts >= limits.queue or now.own_open >= share or now.rate_spent
+    def is_full(self) -> bool:
+        """Whether no prompt is accepted now, unless another's is displaced. A requester's own limits do not count."""
+        return self._queue.open >= self._config.in_force.settings.limits.queue
 
     def process_command(self, requester: str, message: Arrived) -> Publication | None:
         """A message of a command topic; returns the answer to publish after its acknowledgement.

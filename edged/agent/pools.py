@@ -203,17 +203,18 @@ class Pools:
         if message.unreadable is None and self._facts().unavailable is not None:
             self._leave("it accepts no prompts")
             self._close()
-        elif message.qos > 0 and (self._held or self._must_wait(requester)):
+        elif message.qos > 0 and (self._held or self._must_wait()):
             self._held.append((requester, message))
         else:
             self._accept(requester, message)
 
     def _accept_held(self) -> None:
-        while self._held and not self._must_wait(self._held[0][0]) and self._facts().unavailable is None:
+        while self._held and not self._must_wait() and self._facts().unavailable is None:
             self._accept(*self._held.popleft())
 
-    def _must_wait(self, requester: str) -> bool:
-        return self._outbound.congested or self._admission.is_busy_for(requester)
+    def _must_wait(self) -> bool:
+        """A requester at its own limit is refused, as with direct prompts: holding it would hold those behind it."""
+        return self._outbound.congested or self._admission.is_full()
 
     def _accept(self, requester: str, message: Arrived) -> None:
         """Hand a prompt to the admission; it is acknowledged when it is stored or refused."""

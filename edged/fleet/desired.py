@@ -141,7 +141,9 @@ class DesiredConfig:
         self._layers = layers.parse_stored(
             self._catalog, stored.layers, self._order, self._check_stored, stored.previous
         )
-        self._delays.load(self._catalog, stored.waiting)
+        # The owner may have left a group whose layer waits.
+        own = {name: one for name, one in stored.waiting.items() if name in self._topic}
+        self._delays.load(self._catalog, own)
         if record is None:
             self._set_floors()
         self._put_in_force()
@@ -400,7 +402,9 @@ class DesiredConfig:
             return None
         return self._delays.why(name, pushed, now, busy=busy)
 
-    def _wait_for_rollout(self, name: str, pushed: PushedLayer, why: str, now: float) -> Update | TrialOrder | None:
+    def _wait_for_rollout(
+        self, name: str, pushed: PushedLayer, why: str, now: float
+    ) -> Update | TrialOrder | Postponed | None:
         """Keep the settings, or take those of before the roll-out where the device has others."""
         known = self._delays.has(name, pushed, why)
         self._delays.wait(name, pushed, why)
@@ -409,6 +413,9 @@ class DesiredConfig:
             kept = {**self._layers, name: before}
             target = layers.effective(self._owner, kept, self._order)
             if needs_trial(self.in_force.settings, target):
+                if self.trial is not None:
+                    self._postponed[name] = pushed.payload
+                    return Postponed(None)
                 steps = plan(self.in_force.settings, target, self._catalog)
                 return TrialOrder(name, before, self.in_force.settings, target, steps)
             self._layers = kept

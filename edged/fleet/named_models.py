@@ -18,12 +18,13 @@ TRIALS_FILE: Final = "trials.json"
 
 
 def named_models(owner: Mapping[str, Any], state_dir: Path, topics: Topics) -> frozenset[str]:
-    """The sources and digests that the owner's file, a layer in force, a running trial or a slot names.
+    """The sources and digests that the owner's file, a layer in force or waiting, a running trial or a slot names.
 
     Raises layer_store.DamagedError, or OSError where a file cannot be read.
     """
     names = {build(owner).model.source, *_named(owner)}
-    for payload in layer_store.load(state_dir / LAYERS_FILE, topics.own).layers.values():
+    stored = layer_store.load(state_dir / LAYERS_FILE, topics.own)
+    for payload in (*stored.layers.values(), *(one.payload for one in stored.waiting.values())):
         names |= set(_named_by(payload))
     trials = TrialStore(state_dir / TRIALS_FILE, topics.own)
     trials.load()
@@ -39,9 +40,12 @@ def named_models(owner: Mapping[str, Any], state_dir: Path, topics: Topics) -> f
 
 def _named_by(payload: bytes) -> Iterator[str]:
     try:
-        yield from _named(parse_layer(payload).settings if payload else {})
+        layer = parse_layer(payload) if payload else None
     except BadLayer:
         return
+    if layer is not None:
+        yield from _named(layer.settings)
+        yield from _named((layer.rollout.previous if layer.rollout is not None else None) or {})
 
 
 def _named(settings: Mapping[str, Any]) -> Iterator[str]:

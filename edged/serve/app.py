@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from edged.config.schema import Mqtt
 from edged.serve import metrics
+from edged.serve.bodies import read_bytes
 from edged.serve.broker import Broker
 from edged.serve.console import Console
 from edged.serve.errors import error_handlers
@@ -27,6 +28,7 @@ from edged.serve.ollama_api import OllamaApi
 from edged.serve.openai_api import OpenAiApi
 from edged.serve.watchers import Watchers
 
+MAX_LOGIN: Final = 4096  # bytes of the login form
 STATIC: Final = Path(__file__).with_name("static")
 
 
@@ -88,7 +90,7 @@ def make_app(settings: Mqtt, options: ServeOptions) -> ASGIApp:
 async def _login(request: Request, options: ServeOptions) -> Response:
     if request.method == "GET":
         return FileResponse(STATIC / "login.html")
-    given = (await request.body())[:4096].decode("utf-8", "replace")
+    given = (await read_bytes(request, MAX_LOGIN)).decode("utf-8", "replace")
     token = dict(pair.partition("=")[::2] for pair in given.split("&")).get("token", "")
     from urllib.parse import unquote_plus
 

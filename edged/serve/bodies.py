@@ -13,18 +13,23 @@ MAX_BODY: Final = 2_000_000  # bytes
 
 
 class TooLargeError(Exception):
-    """The body is over MAX_BODY."""
+    """The body has more bytes than are read."""
+
+
+async def read_bytes(request: Request, most: int = MAX_BODY) -> bytes:
+    """The body, of at most `most` bytes. Raises TooLargeError."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > most:
+            raise TooLargeError
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 async def read_object(request: Request) -> dict[str, Any]:
     """The body's JSON object. Raises BadValue, TooLargeError."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise TooLargeError
-        chunks.append(chunk)
-    document = strict_json.loads(b"".join(chunks))
+    document = strict_json.loads(await read_bytes(request))
     if not isinstance(document, dict):
         raise BadValue("body", "must be a JSON object")
     return document

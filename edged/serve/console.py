@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from edged.core.errors import BadValue, EdgedError
+from edged.core.errors import BadValue, BrokerError, EdgedError
 from edged.serve import openai_reply as reply
 from edged.serve.bodies import read_object
 from edged.serve.broker import Broker
@@ -81,6 +81,8 @@ class Console:
             device = await find_device(self._broker, name if isinstance(name, str) else "")
         except (BadValue, NoDeviceError) as error:
             return _failed(400, str(error))
+        except BrokerError as error:
+            return _failed(503, str(error))
         events = self._chat(device.name, wanted)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -5,7 +5,6 @@ Owned by the event loop. Whatever devices publish is data of strangers: every si
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from edged.config.checks import NAME
+from edged.core.errors import BadValue
+from edged.wire import strict_json
 
 MAX_DEVICES: Final = 20_000
 # Bytes of a document that is kept, by its kind; several times what a device publishes.
@@ -181,8 +182,8 @@ def parsed(payload: bytes, most: int) -> Document | None:
     if len(payload) > most:
         return None
     try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
+        document = strict_json.loads(payload)  # no NaN, no lone surrogates: one device must not stop the page of all
+    except BadValue:
         return None
     return document if isinstance(document, dict) else None
 

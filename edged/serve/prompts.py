@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from edged.core.errors import BrokerError, EdgedError
-from edged.serve.broker import Broker, Reply
+from edged.serve.broker import MAX_REPLY, Broker, Reply
 from edged.serve.fleet_state import Device, FleetState
 
 RESEND_EVERY: Final = 5.0  # seconds without any reply
@@ -97,7 +97,7 @@ async def ask(broker: Broker, device: str, body: dict[str, Any]) -> AsyncGenerat
     growth = _Growth()
     ended = sent = False
     try:
-        prompt = {"id": prompt_id, **body}
+        prompt = {**body, "id": prompt_id}
         await broker.publish(topic, prompt)
         sent = True
         async for reply in _replies(broker, device, replies, topic, prompt):
@@ -190,7 +190,9 @@ class _Growth:
         found = False
         for key in self._whole:
             piece, at = chunk.get(key), chunk.get("at" if key == "text" else "reasoning_at", 0)
-            if isinstance(piece, str) and isinstance(at, int) and 0 <= at <= len(self._whole[key]):
+            if not isinstance(piece, str) or not isinstance(at, int) or at + len(piece) > MAX_REPLY:
+                continue
+            if 0 <= at <= len(self._whole[key]):
                 self._whole[key] = self._whole[key][:at] + piece
                 found = True
         if not found:

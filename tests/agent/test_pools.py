@@ -151,7 +151,7 @@ def test_a_prompt_beyond_the_queue_is_held_unacknowledged_and_accepted_when_ther
     assert (True, "subscribe") == (member.pools.joined, member.made[0].calls[-1])
 
 
-def test_a_requester_with_all_its_share_open_waits_and_one_at_qos_0_is_refused() -> None:
+def test_a_requester_with_all_its_share_open_is_refused_and_holds_up_nobody() -> None:
     member = Member(queue=9)
     member.bench.settings = msgspec.structs.replace(
         member.bench.settings,
@@ -163,9 +163,11 @@ def test_a_requester_with_all_its_share_open_waits_and_one_at_qos_0_is_refused()
     member.up()
     member.arrive("a")
     member.arrive("b", qos=0)
-    assert ["busy"] == [final["reason"] for final in member.bench.replies.finals]
     member.event(message({"id": "c", "prompt": "x"}, topic=POOL, mid=7))
-    assert 7 not in member.made[0].acknowledged
+    assert ["busy", "busy"] == [final["reason"] for final in member.bench.replies.finals]
+    assert 7 in member.made[0].acknowledged
+    member.pools.tick()
+    assert member.pools.joined
 
 
 def test_a_device_that_accepts_no_prompts_ends_the_connection_without_acknowledging() -> None:

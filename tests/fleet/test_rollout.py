@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edged.fleet.desired import DesiredConfig, Postponed, TrialOrder, Update
+from edged.fleet.named_models import named_models
 from edged.fleet.rollout import Moment, delay, within
 from edged.wire.layers import parse_layer
 from edged.wire.rollouts import Rollout, belongs, position
@@ -345,3 +346,22 @@ def test_a_layer_that_expires_while_it_waits_is_rejected_and_waits_no_longer(tmp
 def test_the_layer_has_its_roll_out() -> None:
     parsed = parse_layer(layer(1, percent=2.5, not_before="1970-01-01T00:00:10Z", window="23:00-01:00", previous=OLD))
     assert Rollout("r1", 2.5, "s", 10.0, (1380, 60), False, OLD) == parsed.rollout
+
+
+def test_a_waiting_layer_of_a_group_that_the_owner_left_is_forgotten(tmp_path: Path) -> None:
+    kitchen = Topics("home", "pi", ("kitchen",))
+    config = DesiredConfig({}, kitchen, tmp_path / "layers.json", CATALOG, lambda _now: 0)
+    config.load(50.0)
+    config.apply("group:kitchen", layer(1, percent=100, not_before="2100-01-01T00:00:00Z"), 60.0)
+    assert ("waiting", 1) == phase(config)
+    left = config_in(tmp_path)
+    assert [] == list(left.due(5e9, busy=False))
+    assert left.apply("device", layer(1), 5e9) is not None
+
+
+def test_the_models_of_a_waiting_layer_are_not_removed(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    waits = layer(1, {"model": {"source": "gemma"}}, percent=100, not_before="2100-01-01T00:00:00Z")
+    config.apply("device", waits, 60.0)
+    assert ("waiting", 1) == phase(config)
+    assert "gemma" in named_models({}, tmp_path, TOPICS)

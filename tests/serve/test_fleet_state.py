@@ -91,3 +91,15 @@ def test_labels_are_escaped() -> None:
     fleet = state()
     give(fleet, "health", {"findings": [{"code": 'a"b\\c\nd'}]})
     assert r'code="a\"b\\c\nd"' in metrics.render(fleet)
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"version":"\\ud800","findings":[{"code":"\\ud800"}]}', b'{"cpu":{"percent":NaN}}']
+)
+@pytest.mark.parametrize("kind", ["health", "telemetry"])
+def test_one_device_cannot_stop_the_page_of_all(kind: str, payload: bytes) -> None:
+    fleet = state()
+    give(fleet, "status", b"online")
+    give(fleet, kind, payload)
+    json.dumps(summary(fleet.devices["pi"]), ensure_ascii=False, allow_nan=False).encode()
+    metrics.render(fleet).encode()
