@@ -23,6 +23,7 @@ from edged.ctl.keys import SigningKey
 from edged.link.session import Session, TimedOut
 from edged.wire import signatures, strict_json
 from edged.wire.layers import parse_layer
+from edged.wire.next_revision import next_revision
 from edged.wire.replies import rfc3339
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
@@ -98,8 +99,8 @@ def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions
     Raises ConfigError, BrokerError, TimedOut.
     """
 
-    def payload(current: bytes, reports: Reports, _decisions: Decisions) -> tuple[bytes, int | None]:
-        return _payload(path, target, options.key, current, reports)
+    def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
+        return _payload(path, target, options.key, current, reports, decisions)
 
     return _push(settings, target, payload, options)
 
@@ -109,7 +110,7 @@ def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
 
     def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
         document = before(target.layer, current, decisions)
-        return _layer_payload(document, target, options.key, current, reports)
+        return _layer_payload(document, target, options.key, current, reports, decisions)
 
     return _push(settings, target, payload, options)
 
@@ -142,11 +143,16 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
 
 
 def _payload(
-    path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
+    path: Path | None,
+    target: Target,
+    key: SigningKey | None,
+    current: bytes,
+    reports: Reports,
+    decisions: Decisions,
 ) -> tuple[bytes, int | None]:
     """The layer of a file (None: its removal) to push, and its revision. Raises ConfigError."""
     return _layer_payload(
-        None if path is None else _read(path), target, key, current, reports, str(path or "the layer")
+        None if path is None else _read(path), target, key, current, reports, decisions, str(path or "the layer")
     )
 
 
@@ -155,7 +161,8 @@ def _layer_payload(
     target: Target,
     key: SigningKey | None,
     current: bytes,
-    reports: dict[str, dict[str, Any]],
+    reports: Reports,
+    decisions: Decisions,
     name: str = "the layer",
 ) -> tuple[bytes, int | None]:
     """The layer to push, and its revision; without one in the document the next.
@@ -166,7 +173,10 @@ def _layer_payload(
         return b"", None
     document = _as_layer(document or {})
     if "revision" not in document:
-        following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
+        if key is None:
+            following = next_revision(target.layer, current, reports.values(), decisions.values())
+        else:
+            following = _next_signed(key, target, current, reports)
         document = {"revision": following, "settings": {}, **document}
     try:
         if key is not None:
@@ -191,13 +201,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid UTF-8 (byte {error.start})") from None
 
 
-def _next_revision(current: bytes) -> int:
-    try:
-        return parse_layer(current).revision + 1
-    except BadValue:
-        return 1
-
-
 def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[str, dict[str, Any]]) -> int:
     """The revision after those that devices have in force, and after the broker's where this key signed that.
 
@@ -210,11 +213,11 @@ def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[
     ]
     following = max((revision for revision in known if type(revision) is int), default=0) + 1
     try:
-        parse_layer(current)
+        at_broker = parse_layer(current).revision
         own = signatures.is_signed_by(key.public, target.topic, strict_json.loads(current))
     except (BadValue, KeyError):
         return following
-    return max(following, _next_revision(current)) if own else following
+    return max(following, at_broker + 1) if own else following
 
 
 def _retained(
@@ -298,7 +301,7 @@ def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     document = _read(path)
     with Session(settings, (target.topic, target.reports)) as session:
         current, reports, _ = _retained(session, target)
-    payload, _ = _layer_payload(document, target, None, current, reports)
+    payload, _ = _layer_payload(document, target, None, current, reports, {})
     devices = sorted(device for device, report in reports.items() if _listens(target, report))
     return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
 
