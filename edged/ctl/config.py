@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
 from edged.ctl.config_history import before, decisions_of, show_diff
 from edged.ctl.config_reports import UNSETTLED, Asked, Steps, await_reports, golden_lines, report_of
+from edged.ctl.devices import Known, store
 from edged.ctl.keys import SigningKey
 from edged.link.session import Session, TimedOut
 from edged.wire import signatures, strict_json
@@ -27,6 +30,7 @@ from edged.wire.next_revision import next_revision
 from edged.wire.replies import rfc3339
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
+RETAINED_AT_MOST = 3.0  # seconds for all that is retained, however much is published meanwhile
 CONFLICT_WITHIN = 1.0  # seconds in which a device that has this revision reports other content
 
 
@@ -58,9 +62,11 @@ class Target(msgspec.Struct, frozen=True):
         return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
 
     @property
-    def histories(self) -> str:
-        """The topics of the decisions of these devices."""
-        return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/history"
+    def topics(self) -> tuple[str, ...]:
+        """The layer's topic, and the reports and decisions of these devices; for a group their health, too."""
+        root = f"edged/v1/{self.fleet}/device/{self.device or '+'}"
+        health = () if self.group is None else (f"{root}/health",)
+        return (self.topic, self.reports, f"{root}/config/history", *health)
 
 
 def read_layer(source: str, path: Path) -> dict[str, Any]:
@@ -116,24 +122,29 @@ def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
 
 
 def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
-    with Session(settings, (target.topic, target.reports, target.histories)) as session:
-        current, reports, decisions = _retained(session, target)
-        payload, revision = make(current, reports, decisions)
+    with Session(settings, target.topics) as session:
+        retained = _retained(session, target)
+        current, reports = retained.current, retained.reports
+        payload, revision = make(current, reports, retained.decisions)
         settled = _settled(target, payload, current, reports)
         session.publish(target.topic, payload, retain=True)
         wait = options.wait
         # A device may hold other content under the same revision and report that: at once where the broker has the
         # layer already, else (the broker has lost it) like after any other push.
         silent = set(settled) if current else set()
-        if silent and silent >= set(reports):
+        expected = retained.expected(target)
+        if silent and silent >= expected:
             silent, wait = set(), min(wait, CONFLICT_WITHIN)
         show = Steps(sys.stderr) if options.watch and not options.as_json else None
-        asked = Asked(target.layer, revision, frozenset(reports), frozenset(silent), watch=options.watch)
-        answers = settled | await_reports(session, asked, wait, show)
+        asked = Asked(target.layer, revision, expected, frozenset(silent), watch=options.watch)
+        nobody = target.group is not None and not expected and bool(retained.devices)
+        answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
     if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
+    if not answers and nobody:
+        raise TimedOut(f"no known device is in the group {target.group}; devices that join get the layer")
     if not answers:
         raise TimedOut("no device has answered yet; devices that are offline get it when they connect")
     phases = {answer.get("phase") for answer in answers.values()}
@@ -220,22 +231,37 @@ def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[
     return max(following, at_broker + 1) if own else following
 
 
-def _retained(
-    session: Session, target: Target
-) -> tuple[bytes, dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What is retained at the broker: the layer's payload, the reports and the decisions by device."""
-    payload, reports, decisions = b"", {}, {}
-    try:
-        for message in session.messages(RETAINED_WITHIN):
+class Retained(msgspec.Struct):
+    """What the broker retains: the layer's payload, and reports, decisions and, for a group, more by device."""
+
+    current: bytes = b""
+    reports: Reports = {}
+    decisions: dict[str, list[dict[str, Any]]] = {}
+    devices: dict[str, Known] = {}
+
+    def expected(self, target: Target) -> frozenset[str]:
+        """The known devices that have the layer."""
+        if target.group is None:
+            return frozenset(self.reports)
+        return frozenset(name for name, known in self.devices.items() if target.group in known.groups)
+
+
+def _retained(session: Session, target: Target) -> Retained:
+    found = Retained()
+    until = time.monotonic() + RETAINED_AT_MOST
+    with suppress(TimedOut):
+        while (left := until - time.monotonic()) > 0:
+            message = next(session.messages(min(left, RETAINED_WITHIN)))
             if message.topic == target.topic:
-                payload = message.payload
-            elif (report := report_of(message)) is not None:
-                reports[message.topic.split("/")[4]] = report
+                found.current = message.payload
+                continue
+            if target.group is not None:
+                store(found.devices, message)
+            if (report := report_of(message)) is not None:
+                found.reports[message.topic.split("/")[4]] = report
             elif (past := decisions_of(message)) is not None:
-                decisions[message.topic.split("/")[4]] = past
-    except TimedOut:
-        pass
-    return payload, reports, decisions
+                found.decisions[message.topic.split("/")[4]] = past
+    return found
 
 
 def _settled(
@@ -299,16 +325,11 @@ def _in_force(report: dict[str, Any]) -> str:
 def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
     document = _read(path)
-    with Session(settings, (target.topic, target.reports)) as session:
-        current, reports, _ = _retained(session, target)
-    payload, _ = _layer_payload(document, target, None, current, reports, {})
-    devices = sorted(device for device, report in reports.items() if _listens(target, report))
-    return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
-
-
-def _listens(target: Target, report: dict[str, Any]) -> bool:
-    """Whether a device is known to have this layer; of a group only those that have reported it are known."""
-    return target.group is None or target.layer in (report.get("in_force") or {})
+    with Session(settings, target.topics) as session:
+        found = _retained(session, target)
+    payload, _ = _layer_payload(document, target, None, found.current, found.reports, found.decisions)
+    new, devices = json.loads(payload)["settings"], sorted(found.expected(target))
+    return show_diff(target.layer, target.topic, found.current, new, devices, as_json)
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:

@@ -178,6 +178,27 @@ def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, caps
         assert "no device has answered yet" in captured.err
 
 
+def test_only_devices_of_the_group_are_waited_for(
+    edgectl: Any, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The broker retains a report and the groups of a device that is in another group."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("generation: {max_tokens: 2}\n")
+    other = Topics(FLEET, "other").own
+    client.publish(f"{other}/config/reported", {"phase": "applied", "in_force": {}}, retain=True)
+    client.publish(f"{other}/health", {"groups": ["cellar"]}, retain=True)
+    try:
+        for words in ((str(layer),), ("--remove",)):
+            assert 0 == edgectl("config", "push", *words, "--group", "kitchen", "--wait", "1000")
+            assert 4 == edgectl("config", "push", *words, "--group", "nobody", "--wait", "1000")
+            said = capsys.readouterr()
+            assert "group:nobody: re" in said.out
+            assert "no known device is in the group nobody; devices that join get the layer" in said.err
+    finally:
+        for what in ("config/reported", "health"):
+            client.publish(f"{other}/{what}", b"", retain=True)
+
+
 @pytest.mark.parametrize(
     "words",
     [
