@@ -13,6 +13,7 @@ import yaml
 
 from edged.ctl.answer import Printer
 from edged.ctl.main import main
+from edged.link import session
 from edged.wire.topics import Topics
 from tests.support import Broker, Client, Device, running
 
@@ -221,7 +222,17 @@ def test_wrong_words_are_exit_2_with_one_sentence(
 
 def test_a_broker_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert 3 == main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"])
-    assert "cannot be reached: no broker listens there" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be reached: no broker listens there" in said
+    assert "--url" not in said
+
+
+def test_a_default_broker_that_is_not_there_is_an_error_that_names_the_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "DEFAULT_URL", "mqtt://127.0.0.1:1")
+    assert 3 == main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"])
+    assert "; name another with --url or EDGED_MQTT_URL" in capsys.readouterr().err
 
 
 def test_a_fleet_without_devices_is_told(edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
