@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edged.command_line import note
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
 from edged.ctl.config_history import before, decisions_of, show_diff
@@ -138,7 +139,12 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
         show = Steps(sys.stderr) if options.watch and not options.as_json else None
         asked = Asked(target.layer, revision, expected, frozenset(silent), watch=options.watch)
         nobody = target.group is not None and not expected and bool(retained.devices)
-        answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
+        try:
+            answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
+        except KeyboardInterrupt:
+            if options.watch:
+                note("edgectl: the layer is pushed and its trial goes on; edgectl config get shows how it ends")
+            raise
     if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
