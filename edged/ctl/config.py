@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,12 @@ def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
 
 
 def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
-    with Session(settings, target.topics) as session:
+    with Session(settings, target.topics) as session, ExitStack() as published:
         retained = _retained(session, target)
         current, reports = retained.current, retained.reports
         payload, revision = make(current, reports, retained.decisions)
         settled = _settled(target, payload, current, reports)
+        published.enter_context(_trial_goes_on(options.watch))
         session.publish(target.topic, payload, retain=True)
         wait = options.wait
         # A device may hold other content under the same revision and report that: at once where the broker has the
@@ -139,12 +140,7 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
         show = Steps(sys.stderr) if options.watch and not options.as_json else None
         asked = Asked(target.layer, revision, expected, frozenset(silent), watch=options.watch)
         nobody = target.group is not None and not expected and bool(retained.devices)
-        try:
-            answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
-        except KeyboardInterrupt:
-            if options.watch:
-                note("edgectl: the layer is pushed and its trial goes on; edgectl config get shows how it ends")
-            raise
+        answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
     if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
@@ -157,6 +153,17 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
     if options.watch and phases & UNSETTLED:
         raise TimedOut("the trial has not ended yet; follow it with edgectl config get, or wait longer with --wait")
     return 1 if phases & {"rejected", "rolled_back"} else 0
+
+
+@contextmanager
+def _trial_goes_on(watch: bool) -> Iterator[None]:
+    """Inside, an interrupt is followed by a note on what was pushed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if watch:
+            note("edgectl: the layer stays pushed; its trial goes on (see edgectl config get)")
+        raise
 
 
 def _payload(
