@@ -9,6 +9,7 @@ import fcntl
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,11 @@ def start(command: list[str], **options: object) -> subprocess.Popen[bytes]:
 def start_broker(folder: Path = FOLDER) -> tuple[str, Process | None]:
     """The broker's URL, and its process where it is our own."""
     if url := os.environ.get("EDGED_MQTT_URL"):
+        if not listens(url):
+            fail(
+                f"no broker listens at {url} (EDGED_MQTT_URL); start that broker, or let scripts/run start one: "
+                "unset EDGED_MQTT_URL"
+            )
         say(f"using the broker at {url} (EDGED_MQTT_URL)")
         return url, None
     if left := private_broker.left_from_before(folder):
@@ -83,6 +89,19 @@ def start_broker(folder: Path = FOLDER) -> tuple[str, Process | None]:
         process.kill()
         fail(f"the broker did not start; see {folder / 'broker.log'}")
     return f"mqtt://127.0.0.1:{found}", process
+
+
+def listens(url: str) -> bool:
+    """Whether connections to a broker are not refused. Anything else is left to the daemon, which reports it."""
+    parts = urlsplit(url)
+    try:
+        where = parts.hostname or "127.0.0.1", parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        socket.create_connection(where, timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def alone(folder: Path = FOLDER) -> TextIO:
@@ -159,6 +178,8 @@ def ended(broker: Process | None, daemon: Process, folder: Path) -> str | None:
     if broker is not None and broker.poll() is not None:
         return f"the broker has ended; its log is {folder / 'broker.log'}"
     if (code := daemon.poll()) is not None:
+        if code < 0:
+            return f"the daemon was killed by {signal.Signals(-code).name}"
         return f"the daemon has ended with exit code {code}; the reason is in its last log lines"
     return None
 
@@ -222,7 +243,8 @@ def run(once: bool, folder: Path, screen: Screen) -> None:
     finally:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        say("stopping")
+        running_still = daemon is not None and daemon.poll() is None
+        say("stopping; answers in progress have up to 8 s to end" if running_still else "stopping")
         stop(daemon, "the daemon")
         pipe.join()
         stop(broker, "the broker")

@@ -72,35 +72,37 @@ def _columns(text: str) -> int:
 
 
 def printer_for(body: Mapping[str, Any]) -> Printer:
-    """What prints the answer to this prompt on stdout. JSON is not wrapped: a line end would be a part of its texts."""
+    """What prints the answer to this prompt on stdout. JSON is not wrapped: a line end would be a part of its texts.
+
+    Where stdout is no terminal only the final's text is written: a device may begin an answer again.
+    """
     width = terminal_width(sys.stdout)
-    return Printer(sys.stdout, sys.maxsize if width is not None and "format" in body else width)
+    if width is None:
+        return Printer(sys.stdout, grows=False)
+    return Printer(sys.stdout, sys.maxsize if "format" in body else width)
 
 
 class Printer:
-    """Prints an answer as it grows; a chunk with `at` 0 after others starts again on a new line.
+    """Prints an answer as it grows; a chunk with `at` 0 after others starts again on a new line, after a note.
 
-    `width`: columns of the terminal; None: the text is written as it is.
+    `width`: columns of the terminal; None: the text is written as it is. `grows`: whether chunks are written, or only
+    the final.
     """
 
-    def __init__(self, out: TextIO, width: int | None = None) -> None:
+    def __init__(self, out: TextIO, width: int | None = None, *, grows: bool = True) -> None:
         self._out = out
-        self._width = width
         self._wrap = WordWrap(width) if width else None
+        self._grows = grows
         self._shown = 0
         self._text = ""
-
-    @property
-    def text(self) -> str:
-        """The answer so far."""
-        return self._text
+        self._on_line = False  # text was written and its line has not ended
 
     def chunk(self, at: int, text: str) -> None:
         """Print what is new. After a gap nothing is printed until the final, which has the whole text."""
-        if at > len(self._text):
+        if not self._grows or at > len(self._text):
             return
         if at == 0 and self._shown and not text.startswith(self._text[: self._shown]):
-            self._write("\n")
+            self.note("edgectl: the device began the answer again")
             self._shown = 0
         self._text = self._text[:at] + text
         if at <= self._shown:
@@ -108,28 +110,37 @@ class Printer:
             self._shown = len(self._text)
 
     def final(self, text: str) -> None:
-        """Print what is missing."""
+        """Print what is missing, and end the line; an empty answer is an empty line."""
+        self._grows = True
         self.chunk(0, text)
-        self.close()
-
-    def close(self) -> None:
-        """End the line."""
         if self._wrap is not None:
             self._out.write(self._wrap.flush())
-        self._out.write("\n")
+        if self._on_line or not self._shown:
+            self._out.write("\n")
+        self._on_line = False
         self._out.flush()
+
+    def note(self, text: str) -> None:
+        """Print a sentence on stderr, on a line of its own; the answer goes on after it on a new line."""
+        self.end_line()
+        note(text)
+
+    def end_line(self) -> None:
+        """End the line, where text was written on it."""
+        if self._on_line:
+            self._write("\n")
+            self._on_line = False
 
     def _write(self, text: str) -> None:
         self._out.write(text if self._wrap is None else self._wrap.add(text))
         self._out.flush()
+        self._on_line = self._on_line or bool(text)
 
 
 def show_final(document: dict[str, Any], printer: Printer) -> None:
     """Print the rest of the answer, and a line about it or the error on stderr."""
     if "error" in document:
-        if printer.text:
-            printer.close()
-        note(f"edgectl: {error_of(document)}")
+        printer.note(f"edgectl: {error_of(document)}")
     else:
         printer.final(document["text"])
         note(summary(document))

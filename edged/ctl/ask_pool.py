@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED, note
+from edged.command_line import DONE, FAILED
 from edged.config.schema import Mqtt
 from edged.core.errors import EdgedError
 from edged.ctl.answer import Printer, printer_for, show_final, succeeded
@@ -50,9 +50,10 @@ def ask_pool(settings: Mqtt, wanted: AskPool) -> int:
             final = exchange.answer(None if wanted.as_json else printer)
         except Interrupted:
             exchange.cancel()
-            note("edgectl: interrupted; the member that has the prompt was asked to cancel it")
+            printer.note("edgectl: interrupted; the member that has the prompt was asked to cancel it")
             return FAILED
         except BaseException:  # nobody waits for the answer any more
+            printer.end_line()
             with suppress(EdgedError):
                 exchange.cancel()
             raise

@@ -89,9 +89,7 @@ def _turn(connection: Link, conversation: Conversation, text: str, timeout: floa
     printer = printer_for(body)
     final = connection.ask(conversation.device, body, printer, timeout)
     if final is None:
-        if printer.text:
-            printer.close()
-        note("edgectl: no final came; the turn is not part of the conversation")
+        printer.note("edgectl: no final came; the turn is not part of the conversation")
         return False
     show_final(final, printer)
     if "error" in final:
@@ -143,7 +141,7 @@ class Link:
         self, device: str, body: dict[str, Any], prompt_id: str, printer: Printer, timeout: float
     ) -> dict[str, Any] | None:
         session = self._connected()
-        exchange = Exchange(session, self._fleet, self._requester, {device: ""}, body, prompt_id, note)
+        exchange = Exchange(session, self._fleet, self._requester, {device: ""}, body, prompt_id, printer.note)
         with interrupting(session) as signals:
             try:
                 return answer(exchange, printer, timeout)
@@ -153,7 +151,7 @@ class Link:
                     raise SystemExit(FAILED) from None
                 return final
             except TimedOut as error:
-                note(f"edgectl: {str(error) or 'no answer came in time'}")
+                printer.note(f"edgectl: {str(error) or 'no answer came in time'}")
                 return self._cancel(exchange)
 
     def _cancel(self, exchange: Exchange) -> dict[str, Any] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edged.command_line import note
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
 from edged.ctl.config_history import before, decisions_of, show_diff
 from edged.ctl.config_reports import UNSETTLED, Asked, Steps, await_reports, golden_lines, report_of
+from edged.ctl.devices import Known, store
 from edged.ctl.keys import SigningKey
 from edged.link.session import Session, TimedOut
 from edged.wire import signatures, strict_json
 from edged.wire.layers import parse_layer
+from edged.wire.next_revision import next_revision
 from edged.wire.replies import rfc3339
 
 RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
+RETAINED_AT_MOST = 3.0  # seconds for all that is retained, however much is published meanwhile
 CONFLICT_WITHIN = 1.0  # seconds in which a device that has this revision reports other content
 
 
@@ -57,9 +63,11 @@ class Target(msgspec.Struct, frozen=True):
         return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/reported"
 
     @property
-    def histories(self) -> str:
-        """The topics of the decisions of these devices."""
-        return f"edged/v1/{self.fleet}/device/{self.device or '+'}/config/history"
+    def topics(self) -> tuple[str, ...]:
+        """The layer's topic, and the reports and decisions of these devices; for a group their health, too."""
+        root = f"edged/v1/{self.fleet}/device/{self.device or '+'}"
+        health = () if self.group is None else (f"{root}/health",)
+        return (self.topic, self.reports, f"{root}/config/history", *health)
 
 
 def read_layer(source: str, path: Path) -> dict[str, Any]:
@@ -98,8 +106,8 @@ def push(settings: Mqtt, target: Target, path: Path | None, options: PushOptions
     Raises ConfigError, BrokerError, TimedOut.
     """
 
-    def payload(current: bytes, reports: Reports, _decisions: Decisions) -> tuple[bytes, int | None]:
-        return _payload(path, target, options.key, current, reports)
+    def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
+        return _payload(path, target, options.key, current, reports, decisions)
 
     return _push(settings, target, payload, options)
 
@@ -109,30 +117,36 @@ def undo(settings: Mqtt, target: Target, options: PushOptions) -> int:
 
     def payload(current: bytes, reports: Reports, decisions: Decisions) -> tuple[bytes, int | None]:
         document = before(target.layer, current, decisions)
-        return layer_payload(document, target, options.key, current, reports)
+        return layer_payload(document, target, options.key, current, reports, decisions)
 
     return _push(settings, target, payload, options)
 
 
 def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -> int:
-    with Session(settings, (target.topic, target.reports, target.histories)) as session:
-        current, reports, decisions = _retained(session, target)
-        payload, revision = make(current, reports, decisions)
+    with Session(settings, target.topics) as session, ExitStack() as published:
+        retained = _retained(session, target)
+        current, reports = retained.current, retained.reports
+        payload, revision = make(current, reports, retained.decisions)
         settled = _settled(target, payload, current, reports)
+        published.enter_context(_trial_goes_on(options.watch))
         session.publish(target.topic, payload, retain=True)
         wait = options.wait
         # A device may hold other content under the same revision and report that: at once where the broker has the
         # layer already, else (the broker has lost it) like after any other push.
         silent = set(settled) if current else set()
-        if silent and silent >= set(reports):
+        expected = retained.expected(target)
+        if silent and silent >= expected:
             silent, wait = set(), min(wait, CONFLICT_WITHIN)
         show = Steps(sys.stderr) if options.watch and not options.as_json else None
-        asked = Asked(target.layer, revision, frozenset(reports), frozenset(silent), watch=options.watch)
-        answers = settled | await_reports(session, asked, wait, show)
+        asked = Asked(target.layer, revision, expected, frozenset(silent), watch=options.watch)
+        nobody = target.group is not None and not expected and bool(retained.devices)
+        answers = settled | await_reports(session, asked, 0.0 if nobody else wait, show)
     if options.as_json:
         print(json.dumps({"topic": target.topic, "revision": revision, "devices": answers}, ensure_ascii=False))
     else:
         _show(target, revision, answers)
+    if not answers and nobody:
+        raise TimedOut(f"no known device is in the group {target.group}; devices that join get the layer")
     if not answers:
         raise TimedOut("no device has answered yet; devices that are offline get it when they connect")
     phases = {answer.get("phase") for answer in answers.values()}
@@ -141,12 +155,28 @@ def _push(settings: Mqtt, target: Target, make: Payload, options: PushOptions) -
     return 1 if phases & {"rejected", "rolled_back"} else 0
 
 
+@contextmanager
+def _trial_goes_on(watch: bool) -> Iterator[None]:
+    """Inside, an interrupt is followed by a note on what was pushed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if watch:
+            note("edgectl: the layer stays pushed; its trial goes on (see edgectl config get)")
+        raise
+
+
 def _payload(
-    path: Path | None, target: Target, key: SigningKey | None, current: bytes, reports: dict[str, dict[str, Any]]
+    path: Path | None,
+    target: Target,
+    key: SigningKey | None,
+    current: bytes,
+    reports: Reports,
+    decisions: Decisions,
 ) -> tuple[bytes, int | None]:
     """The layer of a file (None: its removal) to push, and its revision. Raises ConfigError."""
     return layer_payload(
-        None if path is None else read_file(path), target, key, current, reports, str(path or "the layer")
+        None if path is None else read_file(path), target, key, current, reports, decisions, str(path or "the layer")
     )
 
 
@@ -155,7 +185,8 @@ def layer_payload(
     target: Target,
     key: SigningKey | None,
     current: bytes,
-    reports: dict[str, dict[str, Any]],
+    reports: Reports,
+    decisions: Decisions,
     name: str = "the layer",
 ) -> tuple[bytes, int | None]:
     """The layer to push, and its revision; without one in the document the next.
@@ -166,7 +197,10 @@ def layer_payload(
         return b"", None
     document = as_layer(document or {})
     if "revision" not in document:
-        following = _next_revision(current) if key is None else _next_signed(key, target, current, reports)
+        if key is None:
+            following = next_revision(target.layer, current, reports.values(), decisions.values())
+        else:
+            following = _next_signed(key, target, current, reports)
         document = {"revision": following, "settings": {}, **document}
     try:
         if key is not None:
@@ -192,13 +226,6 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid UTF-8 (byte {error.start})") from None
 
 
-def _next_revision(current: bytes) -> int:
-    try:
-        return parse_layer(current).revision + 1
-    except BadValue:
-        return 1
-
-
 def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[str, dict[str, Any]]) -> int:
     """The revision after those that devices have in force, and after the broker's where this key signed that.
 
@@ -211,29 +238,44 @@ def _next_signed(key: SigningKey, target: Target, current: bytes, reports: dict[
     ]
     following = max((revision for revision in known if type(revision) is int), default=0) + 1
     try:
-        parse_layer(current)
+        at_broker = parse_layer(current).revision
         own = signatures.is_signed_by(key.public, target.topic, strict_json.loads(current))
     except (BadValue, KeyError):
         return following
-    return max(following, _next_revision(current)) if own else following
+    return max(following, at_broker + 1) if own else following
 
 
-def _retained(
-    session: Session, target: Target
-) -> tuple[bytes, dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What is retained at the broker: the layer's payload, the reports and the decisions by device."""
-    payload, reports, decisions = b"", {}, {}
-    try:
-        for message in session.messages(RETAINED_WITHIN):
+class Retained(msgspec.Struct):
+    """What the broker retains: the layer's payload, and reports, decisions and, for a group, more by device."""
+
+    current: bytes = b""
+    reports: Reports = {}
+    decisions: dict[str, list[dict[str, Any]]] = {}
+    devices: dict[str, Known] = {}
+
+    def expected(self, target: Target) -> frozenset[str]:
+        """The known devices that have the layer."""
+        if target.group is None:
+            return frozenset(self.reports)
+        return frozenset(name for name, known in self.devices.items() if target.group in known.groups)
+
+
+def _retained(session: Session, target: Target) -> Retained:
+    found = Retained()
+    until = time.monotonic() + RETAINED_AT_MOST
+    with suppress(TimedOut):
+        while (left := until - time.monotonic()) > 0:
+            message = next(session.messages(min(left, RETAINED_WITHIN)))
             if message.topic == target.topic:
-                payload = message.payload
-            elif (report := report_of(message)) is not None:
-                reports[message.topic.split("/")[4]] = report
+                found.current = message.payload
+                continue
+            if target.group is not None:
+                store(found.devices, message)
+            if (report := report_of(message)) is not None:
+                found.reports[message.topic.split("/")[4]] = report
             elif (past := decisions_of(message)) is not None:
-                decisions[message.topic.split("/")[4]] = past
-    except TimedOut:
-        pass
-    return payload, reports, decisions
+                found.decisions[message.topic.split("/")[4]] = past
+    return found
 
 
 def _settled(
@@ -297,16 +339,11 @@ def _in_force(report: dict[str, Any]) -> str:
 def diff(settings: Mqtt, target: Target, path: Path, as_json: bool) -> int:
     """Show what a push of this file would change, without pushing it. Raises ConfigError, BrokerError."""
     document = read_file(path)
-    with Session(settings, (target.topic, target.reports)) as session:
-        current, reports, _ = _retained(session, target)
-    payload, _ = layer_payload(document, target, None, current, reports)
-    devices = sorted(device for device, report in reports.items() if _listens(target, report))
-    return show_diff(target.layer, target.topic, current, json.loads(payload)["settings"], devices, as_json)
-
-
-def _listens(target: Target, report: dict[str, Any]) -> bool:
-    """Whether a device is known to have this layer; of a group only those that have reported it are known."""
-    return target.group is None or target.layer in (report.get("in_force") or {})
+    with Session(settings, target.topics) as session:
+        found = _retained(session, target)
+    payload, _ = layer_payload(document, target, None, found.current, found.reports, found.decisions)
+    new, devices = json.loads(payload)["settings"], sorted(found.expected(target))
+    return show_diff(target.layer, target.topic, found.current, new, devices, as_json)
 
 
 def get(settings: Mqtt, fleet: str, as_json: bool) -> int:

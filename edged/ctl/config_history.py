@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from edged.config.schema import Mqtt
 from edged.core.errors import BadValue, ConfigError
+from edged.ctl.answer import plain
 from edged.link.events import Arrived
 from edged.link.session import Session, TimedOut
 from edged.wire import strict_json
 
 _RETAINED_WITHIN = 0.8  # seconds in which a broker delivers retained messages
-
-# The table's columns and the field of a decision in each.
-_COLUMNS: Final = {
-    "when": "ts", "layer": "layer", "revision": "revision", "phase": "phase", "signed by": "key", "reason": "reason",
-}  # fmt: skip
 
 Decisions = Mapping[str, list[dict[str, Any]]]
 """The decisions by device, newest first."""
@@ -70,17 +66,38 @@ def show_history(settings: Mqtt, fleet: str, device: str | None, as_json: bool) 
     if as_json:
         print(json.dumps({"devices": found}, ensure_ascii=False))
         return 0
-    table = Table("device", *_COLUMNS, box=None, header_style="bold")
+    console = Console(highlight=False)
     for name, decisions in sorted(found.items()):
         for one in decisions:
-            cells = (one.get(_COLUMNS[column]) for column in _COLUMNS)
-            table.add_row(name, *("–" if cell is None else _plain_text(cell) for cell in cells))
-    console = Console(highlight=False)
-    if found:
-        console.print(table)
-    else:
+            for line in _lines(name, one, console.width):
+                console.print(line, markup=False, no_wrap=True, overflow="ignore", crop=False)
+    if not found:
         console.print("no device has published a history yet")
     return 0
+
+
+def _lines(device: str, decision: dict[str, Any], width: int) -> list[str]:
+    """A decision on one line, and below it the reason, wrapped between words."""
+    revision, key, reason = (decision.get(field) for field in ("revision", "key", "reason"))
+    moment = str(decision.get("ts") or "–")
+    when = moment[5:19].replace("T", " ") if len(moment) >= 19 else moment
+    about = f"{when}  {device}  {decision.get('layer') or '–'}"
+    about += " removed" if revision is None and decision.get("phase") == "applied" else ""
+    about += "" if revision is None else f" revision {revision}"
+    about += f"  {decision.get('phase') or '–'}" + (f"  signed by {key}" if key else "")
+    below = (
+        []
+        if reason is None
+        else textwrap.wrap(
+            plain(str(reason)),
+            max(width, 20),
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+    return [plain(about), *below]
 
 
 def show_diff(layer: str, topic: str, current: bytes, new: dict[str, Any], devices: list[str], as_json: bool) -> int:
@@ -110,12 +127,6 @@ def show_diff(layer: str, topic: str, current: bytes, new: dict[str, Any], devic
 
 def _value(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _plain_text(cell: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(cell))
 
 
 def _settings(payload: bytes) -> dict[str, Any]:

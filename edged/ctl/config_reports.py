@@ -66,19 +66,20 @@ def await_reports(session: Session, asked: Asked, wait: float, show: Steps | Non
     """The last report of each device about this push, until every known device has answered, or for `wait` seconds."""
     answers: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + wait
-    while (left := until - time.monotonic()) > 0 and not asked.answered(answers):
-        try:
+    try:
+        while (left := until - time.monotonic()) > 0 and not asked.answered(answers):
             message = next(session.messages(left))
-        except TimedOut:
-            break
-        report = report_of(message)
-        if report is not None and (report.get("layer"), report.get("revision")) == (asked.layer, asked.revision):
-            device = message.topic.split("/")[4]
-            answers[device] = report
-            if show is not None:
-                show.show(device, report)
-    if show is not None:
-        show.close()
+            report = report_of(message)
+            if report is not None and (report.get("layer"), report.get("revision")) == (asked.layer, asked.revision):
+                device = message.topic.split("/")[4]
+                answers[device] = report
+                if show is not None:
+                    show.show(device, report)
+    except TimedOut:
+        pass
+    finally:
+        if show is not None:
+            show.close()
     return answers
 
 

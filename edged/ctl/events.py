@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -41,7 +41,8 @@ def events(settings: Mqtt, fleet: str, device: str | None, *, follow: bool, as_j
     """
     root = f"edged/v1/{fleet}/device/{device or '+'}"
     topics = tuple(f"{root}/{what}" for what in ("status", "health", "config/history", "event"))
-    with Session(settings, topics) as session, interrupting(session):
+    ends = suppress(Interrupted, KeyboardInterrupt) if follow else nullcontext()
+    with ends, Session(settings, topics) as session, interrupting(session):
         past = _retained(session)
         if as_json and not follow:
             print(json.dumps({"events": [entry._asdict() for entry in past]}, ensure_ascii=False))
@@ -66,12 +67,11 @@ def _retained(session: Session) -> list[Entry]:
 
 
 def _follow(session: Session, as_json: bool) -> None:
-    """Print what happens until a signal comes."""
-    with suppress(Interrupted):
-        for message in session.messages(FOREVER):
-            if not message.topic.endswith(("/health", "/config/history")):  # an event comes with each change
-                for entry in entries_of(message, live=True):
-                    _print(entry, as_json)
+    """Print what happens. Raises Interrupted."""
+    for message in session.messages(FOREVER):
+        if not message.topic.endswith(("/health", "/config/history")):  # an event comes with each change
+            for entry in entries_of(message, live=True):
+                _print(entry, as_json)
 
 
 def _print(entry: Entry, as_json: bool) -> None:

@@ -122,7 +122,8 @@ class Exchange:
 
     def _store_status(self, device: str, status: str) -> None:
         if status == "offline" != self.status.get(device) and device in self.open:
-            self._note(f"{device} is offline; the prompt waits for it at the broker (Ctrl-C ends the wait)")
+            then = "the prompt waits for it at the broker" if device in self._silent else "it answers when it is back"
+            self._note(f"{device} is offline; {then} (Ctrl-C ends the wait)")
         self.status[device] = status
 
     def _why_silent(self) -> str:

@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None, more: Sequence[AddCommand] = ()) -> 
     """Entry point; returns the exit code. An error is one sentence on stderr."""
     given = sys.argv[1:] if argv is None else argv
     try:
-        _refuse_reserved(given)
-        arguments = parser(more).parse_args(given)
-        code: int = arguments.run(arguments)
+        return _run(given, more)
     except EdgedError as error:
         return fail("edgectl", str(error), _code_of(error))
     except TimedOut as error:
@@ -68,6 +66,15 @@ def main(argv: Sequence[str] | None = None, more: Sequence[AddCommand] = ()) -> 
         return FAILED
     except OSError as error:
         return fail("edgectl", f"the command failed ({reason(error)}); fix that and try again", FAILED)
+
+
+def _run(given: Sequence[str], more: Sequence[AddCommand]) -> int:
+    if not given and sys.stderr.isatty():  # elsewhere one sentence, as for any other wrong usage
+        parser(more).print_help(sys.stderr)
+        return USAGE
+    _refuse_reserved(given)
+    arguments = parser(more).parse_args(given)
+    code: int = arguments.run(arguments)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edged.command_line import DONE, FAILED, note
+from edged.command_line import DONE, FAILED
 from edged.config.schema import Mqtt
 from edged.core.errors import EdgedError
 from edged.ctl.answer import Printer, printer_for, show_final, succeeded
@@ -38,13 +38,16 @@ def ask(settings: Mqtt, wanted: Ask) -> int:
     topics = (reply_topic(wanted.fleet, wanted.requester, prompt_id), status_topic(wanted.fleet))
     with Session(settings, topics) as session, interrupting(session):
         device, status = choose(session, wanted.fleet, wanted.device)
-        exchange = Exchange(session, wanted.fleet, wanted.requester, {device: status}, wanted.body, prompt_id, note)
         printer = printer_for(wanted.body)
+        exchange = Exchange(
+            session, wanted.fleet, wanted.requester, {device: status}, wanted.body, prompt_id, printer.note
+        )
         try:
             final = answer(exchange, None if wanted.as_json else printer, wanted.timeout)
         except Interrupted:
             return _cancel(exchange, printer, wanted.as_json)
         except BaseException:  # nobody waits for the answer any more
+            printer.end_line()
             with suppress(EdgedError):
                 exchange.cancel()
             raise
@@ -80,9 +83,7 @@ def cancelled(exchange: Exchange) -> dict[str, Any] | None:
 def _cancel(exchange: Exchange, printer: Printer, as_json: bool) -> int:
     final = cancelled(exchange)
     if final is None:
-        if printer.text:
-            printer.close()
-        note("edgectl: interrupted; the device has not confirmed the cancel yet")
+        printer.note("edgectl: interrupted; the device has not confirmed the cancel yet")
     else:
         _show(final, printer, as_json)
     return FAILED

@@ -186,7 +186,7 @@ class Rollouts:
         document = self._trusted_document(target)
         rollout = {**document["rollout"], **changes}
         document |= {"revision": document["revision"] + by, "rollout": rollout}
-        payload, _ = layer_payload(document, target, self._key, b"", {})
+        payload, _ = layer_payload(document, target, self._key, b"", {}, {})
         self.publish(target, payload)
         return parse_layer(payload)
 
@@ -201,7 +201,7 @@ class Rollouts:
             rollout["not_before"] = rfc3339(plan.not_before)
         present = self.layers.get(target.layer, b"")
         layer = {**as_layer(document), "rollout": rollout}
-        payload, revision = layer_payload(layer, target, self._key, present, self._reports)
+        payload, revision = layer_payload(layer, target, self._key, present, self._reports, {})
         now = time.time()
         schedule = Schedule(
             plan.id,

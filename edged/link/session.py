@@ -17,6 +17,8 @@ from edged.link.attempt import Subscription
 from edged.link.connection import Connection
 from edged.link.events import Acked, Arrived, Down, Event, Up
 
+DEFAULT_URL = Mqtt().url
+
 
 class TimedOut(Exception):
     """No message came in time (exit code 4)."""
@@ -61,7 +63,8 @@ class Session:
                 if event.retry_in > 0:
                     break
         self._connection.stop()
-        raise BrokerError(f"the broker at {self._url} cannot be reached: {reason}")
+        other = "; name another with --url or EDGED_MQTT_URL" if self._url == DEFAULT_URL else ""
+        raise BrokerError(f"the broker at {self._url} cannot be reached: {reason}{other}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

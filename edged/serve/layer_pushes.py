@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -14,6 +13,7 @@ from edged.serve.broker import Broker
 from edged.serve.fleet_state import FleetState
 from edged.wire import strict_json
 from edged.wire.layers import parse_layer
+from edged.wire.next_revision import next_revision
 
 
 class Layer:
@@ -77,17 +77,17 @@ async def _push(broker: Broker, layer: Layer, settings: dict[str, Any]) -> dict[
 
 
 def _next_revision(state: FleetState, layer: Layer) -> int:
-    """After the one at the broker, and after those that devices have in force or have refused."""
-    known = [0]
-    with suppress(BadValue):
-        known.append(parse_layer(state.layers.get(layer.name, b"")).revision)
-    for device in state.devices.values():
-        if layer.reported_as == "device" and layer.name != f"device:{device.name}":
-            continue
-        in_force = device.reported.get("in_force")
-        if isinstance(in_force, dict) and type(revision := in_force.get(layer.reported_as)) is int:
-            known.append(revision)
-    return max(known) + 1
+    devices = [
+        device
+        for device in state.devices.values()
+        if layer.reported_as != "device" or layer.name == f"device:{device.name}"
+    ]
+    return next_revision(
+        layer.reported_as,
+        state.layers.get(layer.name, b""),
+        [device.reported for device in devices],
+        [device.history for device in devices],
+    )
 
 
 def _parsed(text: object) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import random
+import sys
 
 import pytest
 
-from edged.ctl.answer import WordWrap, plain, summary
+from edged.ctl.answer import Printer, WordWrap, plain, printer_for, summary
 
 
 def wrapped(chunks: list[str], width: int) -> str:
@@ -57,3 +59,43 @@ def test_an_answer_cannot_steer_the_terminal() -> None:
 def test_the_summary_bears_whatever_a_device_sends() -> None:
     assert "— stop, 1 token" == summary({"reason": "stop", "usage": {"completion_tokens": 1}, "timing": 5})
     assert "— \ufffd, 0 tokens" == summary({"reason": "\x1b"})
+
+
+def test_a_pipe_gets_only_the_text_of_the_final(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    printer = printer_for({})
+    printer.chunk(0, "half the")
+    printer.chunk(0, "another")
+    printer.note("pi is offline")
+    assert "" == out.getvalue()
+    printer.final("another answer")
+    assert ("another answer\n", "pi is offline\n") == (out.getvalue(), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("width", [None, 40])
+def test_an_answer_that_begins_again_is_a_new_line_after_a_note(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", both)
+    printer = Printer(both, width)
+    printer.chunk(0, "half the")
+    printer.chunk(0, "another")
+    printer.final("another answer")
+    assert "half the\nedgectl: the device began the answer again\nanother answer\n" == both.getvalue()
+
+
+@pytest.mark.parametrize(("final", "end"), [("so far", ""), ("so far and on", " and on\n")])
+def test_a_note_in_the_middle_of_an_answer_is_a_line_of_its_own(
+    final: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", both)
+    printer = Printer(both)
+    printer.chunk(0, "so far")
+    printer.note("pi is offline")
+    printer.final(final)
+    assert f"so far\npi is offline\n{end}" == both.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from edged.ctl import config
 from edged.ctl.main import main, parser
 from edged.ctl.options import settings_of
 from edged.ctl.prompt_options import options_of
+from tests.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,12 @@ def test_wrong_words_are_one_sentence_that_says_where_to_look(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
 ) -> None:
     assert says in refused(capsys, *words)
+
+
+def test_no_words_at_all_are_exit_2_with_the_help_on_a_terminal() -> None:
+    terminal = Terminal(sys.executable, "-m", "edged.ctl.main")
+    terminal.read_until("send a prompt to a device")
+    assert 2 == terminal.wait()
 
 
 def test_standard_input_that_is_no_utf8_is_refused(

@@ -13,6 +13,7 @@ import yaml
 
 from edged.ctl.answer import Printer
 from edged.ctl.main import main
+from edged.link import session
 from edged.wire.topics import Topics
 from tests.support import Broker, Client, Device, running
 
@@ -178,6 +179,27 @@ def test_a_push_that_nobody_answers_is_exit_4(edgectl: Any, tmp_path: Path, caps
         assert "no device has answered yet" in captured.err
 
 
+def test_only_devices_of_the_group_are_waited_for(
+    edgectl: Any, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The broker retains a report and the groups of a device that is in another group."""
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("generation: {max_tokens: 2}\n")
+    other = Topics(FLEET, "other").own
+    client.publish(f"{other}/config/reported", {"phase": "applied", "in_force": {}}, retain=True)
+    client.publish(f"{other}/health", {"groups": ["cellar"]}, retain=True)
+    try:
+        for words in ((str(layer),), ("--remove",)):
+            assert 0 == edgectl("config", "push", *words, "--group", "kitchen", "--wait", "1000")
+            assert 4 == edgectl("config", "push", *words, "--group", "nobody", "--wait", "1000")
+            said = capsys.readouterr()
+            assert "group:nobody: re" in said.out
+            assert "no known device is in the group nobody; devices that join get the layer" in said.err
+    finally:
+        for what in ("config/reported", "health"):
+            client.publish(f"{other}/{what}", b"", retain=True)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -200,7 +222,17 @@ def test_wrong_words_are_exit_2_with_one_sentence(
 
 def test_a_broker_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert 3 == main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"])
-    assert "cannot be reached: no broker listens there" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be reached: no broker listens there" in said
+    assert "--url" not in said
+
+
+def test_a_default_broker_that_is_not_there_is_an_error_that_names_the_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "DEFAULT_URL", "mqtt://127.0.0.1:1")
+    assert 3 == main(["prompt", "x", "--device", "pi", "--url", "mqtt://127.0.0.1:1"])
+    assert "; name another with --url or EDGED_MQTT_URL" in capsys.readouterr().err
 
 
 def test_a_fleet_without_devices_is_told(edgectl: Any, broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,33 @@ def test_events_are_printed_as_they_come(pi: Device, broker: Broker, watcher: Cl
     assert 0 == terminal.wait()
 
 
+def test_following_events_may_end_at_any_moment_and_by_two_signals(broker: Broker, watcher: Client) -> None:
+    topic = "edged/v1/followed/device/pi/config/history"
+    watcher.publish(topic, {"decisions": [{"ts": "2026-01-01T00:00:00Z", "layer": "fleet"}]}, retain=True)
+    command = [sys.executable, "-m", "edged.ctl.main", "events", "--follow", "--url", broker.url, "--fleet", "followed"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    watcher.publish(topic, b"", retain=True)
+    assert (0, "") == (process.returncode, said)
+
+
+def test_ctrl_c_while_a_push_is_watched_leaves_the_trial(broker: Broker, tmp_path: Path, watcher: Client) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("generation: {max_tokens: 2}\n")
+    watcher.subscribe("edged/v1/watched/#")
+    words = ("config", "push", str(layer), "--device", "away", "--watch", "--url", broker.url, "--fleet", "watched")
+    terminal = edgectl(*words)
+    watcher.wait(lambda m: m.topic == "edged/v1/watched/device/away/config" and bool(m.payload))
+    terminal.write("\x03")
+    terminal.read_until("its trial goes on")
+    assert 1 == terminal.wait()
+    watcher.publish("edged/v1/watched/device/away/config", b"", retain=True)
+
+
 def test_top_shows_every_device_until_ctrl_c(pi: Device, broker: Broker) -> None:
     terminal = edgectl("top", "--url", broker.url, "--fleet", FLEET)
     terminal.read_until("1 of 1 online")

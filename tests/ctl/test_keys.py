@@ -117,7 +117,7 @@ def pushed(key: keys.SigningKey | None, text: str | None, folder: Path, current:
     path = folder / "layer.yaml"
     path.write_text(text or "")
     reports = {name: {"in_force": {"device": revision}} for name, revision in in_force.items()}
-    payload, _ = config._payload(None if text is None else path, TARGET, key, current, reports)
+    payload, _ = config._payload(None if text is None else path, TARGET, key, current, reports, {})
     return json.loads(payload)
 
 
@@ -145,7 +145,7 @@ def test_p05_a_foreign_layer_at_the_broker_does_not_raise_the_revision_that_is_s
     for current, revision in ((b"", 8), (b"junk", 8), (foreign, 8), (moved, 8), (own, 21)):
         assert revision == pushed(key, "{}", folder, current, pi=7)["revision"], current
     assert 5 == pushed(key, "revision: 5\nsettings: {}", folder, own, pi=7)["revision"]
-    assert 6 == pushed(None, "{}", folder, b'{"revision":5,"settings":{}}', pi=9)["revision"]
+    assert 10 == pushed(None, "{}", folder, b'{"revision":5,"settings":{}}', pi=9)["revision"]
 
 
 def test_a_layer_that_cannot_be_signed_is_refused_with_its_file(key: keys.SigningKey, folder: Path) -> None:

@@ -138,6 +138,27 @@ def test_mosquittos_clients_get_the_options_that_reach_the_broker() -> None:
     assert wanted == first_light.access_of(given)
 
 
+def test_a_broker_that_was_named_and_does_not_listen_is_one_sentence(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "edged.yaml").write_text("identity: {device: pi}\n")
+    environment = {**os.environ, "EDGED_MQTT_URL": "mqtt://127.0.0.1:1"}
+    command = [sys.executable, FIRST_LIGHT, "--once", "--folder", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert 1 == done.returncode
+    assert "scripts/run: no broker listens at mqtt://127.0.0.1:1 (EDGED_MQTT_URL); " in done.stderr
+    assert "unset EDGED_MQTT_URL" in done.stderr
+    assert "identity: {device: pi}\n" == (folder / "edged.yaml").read_text()
+
+
+def test_a_daemon_that_was_killed_is_reported_with_the_signal(tmp_path: Path) -> None:
+    import first_light
+
+    for code, says in ((-9, "the daemon was killed by SIGKILL"), (2, "the daemon has ended with exit code 2; ")):
+        process = subprocess.Popen(["sh", "-c", f"kill {code} $$" if code < 0 else f"exit {code}"])
+        process.wait()
+        assert says in str(first_light.ended(None, process, tmp_path))
+
+
 def test_a_process_that_another_run_started_is_known_by_its_start(tmp_path: Path) -> None:
     import private_broker
 
