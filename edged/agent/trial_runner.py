@@ -69,7 +69,7 @@ class TrialRunner:
         self._available = available
         self._log = logs.logger()
         self._link_up = False
-        self._waiting: TrialOrder | None = None  # until the first model is loaded, or cannot be
+        self._waiting: dict[str, TrialOrder] = {}  # by layer, until the present model is loaded, or cannot be
         self._order: TrialOrder | None = None
         self._trial: Trial | None = None
         self._pull: ModelPull | None = None
@@ -98,14 +98,13 @@ class TrialRunner:
     @property
     def waiting(self) -> bool:
         """Whether a trial waits for the present model to be loaded."""
-        return self._waiting is not None
+        return bool(self._waiting)
 
     # ---- pushes -----------------------------------------------------------------------------------------------------
 
     def process_push(self, name: str, payload: bytes) -> list[Outcome]:
         """A layer was pushed, or removed with an empty payload."""
-        if self._waiting is not None and self._waiting.layer == name:
-            self._waiting = None
+        self._waiting.pop(name, None)
         match self._updates.process_push(name, payload, busy=self._queue.open > 0):
             case TrialOrder() as order:
                 self._begin(order)
@@ -114,13 +113,13 @@ class TrialRunner:
         return self._settle()
 
     def model_settled(self) -> list[Outcome]:
-        """The worker that serves has loaded its model, or cannot: a trial that waited for that may begin."""
-        waiting, self._waiting = self._waiting, None
-        return self.process_push(waiting.layer, waiting.payload) if waiting is not None else []
+        """The worker that serves has loaded its model, or cannot: the pushes that waited for that are processed."""
+        waiting, self._waiting = self._waiting, {}
+        return [outcome for order in waiting.values() for outcome in self.process_push(order.layer, order.payload)]
 
     def _begin(self, order: TrialOrder) -> None:
         if self._supervisor.state == "starting" or self._supervisor.unloaded or self._supervisor.waking:
-            self._waiting = order
+            self._waiting[order.layer] = order
             self._config.wait(order, "the device loads its present model first", self._wall())
             self._updates.publish_report()
             return
@@ -217,7 +216,7 @@ class TrialRunner:
     def _apply_due(self) -> list[Outcome]:
         """Apply the roll-outs whose time has come; they are looked at every few seconds."""
         now = self._clock()
-        if self._waiting is not None or now < self._rollouts_at:
+        if self._waiting or now < self._rollouts_at:
             return []
         self._rollouts_at = now + ROLLOUTS_EVERY
         outcomes: list[Outcome] = []

@@ -171,6 +171,25 @@ def test_a_push_that_comes_while_the_first_model_is_loaded_waits_for_it(
     assert "good" == model_of(client, made, "after")
 
 
+def test_two_layers_that_come_while_the_first_model_is_loaded_are_both_tried(
+    device: Callable[..., Device], client: Client
+) -> None:
+    made = device({**QUICK, "model": {"source": "wait"}}, until="starting")
+    push(client, made, 1)
+    client.document("/config/reported", phase="waiting", layer="device")
+    fleet = "edged/v1/test/config"
+    client.publish(fleet, {"revision": 5, "settings": {"model": {"context": 99}}}, retain=True)
+    client.document("/config/reported", phase="waiting", layer="fleet")
+    (made.control / "load").touch()
+
+    def both(message: Any) -> bool:
+        report = as_json(message) if message.topic.endswith("/config/reported") else {}
+        return {"fleet": 5, "device": 1} == report.get("in_force")
+
+    client.wait(both, 20, "both layers in force")
+    client.publish(fleet, b"", retain=True)
+
+
 def test_p04_a_device_without_a_usable_model_gets_one_by_a_push(device: Callable[..., Device], client: Client) -> None:
     made = device({**QUICK, "model": {"source": "broken"}}, until="safe")
     push(client, made, 1)
