@@ -17,7 +17,7 @@ from edged.config import file as config_file
 from edged.config.schema import build
 
 MODELS = ("smollm2-135m-instruct", "good", "second", "broken", "crash", "wait", "large", "dies-late")
-"""The catalog: what the fake worker does with each stands there; `fake_model_command.py` fetches them."""
+"""The catalog: what the fake worker does with each is described there; `fake_model_command.py` fetches them."""
 
 if __name__ == "__main__":
     config, control = Path(sys.argv[1]), sys.argv[2]

@@ -1,6 +1,6 @@
-"""A worker without a model, for tests of the agent: it says what the prompt tells it to.
+"""A worker without a model, for tests of the agent: it says what the prompt asks for.
 
-A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name stands beside the script's
+A prompt's last turn is a list of words: `say:TEXT`, `wait:NAME` (until a file of that name is beside the script's
 control folder), `die`, `die-once`, `hang`, `long` (the whole context is too small), `system` (says the first turn).
 Anything else is said back, up to `max_tokens` words. `received` in the control folder lists the last turns in the order
 of arrival. The model's source says how the load goes: `broken` (also any with a file `broken-SOURCE`), `crash`, `wait`

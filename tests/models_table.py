@@ -3,7 +3,7 @@
     python -m tests.models_table [ENTRY…]
 
 ENTRY: of `FAMILIES`; the lines of the others are kept as they are. All of them take about 5 minutes. Needs torch,
-transformers and gguf. The models are tiny and random; the reference has the very weights that the file stands for, so
+transformers and gguf. The models are tiny and random; the reference has the weights that the file represents, so
 rounding a model is not counted.
 """
 
@@ -76,7 +76,7 @@ What each backend computes, and how far its logits are from those of transformer
 This page is written by `python -m tests.models_table`.
 Each figure is the largest difference over a prompt of 300 tokens, as a part of the largest logit.
 The models are tiny and random, with windows and original contexts of 40 to 100 tokens; the
-reference has the weights that the file stands for.
+reference has the weights that the file represents.
 
 - *Floats* are checkpoint folders and GGUF files in F32, F16 and BF16, unrounded.
 - Each other type is that of all matrices of a GGUF file, filled with random blocks; those whose

@@ -40,7 +40,7 @@ class ModelPull:
     """One process at a time. `post` gets `PullEnded` from a thread of its own; `arguments` name the config file.
 
     `verb` `show` verifies a stored model instead. `variables` are added to the environment. With `on_progress` the
-    process reports how far it is. `name` tells its events from those of others.
+    process reports how far it is. `name` identifies its events.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ PartEvent = PartOpened | PartWritten | PartClosed | PartFailed
 
 
 class ModelWriter:
-    """One file; the thread ends by `close`, or with `PartFailed`. `number` tells its events from those of others."""
+    """One file; the thread ends by `close`, or with `PartFailed`. `number` identifies its events."""
 
     def __init__(self, number: int, part: PartialModel, post: Callable[[PartEvent], None]) -> None:
         self._number = number

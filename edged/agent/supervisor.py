@@ -40,7 +40,7 @@ _STOP_WITHIN = 5.0
 
 
 def load_order(model: settings.Model, models: Path) -> frames.Load:
-    """The frame that tells a worker what to load; `models` is the store's folder."""
+    """The frame that makes a worker load a model; `models` is the store's folder."""
     return frames.Load(
         source=model.source,
         digest=model.digest,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from edged.core.errors import PromptRefused
 from edged.core.prompt import Tool
 
-MARK: Final = "\0"  # stands for the mark in a grammar
+MARK: Final = "\0"  # represents the mark in a grammar
 _KEY: Final = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _ANNOTATIONS: Final = frozenset(
     {"title", "description", "default", "examples", "deprecated", "$comment", "$schema", "$defs", "definitions"}

@@ -20,7 +20,7 @@ PATIENCE: Final = 600.0  # seconds for a whole answer
 BROKER_AWAY: Final = 10.0  # seconds without a connection after which a prompt fails
 DEVICE_AWAY: Final = 60.0  # seconds that a device is offline: its service restarts and loads the model in less
 TICK: Final = 1.0  # seconds between two looks at both
-FLEET: Final = "fleet"  # the name that stands for any device
+FLEET: Final = "fleet"  # the name for any device
 
 
 class NoDeviceError(EdgedError):

@@ -1,4 +1,4 @@
-"""Kills in every state: worker, agent and broker go away at random while requesters do what the contract tells them."""
+"""Kills in every state: worker, agent and broker go away at random while requesters do what the contract says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log: one line an event, whatever stands in it."""
+"""The log: one line an event, whatever it contains."""
 
 from __future__ import annotations
 

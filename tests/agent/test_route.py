@@ -34,7 +34,7 @@ def shared(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def asker(shared: Device, client: Client) -> Client:
-    """A client that hears everything of the shared device."""
+    """A client that receives everything of the shared device."""
     client.subscribe("edged/v1/test/reply/#", f"{shared.root}/event", f"{shared.root}/status", f"{shared.root}/health")
     client.clear()
     return client

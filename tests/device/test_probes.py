@@ -200,7 +200,7 @@ def test_clock_by_the_kernel(tmp_path: Path, answer: tuple[int, int], expected: 
 
 
 def test_clock_by_timesyncd(tree: Tree) -> None:
-    """systemd-timesyncd.service(8): where the kernel must not be asked, its mark tells, or nothing does."""
+    """systemd-timesyncd.service(8): where the kernel must not be asked, its mark shows it, or nothing does."""
 
     def refused() -> tuple[int, int]:
         raise PermissionError
@@ -243,7 +243,7 @@ def test_gpu_load_of_a_jetson(tree: Tree) -> None:
 
 
 def test_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    """The nearest parent tells."""
+    """The nearest parent decides."""
     found = disk.disk(tmp_path / "not" / "there")
     assert isinstance(found, Disk)
     assert 0 <= found.free_bytes <= found.total_bytes

@@ -55,7 +55,7 @@ def hanging(path: Path) -> Iterator[None]:
 
 
 def test_a_raspberry_pi(tree: Tree) -> None:
-    """Everything that this board tells."""
+    """Everything that this board reports."""
     root = tree(PI)
     subject = sampler(root)
     first = subject.read(worker_pid=200)

@@ -75,7 +75,7 @@ def values_of(text: str) -> Iterator[Any]:
 
 
 def leaves(document: Any, at: str = "") -> Iterator[str]:
-    """The dotted path of every key that holds no object; `[]` stands for a list's entries."""
+    """The dotted path of every key that holds no object; `[]` represents a list's entries."""
     if isinstance(document, dict) and document:
         for key, value in document.items():
             yield from leaves(value, f"{at}.{key}" if at else key)

@@ -48,7 +48,7 @@ def ask(tiny: tuple[Device, Client], prompt_id: str, **body: Any) -> dict[str, A
 
 
 def test_p08_a_schema_is_obeyed_over_mqtt(tiny: tuple[Device, Client]) -> None:
-    """Also where the device's own stop text stands in the answer: a format says itself where the output ends."""
+    """Also where the device's own stop text is in the answer: a format says itself where the output ends."""
     final = ask(tiny, "schema", format={"type": "json_schema", "schema": SCHEMA})
     assert "stop" == final["reason"], final
     assert obeys(final["text"], SCHEMA)

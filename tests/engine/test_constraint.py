@@ -82,7 +82,7 @@ def test_p08_random_text_obeys_its_schema(engine: Engine, name: str) -> None:
 
 
 def test_p08_an_open_object_obeys_or_fails(engine: Engine) -> None:
-    """Keys of the model's own invention: none stands twice, none is a known key in another spelling."""
+    """Keys of the model's own invention: none is there twice, none is a known key in another spelling."""
     open_object = {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": {"type": "boolean"}}
     finals = run(engine, *(request(schema(open_object), seed, max_tokens=60) for seed in range(40)))
     assert any(final.reason == "stop" for final in finals)

@@ -189,7 +189,7 @@ def test_p07_a_check_that_the_kernel_ends_for_memory_is_a_refusal(
 
 
 def test_the_kernel_finds_the_check_before_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The child as it is, but that it tells its own score in place of a verdict."""
+    """The child as it is, but that it reports its own score in place of a verdict."""
     told = tmp_path / "told.py"
     here = Path(format_check.__file__)
     told.write_text(

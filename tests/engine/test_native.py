@@ -164,7 +164,7 @@ def test_p06_packed_bytes_are_verified_and_made_again(tiny_gguf: Path, tmp_path:
 
 
 def test_p06_a_file_that_was_not_packed_is_not_used(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A tokenizer or template put beside the packed files would change what the pinned digest stands for."""
+    """A tokenizer or template put beside the packed files would change what the pinned digest covers."""
     pack_path(tiny_checkpoint, tmp_path / "own", bits=8)
     digest = load(tmp_path / "own", tmp_path).info.digest
     (tmp_path / "own" / "chat_template.jinja").write_text("EVIL {{ messages[0].content }}")

@@ -64,7 +64,7 @@ def test_p11_on_a_slow_board_chunks_are_as_long_as_the_agent_has_patience(
 
 
 def test_a_board_that_gets_faster_gets_longer_chunks(engine: Engine, backend: FakeBackend) -> None:
-    """A hot board slows down and cools off again: each chunk tells how long the next may be."""
+    """A hot board slows down and cools off again: each chunk shows how long the next may be."""
     paces = iter([0.01, 1.0, 1.0, 0.001, 0.001])
     on_a_board(engine, backend, 0, lambda: next(paces))
     engine.add("a", raw("7" * 390, max_tokens=1))

@@ -12,7 +12,7 @@ from edged.measure.awake import awake
 
 
 def test_a_latency_of_zero_is_asked_for_as_long_as_the_file_is_open(tmp_path: Path) -> None:
-    """A pipe stands for the device: the wish is there at once, and its end is when the pipe's last writer leaves."""
+    """A pipe replaces the device: the wish is there at once, and its end is when the pipe's last writer leaves."""
     device = tmp_path / "cpu_dma_latency"
     os.mkfifo(device)
     reader = os.open(device, os.O_RDONLY | os.O_NONBLOCK)

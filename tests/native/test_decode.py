@@ -137,7 +137,7 @@ def test_it_ends_with_a_stop_token_of_any(folder: Path) -> None:
 
 
 def test_it_ends_where_drafts_could_follow(folder: Path) -> None:
-    """At the first token that stands behind the one before it as earlier in the text; where nobody asks it goes on."""
+    """At the first token that comes after the one before it as earlier in the text; where nobody asks it goes on."""
     with open_model(folder) as model:
         backend = NativeBackend(model, slots=2)
         for prompt in ([5, 9, 1, 2], [1]):

@@ -256,7 +256,7 @@ def test_an_upgrade_keeps_config_and_drop_ins_and_restarts(
 
 def test_a_refused_config_leaves_the_running_version_alone(service: Container, client: Client, broker: Broker) -> None:
     before = service.show("MainPID")
-    service.write("/opt/edged/edged/before.py", "# stands for the version before\n")
+    service.write("/opt/edged/edged/before.py", "# represents the version before\n")
     service.write("/etc/edged/edged.yaml", config(broker, telemtry={"interval": "1s"}))
     try:
         done = service.run(f"{SOURCE}/scripts/install")
@@ -273,7 +273,7 @@ def test_a_refused_config_leaves_the_running_version_alone(service: Container, c
 
 def test_packages_that_cannot_be_had_leave_the_running_version_alone(service: Container, client: Client) -> None:
     before = service.show("MainPID")
-    service.write("/opt/edged/edged/before.py", "# stands for the version before\n")
+    service.write("/opt/edged/edged/before.py", "# represents the version before\n")
     service.must("rm", f"{VENV}/.edged-run")  # scripts/setup has to install, and there is no pip in there
     try:
         done = service.run(f"{SOURCE}/scripts/install")

@@ -77,7 +77,7 @@ def test_no_script_names_a_package_index_but_pytorchs_cpu_builds() -> None:
 
 
 def device(root: Path, name: str) -> None:
-    """A link to a character device stands for a node: making nodes needs rights."""
+    """A link to a character device replaces a node: making nodes needs rights."""
     path = root / "dev" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to("/dev/null")

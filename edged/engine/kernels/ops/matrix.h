@@ -42,7 +42,7 @@ enum class Scales : int32_t {
   kBlockNibbles  // the same of 4 bits each: the scale in a byte's low half, the minimum in its high one
 };
 
-// What a code stands for: itself minus `centre`, or a value of a table.
+// The value of a code: itself minus `centre`, or a value of a table.
 enum class Levels : int32_t { kLinear, kIq4, kMxfp4 };
 constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t kMxfp4Levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
